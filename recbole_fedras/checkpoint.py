@@ -1,0 +1,49 @@
+"""Checkpoints: plain dictionaries that ``torch.load`` reads without trusting them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def plain(value: Any) -> Any:
+    """Turn config values and results into types that YAML, JSON and torch.load read."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):  # before float: np.float64 is one
+        return plain(value.item())
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return value
+    return str(value)
+
+
+def write_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write to a temporary file, then replace: a crash leaves the old one whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read what :func:`write_checkpoint` wrote.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, or it is not one of our checkpoints.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"resume={str(path)!r}: there is no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many unrelated types
+        raise ValueError(f"resume={str(path)!r} is not a checkpoint: {error}") from error
+    if not isinstance(state, dict) or "simulation" not in state:
+        raise ValueError(f"resume={str(path)!r} is not a checkpoint of a federated run")
+    return state

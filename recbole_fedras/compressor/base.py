@@ -1,0 +1,254 @@
+"""What a compressor is: it encodes a row-sparse update and decodes it elsewhere."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import floor
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_fedras.rng import Stream, generator
+from recbole_fedras.wire.payload import Payload
+
+#: Sender of what the server encodes; clients are numbered from 0.
+SERVER = -1
+
+
+@dataclass(frozen=True, slots=True)
+class RowUpdate:
+    """Row-sparse update of one table.
+
+    Attributes
+    ----------
+    ids : Tensor of int64, shape (n,)
+        Rows that changed, strictly increasing.
+    rows : Tensor of float32, shape (n, dim)
+        Their change.
+    """
+
+    ids: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class CohortUpdate:
+    """The updates of all clients of a cohort, stored one behind the other.
+
+    Attributes
+    ----------
+    clients : Tensor of int64, shape (n_clients,)
+        Who they are, increasing.
+    offsets : Tensor of int64, shape (n_clients + 1,)
+        Client ``c`` owns the entries ``offsets[c]:offsets[c + 1]``.
+    ids, rows : Tensor
+        As in :class:`RowUpdate`, increasing within each client.
+    theta : Tensor of float32, shape (n_clients, n_theta)
+        Change of the scoring network, flattened; dense.
+    """
+
+    clients: Tensor
+    offsets: Tensor
+    ids: Tensor
+    rows: Tensor
+    theta: Tensor
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    def __getitem__(self, index: int) -> RowUpdate:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        own = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        return RowUpdate(self.ids[own], self.rows[own])
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a compression rate leaves of a table.
+
+    A rate is read as rounded to four decimals, as papers print it: 0.9688 of 32
+    dimensions is the paper's 96.88 %, one dimension, although 32 * 0.0312 < 1.
+
+    Attributes
+    ----------
+    n_items, dim : int
+        Shape of the table.
+    compression_rate : float
+        ``1 - cost / cost of the table``, in [0, 1).
+    """
+
+    n_items: int
+    dim: int
+    compression_rate: float
+
+    @property
+    def rows(self) -> int:
+        """Whole rows, the FedRAS paper's C_e or e_u: ``floor(N (1 - CR))``."""
+        return self._floor(self.n_items)
+
+    @property
+    def columns(self) -> int:
+        """Values per row, or the rank: ``floor(d (1 - CR))``."""
+        return self._floor(self.dim)
+
+    @property
+    def values(self) -> int:
+        """Values in all: ``floor(N d (1 - CR))``."""
+        return self._floor(self.n_items * self.dim)
+
+    def _floor(self, amount: int) -> int:
+        return min(amount, floor(amount * (1 - self.compression_rate + 5e-5) + 1e-9))
+
+    def require(self, what: str, amount: int) -> None:
+        """Raise a ValueError that names the remedy if ``amount`` is not positive."""
+        if amount < 1:
+            raise ValueError(
+                f"compression_rate={self.compression_rate} leaves a {what} of 0 for "
+                f"{self.n_items} items x {self.dim} dimensions (embedding_size); it "
+                "must leave at least 1: choose a lower compression_rate"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class RoundContext:
+    """What both ends know before a payload arrives.
+
+    Attributes
+    ----------
+    round : int
+        The round in which the update arose.
+    seed : int
+        The run's seed, shared once.
+    n_items, dim : int
+        Shape of the table.
+    sender : int
+        The client, or :data:`SERVER`.
+    """
+
+    round: int
+    seed: int
+    n_items: int
+    dim: int
+    sender: int = SERVER
+
+    def generator(self) -> np.random.Generator:
+        """Random numbers of this sender in this round."""
+        return generator(self.seed, Stream.COMPRESSOR, self.round, self.sender + 1)
+
+    def shared_generator(self) -> np.random.Generator:
+        """Random numbers that every participant of this round can draw alike."""
+        return generator(self.seed, Stream.COMPRESSOR, self.round)
+
+
+class Compressor(ABC):
+    """Encodes updates into payloads and decodes payloads into updates.
+
+    A subclass implements :meth:`encode` and :meth:`decode`; its constructor parameters
+    are its hyper-parameters and become config keys of the same names. :meth:`decode`
+    must work in a fresh object: what the receiver needs is in the payload or in the
+    context. State of the sending side is kept only through :meth:`state_dict`.
+    """
+
+    #: Whether ``compression_rate`` matters to this method.
+    uses_compression_rate: ClassVar[bool] = True
+    #: Whether clients of one run may have different compression rates.
+    heterogeneous: ClassVar[bool] = True
+
+    def validate(self, budget: Budget) -> None:
+        """Raise a ValueError if the method cannot work within ``budget``."""
+
+    @abstractmethod
+    def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
+        """Encode one update (never changed) within a budget."""
+
+    @abstractmethod
+    def decode(self, payload: Payload, ctx: RoundContext) -> RowUpdate:
+        """Rebuild the update from a payload and what both ends know.
+
+        Raises
+        ------
+        PayloadError
+            If the payload does not have the method's form.
+        """
+
+    def encode_cohort(
+        self,
+        updates: CohortUpdate,
+        budgets: Sequence[Budget],
+        ctxs: Sequence[RoundContext],
+    ) -> list[Payload]:
+        """Encode each client's update; override to treat a cohort at once."""
+        return [
+            self.encode(updates[index], budget, ctx)
+            for index, (budget, ctx) in enumerate(zip(budgets, ctxs, strict=True))
+        ]
+
+    def encode_broadcast(
+        self, update: RowUpdate, budgets: Sequence[Budget], ctx: RoundContext
+    ) -> list[Payload]:
+        """Encode the server's update once per bandwidth tier.
+
+        Parameters
+        ----------
+        budgets : sequence of Budget
+            One per tier, distinct.
+        """
+        return [self.encode(update, budget, ctx) for budget in budgets]
+
+    def gradient_map(self, budget: Budget, ctx: RoundContext) -> Tensor | None:
+        """Linear map, shape (dim, dim), that local training applies to item gradients.
+
+        None, the default, leaves them as they are. A method that trains in a subspace
+        (CoLR) returns its map here.
+        """
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the sending server, as plain types, for checkpoints."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+
+    def metrics(self) -> dict[str, float]:
+        """Figures of the last broadcast worth a column in ``rounds.csv``."""
+        return {}
+
+
+def put_update_rows(payload: Payload, update: RowUpdate, n_items: int) -> Payload:
+    """Add the ids of the changed rows as field ``rows``."""
+    return payload.put_rows("rows", update.ids.cpu().numpy(), n_items)
+
+
+def raw_payload(update: RowUpdate, n_items: int) -> Payload:
+    """Send the changed rows as they are: fields ``rows`` and ``values`` (n, dim)."""
+    payload = put_update_rows(Payload(), update, n_items)
+    return payload.put_floats("values", update.rows.cpu().numpy())
+
+
+def raw_update(payload: Payload, ctx: RoundContext) -> RowUpdate:
+    """Invert :func:`raw_payload`."""
+    ids = payload.rows("rows", ctx.n_items)
+    values = payload.floats("values", len(ids), ctx.dim)
+    return row_update(ids, values)
+
+
+def row_update(ids: np.ndarray, rows: np.ndarray) -> RowUpdate:
+    """Make a RowUpdate of numpy arrays."""
+    return RowUpdate(
+        torch.from_numpy(np.array(ids, np.int64)),
+        torch.from_numpy(np.array(rows, np.float32)),
+    )
+
+
+def empty_update(dim: int) -> RowUpdate:
+    """Return the update that changes nothing."""
+    return RowUpdate(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dim))

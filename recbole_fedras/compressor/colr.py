@@ -1,0 +1,77 @@
+"""CoLR: clients train and send a low-rank factor of the update."""
+
+from math import sqrt
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_fedras.compressor.base import (
+    Budget,
+    Compressor,
+    RoundContext,
+    RowUpdate,
+    put_update_rows,
+    row_update,
+)
+from recbole_fedras.wire.payload import Payload, PayloadError
+
+
+class CoLR(Compressor):
+    """Correlated low-rank structure: Q + A B with a fresh fixed B in every round.
+
+    Source: Nguyen et al., "Towards Efficient Communication and Secure Federated
+    Recommendation System via Low-rank Training" (WWW 2024), section 4, and its
+    released code. ``B`` (r x d) has orthogonal rows with ``B B' = (d / r) I`` and is
+    drawn by everybody from the shared seed, so it never travels. Clients train ``A``
+    (N x r) only, from zero, with its gradient scaled by ``sqrt(r / d)``; the server
+    averages ``A``. The rank is ``r = floor(d (1 - CR))``.
+
+    Notes
+    -----
+    With ``Q = Q_0 + A B`` the gradient for A is ``g B'``, so one step changes Q by
+    ``-lr sqrt(r / d) g B' B``. Local training therefore runs on Q with its gradient
+    multiplied by ``sqrt(r / d) B' B`` (:meth:`gradient_map`), the same iterates to
+    rounding, and ``A = (r / d) dQ B'`` is recovered exactly before it is sent.
+
+    **Wire**: ``rows`` the n changed rows, ``factor`` float32 (n, r):
+    ``4 n r + rows_size(n, N)`` bytes and framing.
+
+    **Departures**: the released code counts the elements of the upload only; here ids
+    and the downlink are sent and counted too. Weight decay (5e-4 in the code) is not
+    applied. A cohort with unequal ranks is refused, as one B must serve all.
+    """
+
+    heterogeneous = False
+
+    def validate(self, budget: Budget) -> None:
+        """Require a rank of at least one."""
+        budget.require("rank", budget.columns)
+
+    def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
+        """Send A, the coordinates of the update in the rows of B."""
+        basis = _basis(budget.columns, ctx, update.rows)
+        factor = update.rows @ basis.T * (len(basis) / ctx.dim)
+        payload = put_update_rows(Payload(), update, ctx.n_items)
+        return payload.put_floats("factor", factor.cpu().numpy())
+
+    def decode(self, payload: Payload, ctx: RoundContext) -> RowUpdate:
+        """Multiply A by B."""
+        ids = payload.rows("rows", ctx.n_items)
+        factor = torch.from_numpy(payload.floats("factor", len(ids), None).copy())
+        if not 1 <= factor.shape[1] <= ctx.dim:
+            raise PayloadError(f"rank {factor.shape[1]} is not in [1, {ctx.dim}]")
+        basis = _basis(factor.shape[1], ctx, factor)
+        return row_update(ids, (factor @ basis).numpy())
+
+    def gradient_map(self, budget: Budget, ctx: RoundContext) -> Tensor:
+        """Return ``sqrt(r / d) B' B``."""
+        basis = _basis(budget.columns, ctx, torch.empty(0))
+        return basis.T @ basis * sqrt(len(basis) / ctx.dim)
+
+
+def _basis(rank: int, ctx: RoundContext, like: Tensor) -> Tensor:
+    """Draw B, shape (rank, dim): an orthonormalised Gaussian times sqrt(d / r)."""
+    gaussian = ctx.shared_generator().standard_normal((rank, ctx.dim))
+    left, _, right = np.linalg.svd(gaussian, full_matrices=False)
+    return torch.from_numpy(left @ right * sqrt(ctx.dim / rank)).to(like)

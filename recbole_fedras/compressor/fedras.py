@@ -1,0 +1,210 @@
+"""FedRAS: a few shared update directions, and the index of one for each item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import floor
+from os import cpu_count
+from typing import Any
+
+from recbole_fedras.compressor.base import (
+    Budget,
+    CohortUpdate,
+    Compressor,
+    RoundContext,
+    RowUpdate,
+    put_update_rows,
+    raw_payload,
+    raw_update,
+    row_update,
+)
+from recbole_fedras.compressor.kmeans import BACKENDS, Floats, Ints, kmeans
+from recbole_fedras.compressor.splitting import split_groups
+from recbole_fedras.wire.payload import Payload
+
+
+class FedRAS(Compressor):
+    """Federated recommendation with action sharing.
+
+    Source: Li et al., "Federated Recommendation via Action Sharing" (FedRAS, KDD 2025,
+    arXiv 2507.08842), sections 4.2 to 4.4 and Algorithm 1. Rows of an update are
+    clustered; a group's centroid is an *action*, and every row is sent as the index of
+    its action. With ``C_e = floor(N (1 - CR))``:
+
+    * Uplink: a client with more than ``e_u`` changed rows clusters them into ``e_u``
+      groups by k-means; otherwise its rows travel as they are.
+    * Downlink (adaptive clustering): k-means into ``C_i = floor(C_e (1 - alpha))``
+      groups, of which the worst is split until its quality reaches the threshold or
+      ``C_m = floor(C_e (1 + alpha))`` groups exist
+      (:func:`~recbole_fedras.compressor.splitting.split_groups`). The threshold is the
+      mean, over earlier rounds, of the worst quality at exactly ``C_e`` groups.
+    * Unequal bandwidth: splits nest, so each tier gets the snapshot of the largest
+      count that fits it.
+
+    Parameters
+    ----------
+    alpha : float
+        Half width of the range of group counts, in [0, 1).
+    clustering : {'adaptive', 'fixed'}
+        ``fixed`` sends exactly ``C_e`` k-means groups: the paper's FedRAS-F.
+    kmeans : {'fast', 'sklearn'}
+        Implementation, see :func:`~recbole_fedras.compressor.kmeans.kmeans`.
+    kmeans_iterations : int
+        Lloyd iterations at most.
+
+    Notes
+    -----
+    **Wire**: ``rows`` the n changed rows, ``actions`` float32 (K, d), ``assignments``
+    (n,) at ceil(log2 K) bits: ``4 K d + ceil(n ceil(log2 K) / 8) + rows_size(n, N)``
+    bytes and framing. Updates that need no clustering travel as ``rows``, ``values``.
+
+    **Departures**: rows that did not change belong to no group (the paper counts
+    centroids only, so it does not say). The paper stops when quality "falls below" the
+    threshold, but quality rises by splitting: here it stops when it reaches it. With
+    unequal bandwidth the paper gives no count range: k-means starts at
+    ``floor((1 - alpha) min e_u)``, ``C_e`` and ``C_m`` are ``max e_u``.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.2,
+        clustering: str = "adaptive",
+        kmeans: str = "fast",
+        kmeans_iterations: int = 10,
+    ) -> None:
+        if not 0 <= alpha < 1:
+            raise ValueError(f"alpha={alpha} must lie in [0, 1)")
+        if clustering not in ("adaptive", "fixed"):
+            raise ValueError(
+                f"clustering={clustering!r} must be 'adaptive' or 'fixed'"
+            )
+        if kmeans not in BACKENDS:
+            raise ValueError(f"kmeans={kmeans!r} must be one of {BACKENDS}")
+        if kmeans_iterations < 1:
+            raise ValueError(f"kmeans_iterations={kmeans_iterations} must be at least 1")
+        self.alpha = alpha
+        self.clustering = clustering
+        self.kmeans = kmeans
+        self.kmeans_iterations = kmeans_iterations
+        self._threshold_sum = 0.0
+        self._threshold_count = 0
+        self._metrics: dict[str, float] = {}
+
+    @property
+    def threshold(self) -> float | None:
+        """Mean of the worst qualities recorded so far; None before the first."""
+        if not self._threshold_count:
+            return None
+        return self._threshold_sum / self._threshold_count
+
+    def validate(self, budget: Budget) -> None:
+        """Require at least one group, before and after the range is applied."""
+        budget.require("number of groups", budget.rows)
+        if self.clustering == "adaptive":
+            budget.require(
+                f"first number of groups (alpha={self.alpha})", self._first(budget.rows)
+            )
+
+    def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
+        """Cluster a client's rows into e_u groups, if there are more of them."""
+        if len(update) <= budget.rows:
+            return raw_payload(update, ctx.n_items)
+        return _payload(update, ctx, *self._kmeans(update, budget.rows, ctx))
+
+    def encode_cohort(
+        self,
+        updates: CohortUpdate,
+        budgets: Sequence[Budget],
+        ctxs: Sequence[RoundContext],
+    ) -> list[Payload]:
+        """Encode the clients' updates in threads, one client each."""
+        with ThreadPoolExecutor(cpu_count()) as pool:
+            return list(
+                pool.map(self.encode, map(updates.__getitem__, range(len(updates))),
+                         budgets, ctxs)
+            )
+
+    def encode_broadcast(
+        self, update: RowUpdate, budgets: Sequence[Budget], ctx: RoundContext
+    ) -> list[Payload]:
+        """Cluster the aggregate adaptively; one snapshot per tier."""
+        limits = [budget.rows for budget in budgets]
+        clustered = [limit for limit in limits if limit < len(update)]
+        if self.clustering == "fixed" or not clustered:
+            self._metrics = {"groups": float(min(len(update), max(limits)))}
+            return super().encode_broadcast(update, budgets, ctx)
+
+        rows = update.rows.cpu().numpy()
+        recorded = max(clustered)
+        _, assignments = self._kmeans(update, self._first(min(clustered)), ctx)
+        homogeneous = len(budgets) == 1
+        groups = split_groups(
+            rows,
+            assignments,
+            self.threshold,
+            n_recorded=recorded,
+            n_max=floor(recorded * (1 + self.alpha)) if homogeneous else recorded,
+        )
+        self._threshold_sum += groups.worst_quality
+        self._threshold_count += 1
+        self._metrics = {
+            "groups": float(groups.n_adaptive),
+            "worst_quality": groups.worst_quality,
+        }
+        payloads = []
+        for limit in limits:
+            if limit >= len(update):
+                payloads.append(raw_payload(update, ctx.n_items))
+            else:
+                fitting = limit if not homogeneous else groups.n_adaptive
+                snapshot = groups.snapshot(min(fitting, groups.n_adaptive))
+                payloads.append(_payload(update, ctx, *snapshot))
+        return payloads
+
+    def decode(self, payload: Payload, ctx: RoundContext) -> RowUpdate:
+        """Give every row its action."""
+        if "values" in payload:
+            return raw_update(payload, ctx)
+        ids = payload.rows("rows", ctx.n_items)
+        actions = payload.floats("actions", None, ctx.dim)
+        assignments = payload.ints("assignments", len(actions), len(ids))
+        return row_update(ids, actions[assignments])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the record that the threshold is the mean of."""
+        return {
+            "threshold_sum": self._threshold_sum,
+            "threshold_count": self._threshold_count,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the record."""
+        self._threshold_sum = state["threshold_sum"]
+        self._threshold_count = state["threshold_count"]
+
+    def metrics(self) -> dict[str, float]:
+        """Groups of the last downlink and the worst quality recorded with it."""
+        return self._metrics
+
+    def _first(self, n_groups: int) -> int:
+        return floor(n_groups * (1 - self.alpha))
+
+    def _kmeans(
+        self, update: RowUpdate, n_groups: int, ctx: RoundContext
+    ) -> tuple[Floats, Ints]:
+        return kmeans(
+            update.rows.cpu().numpy(),
+            n_groups,
+            ctx.generator(),
+            self.kmeans_iterations,
+            self.kmeans,
+        )
+
+
+def _payload(
+    update: RowUpdate, ctx: RoundContext, actions: Floats, assignments: Ints
+) -> Payload:
+    payload = put_update_rows(Payload(), update, ctx.n_items)
+    payload.put_floats("actions", actions)
+    return payload.put_ints("assignments", assignments, len(actions))

@@ -1,0 +1,382 @@
+"""Configuration: RecBole's, with our defaults, strict keys and typed settings."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from recbole.config import Config as RecBoleConfig
+from recbole.utils import get_model
+
+from recbole_fedras import registry
+from recbole_fedras.checkpoint import plain, read_checkpoint
+from recbole_fedras.compressor import Compressor
+from recbole_fedras.federation.settings import (
+    AGGREGATIONS,
+    REPLICAS,
+    Federation,
+    LocalTraining,
+)
+from recbole_fedras.model import FederatedRecommender
+
+#: Keys that RecBole reads although none of its YAML files sets them.
+_RECBOLE_KEYS = {
+    "additional_feat_suffix", "benchmark_filename", "config_files", "discretization",
+    "double_tower", "encoding", "group_offset", "ip", "local_rank", "loss_type",
+    "neg_sampling", "nproc", "numerical_features", "port", "reg_weight", "save_step",
+    "token_num_threshold", "training_neg_sample_num", "world_size",
+}  # fmt: skip
+
+#: RecBole's training options that a federated client does not have, and their values.
+_UNSUPPORTED = {
+    "learner": "sgd",
+    "weight_decay": 0,
+    "clip_grad_norm": None,
+    "enable_amp": False,
+    "enable_scaler": False,
+}
+
+#: Keys that may differ when a run is resumed: they do not change what was computed.
+_RESUMABLE = {
+    "epochs", "stopping_step", "resume", "checkpoint_dir", "data_path", "show_progress",
+    "state", "gpu_id", "use_gpu", "config_files", "log_wandb", "wandb_project",
+}  # fmt: skip
+
+
+class Config(RecBoleConfig):  # type: ignore[misc]
+    """RecBole's ``Config`` with our defaults beneath the user's values.
+
+    For federated models the order is, later over earlier: RecBole's defaults, our
+    ``properties/overall.yaml``, ``model/{model}.yaml``, ``compressor/{compressor}.yaml``
+    and ``dataset/{dataset}.yaml``; then config files, ``config_dict``, command line.
+    For RecBole's own models RecBole's defaults win over ours.
+
+    Parameters
+    ----------
+    model, dataset, config_file_list, config_dict
+        As in RecBole.
+    argv : sequence of str
+        Command line arguments ``--key=value``; never taken from ``sys.argv``.
+
+    Raises
+    ------
+    ValueError
+        For unknown keys and for values that are not allowed, by name.
+
+    Attributes
+    ----------
+    resolved : dict
+        Every key and value that defines the run, as plain types, before RecBole adds
+        derived ones; a run started from it alone is the same run.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        dataset: str | None = None,
+        config_file_list: Sequence[str] | None = None,
+        config_dict: dict[str, Any] | None = None,
+        argv: Sequence[str] = (),
+    ) -> None:
+        self._argv = argv
+        for file in config_file_list or []:
+            if not Path(file).is_file():
+                raise FileNotFoundError(f"config_files: there is no file {file!r}")
+        _make_importable(config_file_list or [])
+        super().__init__(
+            model, dataset, config_file_list, copy.deepcopy(config_dict or {})
+        )
+        if not self.final_config_dict["use_gpu"]:  # RecBole ignores it
+            self.final_config_dict["device"] = torch.device("cpu")
+
+    # What RecBole calls, in this order.
+
+    def compatibility_settings(self) -> None:
+        """Nothing: ``recbole_fedras.compat`` has done it, for today's numpy."""
+
+    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+        """Read strings as Python literals, like RecBole, but without ``eval``."""
+        return {
+            key: _literal(value) if isinstance(value, str) else value
+            for key, value in config_dict.items()
+        }
+
+    def _load_config_files(self, file_list: Sequence[str] | None) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for file in file_list or []:
+            text = Path(file).read_text(encoding="utf-8")
+            try:
+                values = yaml.load(text, Loader=self.yaml_loader)  # noqa: S506
+            except yaml.YAMLError as error:
+                raise ValueError(f"config_files: {file!r} is not YAML: {error}") from error
+            if not isinstance(values or {}, dict):
+                raise ValueError(f"config_files: {file!r} does not hold keys and values")
+            merged.update(values or {})
+        return merged
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for argument in self._argv:
+            key, equals, value = argument.removeprefix("--").partition("=")
+            if not (argument.startswith("--") and key and equals):
+                raise ValueError(f"argument {argument!r} must read --key=value")
+            if values.get(key, value) != value:
+                raise ValueError(f"argument --{key} stands twice with other values")
+            values[key] = value
+        return self._convert_config_dict(values)
+
+    def _merge_external_config_dict(self) -> None:
+        super()._merge_external_config_dict()
+        given = self.external_config_dict
+        if not given.get("resume"):
+            return
+        saved = read_checkpoint(given["resume"])["config"]
+        for key in given.keys() - _RESUMABLE:
+            if plain(given[key]) != saved.get(key):
+                raise ValueError(
+                    f"{key}={given[key]!r} cannot change when resuming: the run was "
+                    f"started with {saved.get(key)!r}"
+                )
+        self.external_config_dict = saved | given
+
+    def _get_model_and_dataset(self, model: Any, dataset: Any) -> tuple[str, Any, str]:
+        given = self.external_config_dict
+        overall = registry.read_properties(".", "overall")
+        model = model or given.get("model") or overall["model"]
+        dataset = dataset or given.get("dataset") or overall["dataset"]
+        if not isinstance(model, str):
+            return model.__name__, model, str(dataset)
+        path = given.get("model_class") or registry.read_properties(
+            "model", model
+        ).get("model_class")
+        if path:
+            model_class = registry.load_class("model_class", path, FederatedRecommender)
+            return model, model_class, str(dataset)
+        try:
+            return model, get_model(model), str(dataset)
+        except (ValueError, AttributeError) as error:
+            valid = list(registry.names("model"))
+            raise ValueError(
+                f"model={model!r} is unknown; {registry.nearest(model, valid)}"
+                f"federated models: {', '.join(valid)}, or set model_class"
+            ) from error
+
+    def _load_internal_config_dict(
+        self, model: str, model_class: Any, dataset: str
+    ) -> None:
+        super()._load_internal_config_dict(model, model_class, dataset)
+        recbole = self.internal_config_dict
+        overall = registry.read_properties(".", "overall")
+        given = self.external_config_dict
+        self.compressor_name = str(given.get("compressor", overall["compressor"]))
+        compressor = registry.read_properties("compressor", self.compressor_name)
+        self._compressor_class = self._find_compressor(
+            given.get("compressor_class", compressor.get("compressor_class"))
+        )
+        hyper_parameters = registry.hyper_parameters(self._compressor_class)
+        if issubclass(model_class, FederatedRecommender):
+            self.internal_config_dict = {
+                **recbole,
+                **overall,
+                **registry.read_properties("model", model),
+                **hyper_parameters,
+                **compressor,
+                **registry.read_properties("dataset", dataset),
+            }
+        else:
+            self.internal_config_dict = {**overall, **hyper_parameters, **recbole}
+        self._refuse_unknown_keys()
+
+    def _find_compressor(self, path: str | None) -> type[Compressor]:
+        if path:
+            return registry.load_class("compressor_class", path, Compressor)
+        valid = list(registry.names("compressor"))
+        raise ValueError(
+            f"compressor={self.compressor_name!r} is unknown; "
+            f"{registry.nearest(self.compressor_name, valid)}"
+            f"known: {', '.join(valid)}, or set compressor_class"
+        )
+
+    def _refuse_unknown_keys(self) -> None:
+        known = {*self.internal_config_dict, *_RECBOLE_KEYS, "model_class"}
+        known |= {key for keys in self.parameters.values() for key in keys}
+        for key in self.external_config_dict:
+            if key not in known:
+                raise ValueError(
+                    f"unknown config key {key!r}; {registry.nearest(key, sorted(known))}"
+                    f"see docs/config.md for all keys"
+                )
+
+    def _get_final_config_dict(self) -> dict[str, Any]:
+        final: dict[str, Any] = super()._get_final_config_dict()
+        names = {"model": self.model, "dataset": self.dataset}
+        final.update(names, compressor=self.compressor_name)
+        final = copy.deepcopy(final)
+        self.resolved = {
+            key: plain(value)
+            for key, value in sorted(final.items())
+            if key not in ("MODEL_TYPE", "resume", "config_files")
+        }
+        return final
+
+    def _set_default_parameters(self) -> None:
+        self._check_common()
+        super()._set_default_parameters()
+        if issubclass(self.model_class, FederatedRecommender):
+            self.federation(), self.local_training(), self.make_compressor()
+            self._check_federated()
+
+    # Typed settings.
+
+    def federation(self) -> Federation:
+        """Return who takes part and how updates are combined."""
+        return Federation(
+            seed=self._integer("seed", 0),
+            client_fraction=self._number("client_fraction", above=0, at_most=1),
+            compression_rates=self._compression_rates(),
+            aggregation=self._choice("aggregation", AGGREGATIONS),
+            replica=self._choice("replica", REPLICAS),
+        )
+
+    def local_training(self) -> LocalTraining:
+        """Return how clients train."""
+        negatives = self["train_neg_sample_args"]
+        if not isinstance(negatives, dict):
+            self._refuse("train_neg_sample_args", "a dict with sample_num")
+        if negatives.get("distribution") != "uniform" or negatives.get("dynamic"):
+            self._refuse(
+                "train_neg_sample_args",
+                "distribution: uniform and not dynamic, as a client knows neither the "
+                "popularity of items nor others' scores",
+            )
+        sample_num = negatives.get("sample_num")
+        if type(sample_num) is not int or sample_num < 1:
+            self._refuse("train_neg_sample_args", "an integer sample_num >= 1")
+        return LocalTraining(
+            learning_rate=self._number("learning_rate", above=0),
+            theta_learning_rate=self._number("theta_learning_rate", above=0),
+            local_epochs=self._integer("local_epochs", 1),
+            batch_size=self._integer("train_batch_size", 1),
+            n_negatives=sample_num,
+        )
+
+    def make_compressor(self) -> Compressor:
+        """Build the compressor from the keys named like its constructor parameters."""
+        keys = registry.hyper_parameters(self._compressor_class)
+        try:
+            compressor = self._compressor_class(**{key: self[key] for key in keys})
+        except TypeError as error:
+            raise ValueError(f"compressor={self.compressor_name!r}: {error}") from error
+        if self["bandwidth"] is not None and not compressor.heterogeneous:
+            self._refuse("bandwidth", f"None: {self.compressor_name} needs equal rates")
+        return compressor
+
+    def _compression_rates(self) -> tuple[float, ...]:
+        bandwidth = self["bandwidth"]
+        if bandwidth is None:
+            return (self._number("compression_rate", at_least=0, below=1),)
+        allowed = "None or two rates [lowest, highest] with 0 <= lowest <= highest < 1"
+        if not (
+            isinstance(bandwidth, list | tuple)
+            and len(bandwidth) == 2
+            and all(_is_number(rate) for rate in bandwidth)
+            and 0 <= bandwidth[0] <= bandwidth[1] < 1
+        ):
+            self._refuse("bandwidth", allowed)
+        n_tiers = self._integer("bandwidth_tiers", 1)
+        rates = np.unique(np.linspace(*bandwidth, n_tiers).round(10))
+        return tuple(rates.tolist())
+
+    def _check_common(self) -> None:
+        """Check what RecBole would stumble over later."""
+        for key in ("metrics", "topk", "eval_args", "valid_metric"):
+            if self[key] is None:
+                self._refuse(key, "set")
+
+    def _check_federated(self) -> None:
+        self._integer("epochs", 1)
+        self._integer("embedding_size", 1)
+        self._integer("eval_batch_size", 1)
+        self._integer("stopping_step", 0)
+        self._integer("eval_step", 0)
+        self._number("init_std", at_least=0)
+        self._choice("eval_candidates", ("fixed", "recbole"))
+        for key, only in _UNSUPPORTED.items():
+            if self[key] != only:
+                self._refuse(key, f"{only!r} in federated training")
+        for phase, mode in self["eval_args"]["mode"].items():
+            if self["eval_candidates"] == "fixed" and mode.startswith("pop"):
+                self._refuse(
+                    "eval_candidates", f"'recbole' for eval_args mode {phase}: {mode}"
+                )
+        valid_metric = self["valid_metric"].lower()
+        metrics = [metric.lower() for metric in self["metrics"]]
+        names = [f"{metric}@{k}" for metric in metrics for k in self["topk"]]
+        if valid_metric not in [*names, *metrics]:
+            self._refuse("valid_metric", f"one of {names}, from metrics and topk")
+
+    def _number(
+        self,
+        key: str,
+        above: float | None = None,
+        at_least: float | None = None,
+        below: float | None = None,
+        at_most: float | None = None,
+    ) -> float:
+        value = self[key]
+        bounds = [
+            (above, ">", lambda x, bound: x > bound),
+            (at_least, ">=", lambda x, bound: x >= bound),
+            (below, "<", lambda x, bound: x < bound),
+            (at_most, "<=", lambda x, bound: x <= bound),
+        ]
+        used = [(bound, sign, test) for bound, sign, test in bounds if bound is not None]
+        if not _is_number(value) or not all(test(value, b) for b, _, test in used):
+            what = " and ".join(f"{sign} {bound}" for bound, sign, _ in used)
+            self._refuse(key, f"a number {what}")
+        return float(value)
+
+    def _integer(self, key: str, at_least: int) -> int:
+        value = self[key]
+        if type(value) is not int or value < at_least:
+            self._refuse(key, f"an integer >= {at_least}")
+        return int(value)
+
+    def _choice(self, key: str, choices: Iterable[str]) -> str:
+        if self[key] not in choices:
+            self._refuse(key, f"one of {', '.join(choices)}")
+        return str(self[key])
+
+    def _refuse(self, key: str, allowed: str) -> None:
+        raise ValueError(f"{key}={self[key]!r} is not allowed; it must be {allowed}")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and bool(np.isfinite(value))
+
+
+def _literal(text: str) -> Any:
+    """Read ``text`` as a Python literal, true or false; else leave it a string."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def _make_importable(config_files: Iterable[str]) -> None:
+    """Let modules beside the config files and in the working folder be imported."""
+    for folder in [*(Path(file).resolve().parent for file in config_files), Path.cwd()]:
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))

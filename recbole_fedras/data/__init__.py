@@ -1,0 +1,1 @@
+"""Data: RecBole's dataset with exact times, clients' own interactions, samples."""

@@ -1,0 +1,1 @@
+"""The federated round: sampling, local training, aggregation, server and replicas."""

@@ -1,0 +1,56 @@
+"""What a federated run is configured by, as plain validated values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+AGGREGATIONS = ("inverse_frequency", "fedavg")
+REPLICAS = ("broadcast",)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTraining:
+    """How a client trains in one participation (FedRAS, Algorithm 1, ClientUpdate).
+
+    Attributes
+    ----------
+    learning_rate : float
+        Of SGD on the *summed* binary cross-entropy of a batch, for both embeddings.
+    theta_learning_rate : float
+        Of SGD on the *mean* binary cross-entropy of a batch, for the network.
+    local_epochs : int
+        Passes over the client's data, tau in the paper.
+    batch_size : int
+        Samples per step, positives and negatives together.
+    n_negatives : int
+        Fresh negatives for each positive and epoch.
+    """
+
+    learning_rate: float
+    theta_learning_rate: float
+    local_epochs: int
+    batch_size: int
+    n_negatives: int
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """Who takes part and how updates are combined.
+
+    Attributes
+    ----------
+    seed : int
+    client_fraction : float
+        Share of all eligible clients that form a round's cohort.
+    compression_rates : tuple of float
+        Of each bandwidth tier; one entry where all clients are alike.
+    aggregation : {'inverse_frequency', 'fedavg'}
+    replica : {'broadcast'}
+        Which downlinks clients hold.
+    """
+
+    seed: int
+    client_fraction: float
+    compression_rates: tuple[float, ...]
+    aggregation: str
+    replica: str

@@ -1,0 +1,152 @@
+"""What a federated model is: an ordinary RecBole model with one ``score``."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+
+from recbole_fedras.rng import Stream, generator
+
+Theta = Mapping[str, Tensor]
+
+
+class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
+    """Embeddings of users (private) and items (shared), and a scoring network theta.
+
+    Its parameters are what *clients* hold: user embeddings never leave them, the item
+    embedding is their replica, theta is the network that they received last. RecBole's
+    trainers, evaluation and ``full_sort_predict`` work on it unchanged.
+
+    A subclass defines :meth:`score` and, if it has a network, adds modules: every
+    parameter besides the two embeddings belongs to theta.
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+        Reads ``embedding_size``, ``init_std`` and ``seed``.
+    dataset : recbole.data.dataset.Dataset
+
+    Attributes
+    ----------
+    user_embedding : nn.Embedding, shape (n_users, dim)
+        Private. Row 0 is RecBole's [PAD].
+    item_embedding : nn.Embedding, shape (n_replicas * n_items, dim)
+        Shared. Replica t is the block of rows from ``t * n_items``; there is one, but
+        for clients of unequal bandwidth (:meth:`hold_replicas`).
+    """
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.label_field = config["LABEL_FIELD"]
+        self.dim: int = config["embedding_size"]
+        self.init_std: float = config["init_std"]
+        self.seed: int = config["seed"]
+        self.user_embedding = nn.Embedding(self.n_users, self.dim)
+        self.item_embedding = nn.Embedding(self.n_items, self.dim)
+        self.register_buffer(
+            "replica_of_user", torch.zeros(self.n_users, dtype=torch.int64)
+        )
+        for index, table in enumerate((self.user_embedding, self.item_embedding)):
+            rng = generator(self.seed, Stream.INITIALISATION, index)
+            values = rng.standard_normal((table.num_embeddings, self.dim))
+            table.weight.data.copy_(torch.from_numpy(values * self.init_std))
+
+    @staticmethod
+    @abstractmethod
+    def score(user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
+        """Logits of user-item pairs.
+
+        Parameters
+        ----------
+        user_rows : Tensor, shape (n_clients, 1 or n, dim)
+        item_rows : Tensor, shape (n_clients or 1, n, dim)
+        theta : mapping of str to Tensor
+            The network of each client, shapes (n_clients or 1, \\*shape).
+
+        Returns
+        -------
+        Tensor, shape (n_clients, n)
+        """
+
+    @classmethod
+    def score_all(cls, user_rows: Tensor, item_table: Tensor, theta: Theta) -> Tensor:
+        """Logits of every user, (n_users, dim), with every item of one table."""
+        return cls.score(user_rows[:, None], item_table[None], theta)
+
+    # What federated training needs; ids count from 0, without [PAD].
+
+    def hold_replicas(self, replica_of_client: Tensor, n_replicas: int) -> None:
+        """Give clients of each bandwidth tier a replica of their own, all alike."""
+        self.replica_of_user[1:] = replica_of_client.to(self.replica_of_user)
+        if n_replicas > 1:
+            table = self.item_embedding.weight.data[: self.n_items]
+            self.item_embedding = nn.Embedding.from_pretrained(
+                table.repeat(n_replicas, 1), freeze=False
+            )
+
+    def client_rows(self) -> Tensor:
+        """User embeddings without [PAD], shape (n_clients, dim); a view."""
+        return self.user_embedding.weight.data[1:]
+
+    def replicas(self) -> Tensor:
+        """Item tables without [PAD], shape (n_replicas, n_items - 1, dim); a view."""
+        tables = self.item_embedding.weight.data.view(-1, self.n_items, self.dim)
+        return tables[:, 1:]
+
+    def theta(self) -> dict[str, Tensor]:
+        """Parameters of the scoring network, by name; views."""
+        embeddings = ("user_embedding.", "item_embedding.")
+        return {
+            name: parameter.data
+            for name, parameter in self.named_parameters()
+            if not name.startswith(embeddings)
+        }
+
+    # What RecBole expects of a model.
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        """Logits of pairs: users (n,) with items (n,) or with candidates (n, m)."""
+        theta = {
+            name: parameter[None]
+            for name, parameter in self.named_parameters()
+            if not name.startswith(("user_embedding.", "item_embedding."))
+        }
+        shift = self.replica_of_user[user] * self.n_items
+        user_rows = self.user_embedding(user)
+        if item.dim() == 2:
+            item_rows = self.item_embedding(item + shift[:, None])
+            return self.score(user_rows[:, None], item_rows, theta)
+        item_rows = self.item_embedding(item + shift)
+        return self.score(user_rows[None], item_rows[None], theta)[0]
+
+    def calculate_loss(self, interaction: Any) -> Tensor:
+        """Mean binary cross-entropy, for central training by RecBole's Trainer."""
+        logits = self.forward(interaction[self.USER_ID], interaction[self.ITEM_ID])
+        return nn.functional.binary_cross_entropy_with_logits(
+            logits, interaction[self.label_field]
+        )
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Logits of the pairs of a batch, shape (n,)."""
+        return self.forward(interaction[self.USER_ID], interaction[self.ITEM_ID])
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Logits of a batch's users with all items, shape (n * n_items,)."""
+        user = interaction[self.USER_ID]
+        theta = {name: value[None] for name, value in self.theta().items()}
+        tables = self.item_embedding.weight.view(-1, self.n_items, self.dim)
+        user_rows = self.user_embedding(user)
+        replica = self.replica_of_user[user]
+        scores = user_rows.new_empty(len(user), self.n_items)
+        for index in replica.unique().tolist():
+            own = replica == index
+            scores[own] = self.score_all(user_rows[own], tables[index], theta)
+        return scores.view(-1)

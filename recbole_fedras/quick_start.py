@@ -1,0 +1,141 @@
+"""The whole run in one call: RecBole's ``run_recbole``, federated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from logging import getLogger
+from typing import Any
+
+import recbole.data.dataset
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import init_logger, init_seed
+
+from recbole_fedras import registry
+from recbole_fedras.checkpoint import plain
+from recbole_fedras.config import Config
+from recbole_fedras.data.dataset import FederatedDataset
+from recbole_fedras.evaluation import fixed_candidates
+from recbole_fedras.model import FederatedRecommender
+from recbole_fedras.report import (
+    RunFolder,
+    communication,
+    result_table,
+    seconds_by_phase,
+)
+from recbole_fedras.trainer import FederatedTrainer
+
+
+def run_recbole_fedras(
+    model: str | type[FederatedRecommender] | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str] | None = None,
+    config_dict: dict[str, Any] | None = None,
+    saved: bool = True,
+    argv: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Train a model federatedly on a dataset and evaluate it, as configured.
+
+    Parameters
+    ----------
+    model : str or class, optional
+        MF, NCF or another :class:`FederatedRecommender`; default as configured.
+    dataset : str, optional
+        Name of a RecBole dataset; default as configured.
+    config_file_list : sequence of str, optional
+        YAML files, later over earlier.
+    config_dict : dict, optional
+        Values over those of the files.
+    saved : bool
+        Whether to write checkpoints; without them the test uses the last round.
+    argv : sequence of str
+        ``--key=value`` arguments over everything else.
+
+    Returns
+    -------
+    dict
+        RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``
+        and ``test_result``, and all that ``result.json`` holds: ``model``, ``dataset``,
+        ``compressor``, ``seed``, ``rounds``, ``communication`` (bytes), ``seconds``;
+        and ``run_folder``.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        For configurations and data that cannot work, before any training.
+    NonFiniteError
+        If training diverges; the last good state is kept.
+    """
+    config = Config(model, dataset, config_file_list, config_dict, argv)
+    if not issubclass(config.model_class, FederatedRecommender):
+        valid = ", ".join(registry.names("model"))
+        raise ValueError(
+            f"model={config.model!r} is not a federated model; federated are {valid}, "
+            "or a FederatedRecommender of your own named by model_class"
+        )
+    init_seed(config["seed"], config["reproducibility"])
+    train_data, valid_data, test_data = prepare_data(config)
+
+    init_logger(config)
+    logger = getLogger()
+    logger.debug(config)
+    logger.info(train_data._dataset)
+    init_seed(config["seed"], config["reproducibility"])
+    network = config.model_class(config, train_data._dataset).to(config["device"])
+    name = f"{config['model']}-{config['compressor']}-{config['dataset']}"
+    folder = RunFolder(config["checkpoint_dir"], name)
+    folder.write_config(config.resolved)
+    trainer = FederatedTrainer(config, network, train_data, folder)
+    if config["resume"]:
+        trainer.resume_checkpoint(config["resume"])
+
+    show_progress = config["show_progress"]
+    best_valid_score, best_valid_result = trainer.fit(
+        train_data, valid_data, saved=saved, show_progress=show_progress
+    )
+    start = time.perf_counter()
+    test_result = trainer.evaluate(test_data, load_best_model=saved)
+    test_seconds = time.perf_counter() - start
+
+    folder.write_rounds(trainer.rows)
+    seconds = seconds_by_phase(trainer.rows)
+    seconds["evaluation"] += test_seconds
+    seconds["total"] += test_seconds
+    table = network.replicas()[0]
+    result = {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "compressor": config["compressor"],
+        "seed": config["seed"],
+        "rounds": trainer.simulation.round,
+        "best_valid_score": best_valid_score,
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": best_valid_result,
+        "test_result": test_result,
+        "communication": communication(
+            trainer.simulation.ledger.totals,
+            table_bytes=4 * table.numel(),
+            theta_bytes=4 * trainer.simulation.server.theta.numel(),
+        ),
+        "seconds": seconds,
+        "run_folder": str(folder.path),
+    }
+    result = plain(result)
+    folder.write_result(result)
+    print(result_table(result))
+    print(f"Everything is in {folder.path}")
+    return result
+
+
+def prepare_data(config: Config) -> tuple[Any, Any, Any]:
+    """Load and split the data; return RecBole's loaders, evaluation as configured."""
+    # RecBole looks a dataset class up by the model's name: its own way to extend it.
+    setattr(recbole.data.dataset, f"{config['model']}Dataset", FederatedDataset)
+    loaders = data_preparation(config, create_dataset(config))
+    parts = [loader._dataset for loader in loaders]
+    train, *evaluation = loaders
+    valid, test = (
+        fixed_candidates(loader, phase, parts, config)
+        for loader, phase in zip(evaluation, ("valid", "test"), strict=True)
+    )
+    return train, valid, test

@@ -1,0 +1,1 @@
+"""What travels: bit packing, payloads, and the channel that counts them."""

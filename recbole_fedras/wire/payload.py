@@ -1,0 +1,184 @@
+"""A payload: named fields exactly as they travel, and their bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from recbole_fedras.wire import bits
+
+#: The parts that every byte is booked under. ``items`` holds the float values of item
+#: rows (what papers count), ``ids`` row ids, indices and assignments, ``theta`` the
+#: scoring network, ``framing`` names, shapes and lengths.
+PARTS = ("items", "ids", "theta", "framing")
+
+FLOAT32 = np.dtype("<f4")
+
+
+class PayloadError(ValueError):
+    """Received bytes that are not a payload of the expected form."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    shape: tuple[int, ...]
+    data: bytes
+    part: str
+
+
+class Payload:
+    """Named fields, written once by the sender and checked when the receiver reads.
+
+    **Wire**: a msgpack array of ``[name, shape, data, part]``, ``shape`` an array of
+    integers, ``data`` the raw bytes: float32 little-endian in C order
+    (:meth:`put_floats`), integers packed to the bits of their bound (:meth:`put_ints`)
+    or a row set (:meth:`put_rows`), ``part`` the index of the part in :data:`PARTS`.
+    """
+
+    def __init__(self) -> None:
+        self._fields: dict[str, _Field] = {}
+
+    def put_floats(
+        self, name: str, values: NDArray[np.float32], part: str = "items"
+    ) -> Payload:
+        """Add a float32 array of any shape."""
+        data = np.ascontiguousarray(values, FLOAT32).tobytes()
+        return self._put(name, values.shape, data, part)
+
+    def put_ints(self, name: str, values: bits.Ints, bound: int) -> Payload:
+        """Add integers in ``[0, bound)``, a bound that the receiver knows."""
+        return self._put(name, values.shape, bits.pack(values.ravel(), bound), "ids")
+
+    def put_rows(self, name: str, ids: bits.Ints, n_rows: int) -> Payload:
+        """Add a set of row ids of a table of ``n_rows`` rows."""
+        return self._put(name, ids.shape, bits.pack_rows(ids, n_rows), "ids")
+
+    def floats(self, name: str, *shape: int | None) -> NDArray[np.float32]:
+        """Read a float32 array whose shape must match ``shape`` (None: any length)."""
+        field = self._get(name, shape)
+        if len(field.data) != FLOAT32.itemsize * prod(field.shape):
+            raise PayloadError(
+                f"field {name!r}: {len(field.data)} bytes do not hold {field.shape}"
+            )
+        return np.frombuffer(field.data, FLOAT32).reshape(field.shape)
+
+    def ints(self, name: str, bound: int, *shape: int | None) -> bits.Ints:
+        """Read integers in ``[0, bound)`` of the given shape."""
+        field = self._get(name, shape)
+        try:
+            values = bits.unpack(field.data, prod(field.shape), bound)
+        except ValueError as error:
+            raise PayloadError(f"field {name!r}: {error}") from error
+        return values.reshape(field.shape)
+
+    def rows(self, name: str, n_rows: int) -> bits.Ints:
+        """Read a set of row ids of a table of ``n_rows`` rows."""
+        field = self._get(name, (None,))
+        try:
+            return bits.unpack_rows(field.data, field.shape[0], n_rows)
+        except ValueError as error:
+            raise PayloadError(f"field {name!r}: {error}") from error
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._fields
+
+    def part_bytes(self) -> dict[str, int]:
+        """Bytes of the field data by part, framing excluded."""
+        sizes = dict.fromkeys(PARTS[:-1], 0)
+        for field in self._fields.values():
+            sizes[field.part] += len(field.data)
+        return sizes
+
+    def to_bytes(self) -> bytes:
+        """Serialise."""
+        return bytes(
+            msgpack.packb(
+                [
+                    (name, field.shape, field.data, PARTS.index(field.part))
+                    for name, field in self._fields.items()
+                ]
+            )
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Payload:
+        """Parse.
+
+        Raises
+        ------
+        PayloadError
+            If ``data`` is not what :meth:`to_bytes` writes.
+        """
+        try:
+            entries = msgpack.unpackb(data, use_list=False, strict_map_key=True)
+        except Exception as error:  # msgpack raises many unrelated types
+            raise PayloadError(f"not a payload: {error}") from error
+        if not isinstance(entries, tuple):
+            raise PayloadError(f"not a payload: {type(entries).__name__}")
+        payload = cls()
+        for entry in entries:
+            if not _is_field(entry):
+                raise PayloadError("not a payload: a malformed field")
+            payload._put(entry[0], entry[1], entry[2], PARTS[entry[3]])
+        return payload
+
+    def _put(
+        self, name: str, shape: tuple[int, ...], data: bytes, part: str
+    ) -> Payload:
+        if name in self._fields:
+            raise PayloadError(f"field {name!r} stands twice")
+        self._fields[name] = _Field(tuple(shape), data, part)
+        return self
+
+    def _get(self, name: str, shape: tuple[int | None, ...]) -> _Field:
+        if name not in self._fields:
+            raise PayloadError(f"no field {name!r}, only {list(self._fields)}")
+        field = self._fields[name]
+        if len(field.shape) != len(shape) or any(
+            want is not None and want != got
+            for want, got in zip(shape, field.shape, strict=True)
+        ):
+            raise PayloadError(f"field {name!r}: shape {field.shape}, not {shape}")
+        return field
+
+
+def _is_field(entry: Any) -> bool:
+    return (
+        isinstance(entry, tuple)
+        and len(entry) == 4
+        and isinstance(entry[0], str)
+        and isinstance(entry[1], tuple)
+        and all(type(size) is int and 0 <= size < 2**31 for size in entry[1])
+        and isinstance(entry[2], bytes)
+        and type(entry[3]) is int
+        and 0 <= entry[3] < len(PARTS) - 1
+    )
+
+
+@dataclass(frozen=True)
+class Message:
+    """The bytes of one payload, as sent."""
+
+    data: bytes
+
+    @classmethod
+    def of(cls, payload: Payload) -> Message:
+        """Serialise a payload."""
+        return cls(payload.to_bytes())
+
+    @cached_property
+    def payload(self) -> Payload:
+        """What the receiver parses from the bytes."""
+        return Payload.from_bytes(self.data)
+
+    @cached_property
+    def part_bytes(self) -> dict[str, int]:
+        """Bytes by part; they add up to ``len(data)``."""
+        parts = self.payload.part_bytes()
+        return parts | {"framing": len(self.data) - sum(parts.values())}
