@@ -12,6 +12,8 @@ Ints = NDArray[np.int64]
 
 BACKENDS = ("fast", "sklearn")
 
+_TOLERANCE = 0.005  # relative gain in error below which iterations stop
+
 
 def kmeans(
     rows: Floats,
@@ -32,7 +34,7 @@ def kmeans(
     n_iterations : int
         Lloyd iterations at most.
     backend : {'fast', 'sklearn'}
-        ``fast`` seeds by D^2-sampling in ten blocks and iterates in compiled code that
+        ``fast`` seeds by D^2-sampling in blocks and iterates in compiled code that
         holds no interpreter lock; ``sklearn`` is :class:`sklearn.cluster.KMeans` with
         its greedy k-means++ and default tolerance.
 
@@ -52,7 +54,8 @@ def kmeans(
         raise ValueError("k-means: a row is not finite")
     # Squares of tiny or huge rows leave float32's range; a power of two is exact.
     scale = np.float32(2.0 ** -np.frexp(np.abs(rows).max(initial=0.0))[1])
-    scaled = np.ascontiguousarray(rows * scale)
+    padding = -rows.shape[1] % 4  # the kernel's stride; zeros change no distance
+    scaled = np.pad(rows * scale, ((0, 0), (0, padding)))
     if backend == "sklearn":
         model = KMeans(
             n_groups,
@@ -65,7 +68,7 @@ def kmeans(
     else:
         centroids, assignments = _lloyd(scaled, n_groups, n_iterations, rng)
     used, assignments = np.unique(assignments, return_inverse=True)
-    return centroids[used] / scale, assignments
+    return centroids[used, : rows.shape[1]] / scale, assignments
 
 
 @njit(nogil=True, cache=True)
@@ -75,116 +78,120 @@ def _lloyd(
     n, dim = rows.shape
     centroids = _seed(rows, n_groups, rng)
     k = len(centroids)
-    assignments = np.full(n, -1, np.int64)
+    nearest = np.empty(n, np.int64)
+    scores = np.empty(n, np.float32)
     sizes = np.empty(k, np.int64)
+    sums = np.empty((k, dim), np.float32)
+    energy = np.float64((rows * rows).sum())
+    error = np.inf
     for _ in range(n_iterations):
-        if not _assign(rows, centroids, assignments):
-            return centroids, assignments
-        sums = np.zeros((k, dim), np.float32)
+        _find_nearest(rows, centroids, nearest, scores)
+        previous, error = error, energy - 2 * np.float64(scores.sum())
+        if error >= (1 - _TOLERANCE) * previous:
+            return centroids, nearest
         sizes[:] = 0
+        sums[:] = 0
         for i in range(n):
-            sizes[assignments[i]] += 1
+            sizes[nearest[i]] += 1
             for j in range(dim):
-                sums[assignments[i], j] += rows[i, j]
+                sums[nearest[i], j] += rows[i, j]
         for group in range(k):
             if sizes[group]:  # an empty group keeps its centroid
                 for j in range(dim):
                     centroids[group, j] = sums[group, j] / sizes[group]
-    _assign(rows, centroids, assignments)
-    return centroids, assignments
+    _find_nearest(rows, centroids, nearest, scores)
+    return centroids, nearest
 
 
 @njit(nogil=True, cache=True)
 def _seed(rows: Floats, n_groups: int, rng: np.random.Generator) -> Floats:
     """Sample distinct rows as seeds, by squared distance, in about ten blocks.
 
-    A block is drawn without replacement: the rows of smallest ``Exp(1) / D^2``.
+    A block is a systematic sample: points evenly spaced, from a random start, along
+    the cumulative squared distances to the seeds so far.
     """
     n, dim = rows.shape
+    norms = np.zeros(n, np.float32)
+    for i in range(n):
+        for j in range(dim):
+            norms[i] += rows[i, j] * rows[i, j]
     seeds = np.empty((n_groups, dim), np.float32)
     seeds[0] = rows[min(int(rng.random() * n), n - 1)]
     distances = np.full(n, np.inf, np.float32)
-    _shrink_distances(rows, seeds[:1], distances)
-    k = 1
-    block = max((n_groups + 9) // 10, 1)
-    keys = np.empty(n, np.float64)
-    while k < n_groups:
-        positive = 0
+    nearest = np.empty(n, np.int64)
+    scores = np.empty(n, np.float32)
+    block = (n_groups + 79) // 80 * 8
+    first, k = 0, 1
+    while True:
+        _find_nearest(rows, seeds[first:k], nearest, scores)
+        total = 0.0
         for i in range(n):
-            keys[i] = np.inf
-            draw = rng.random()
-            if distances[i] > 0:
-                positive += 1
-                keys[i] = -np.log1p(-draw) / distances[i]
-        size = min(block, n_groups - k, positive)
-        if size == 0:
-            break
-        order = np.argsort(keys)[:size]
-        for i in order:
-            seeds[k] = rows[i]
+            distance = norms[i] - 2 * scores[i]
+            if distance <= np.float32(1e-6) * norms[i]:  # a seed, but for rounding
+                distance = np.float32(0)
+            distances[i] = min(distances[i], distance)
+            total += distances[i]
+        if k == n_groups or total == 0:
+            return seeds[:k].copy()
+        first = k
+        gap = total / min(block, n_groups - k)
+        point = rng.random() * gap
+        passed = 0.0
+        for i in range(n):
+            passed += distances[i]
+            if point < passed and k < n_groups:
+                seeds[k] = rows[i]
+                k += 1
+                point += gap * np.ceil((passed - point) / gap)
+        if k == first:  # the point lies beyond the sum by rounding
+            seeds[k] = rows[np.argmax(distances)]
             k += 1
-        _shrink_distances(rows, seeds[k - size : k], distances)
-    return seeds[:k].copy()
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _shrink_distances(rows: Floats, seeds: Floats, distances: Floats) -> None:
-    """Lower each row's squared distance to that of its nearest new seed."""
-    n, dim = rows.shape
-    for i in range(n):
-        for s in range(len(seeds)):
-            total = np.float32(0)
-            for j in range(dim):
-                difference = rows[i, j] - seeds[s, j]
-                total += difference * difference
-            distances[i] = min(distances[i], total)
+def _find_nearest(
+    rows: Floats, centroids: Floats, nearest: Ints, scores: Floats
+) -> None:
+    """Find each row's nearest centroid, and ``x.c - |c|^2 / 2``, which is largest for it.
 
-
-@njit(nogil=True, cache=True, fastmath=True)
-def _assign(rows: Floats, centroids: Floats, assignments: Ints) -> bool:
-    """Assign each row to its nearest centroid; tell whether anything changed.
-
-    ``argmin |x - c|^2 = argmax (x.c - |c|^2 / 2)``, for four rows at a time so that a
-    centroid column is loaded once for all of them.
+    Four rows and four dimensions at a time, the inner loop over centroids: each value
+    loaded serves four or more multiplications. The dimension is a multiple of four.
     """
     n, dim = rows.shape
-    k = len(centroids)
-    columns = np.ascontiguousarray(centroids.T)  # (dim, k)
-    half_norms = np.zeros(k, np.float32)
-    for j in range(dim):
-        for c in range(k):
-            half_norms[c] += np.float32(0.5) * columns[j, c] * columns[j, c]
-    a, b = np.empty(k, np.float32), np.empty(k, np.float32)
-    e, f = np.empty(k, np.float32), np.empty(k, np.float32)
-    changed = False
+    k = (len(centroids) + 7) // 8 * 8  # whole vectors; the padding never wins
+    columns = np.zeros((dim, k), np.float32)
+    half_norms = np.full(k, np.float32(1e38))
+    for c in range(len(centroids)):
+        half_norms[c] = 0
+        for j in range(dim):
+            columns[j, c] = centroids[c, j]
+            half_norms[c] += np.float32(0.5) * centroids[c, j] * centroids[c, j]
+    tile = np.empty((4, k), np.float32)
+    t0, t1, t2, t3 = tile
     for start in range(0, n, 4):
         i1, i2 = min(start + 1, n - 1), min(start + 2, n - 1)
-        i3 = min(start + 3, n - 1)
+        r0, r1, r2, r3 = rows[start], rows[i1], rows[i2], rows[min(start + 3, n - 1)]
         for c in range(k):
-            a[c] = b[c] = e[c] = f[c] = -half_norms[c]
-        for j in range(dim):
-            x0, x1, x2, x3 = rows[start, j], rows[i1, j], rows[i2, j], rows[i3, j]
-            column = columns[j]
+            t0[c] = t1[c] = t2[c] = t3[c] = -half_norms[c]
+        for j in range(0, dim, 4):
+            c0, c1 = columns[j], columns[j + 1]
+            c2, c3 = columns[j + 2], columns[j + 3]
+            w0, w1, w2, w3 = r0[j], r0[j + 1], r0[j + 2], r0[j + 3]
+            x0, x1, x2, x3 = r1[j], r1[j + 1], r1[j + 2], r1[j + 3]
+            y0, y1, y2, y3 = r2[j], r2[j + 1], r2[j + 2], r2[j + 3]
+            z0, z1, z2, z3 = r3[j], r3[j + 1], r3[j + 2], r3[j + 3]
             for c in range(k):
-                a[c] += x0 * column[c]
-                b[c] += x1 * column[c]
-                e[c] += x2 * column[c]
-                f[c] += x3 * column[c]
-        for i, scores in ((start, a), (i1, b), (i2, e), (i3, f)):
-            best = _argmax(scores)
-            if assignments[i] != best:
-                assignments[i] = best
-                changed = True
-    return changed
-
-
-@njit(nogil=True, cache=True, fastmath=True)
-def _argmax(scores: Floats) -> int:
-    """First index of the largest score: a vectorised maximum, then a short search."""
-    best = scores[0]
-    for c in range(1, len(scores)):
-        best = max(best, scores[c])
-    for c in range(len(scores)):
-        if scores[c] == best:
-            return c
-    return 0
+                t0[c] += w0 * c0[c] + w1 * c1[c] + w2 * c2[c] + w3 * c3[c]
+                t1[c] += x0 * c0[c] + x1 * c1[c] + x2 * c2[c] + x3 * c3[c]
+                t2[c] += y0 * c0[c] + y1 * c1[c] + y2 * c2[c] + y3 * c3[c]
+                t3[c] += z0 * c0[c] + z1 * c1[c] + z2 * c2[c] + z3 * c3[c]
+        for i in range(start, min(start + 4, n)):
+            row = tile[i - start]
+            best = row[0]
+            for c in range(1, k):  # a vectorised maximum, then a short search
+                best = max(best, row[c])
+            place = 0
+            while row[place] != best and place < k - 1:
+                place += 1
+            nearest[i] = place
+            scores[i] = best

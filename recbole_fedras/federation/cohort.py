@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from os import cpu_count
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recbole_fedras.compressor.base import CohortUpdate
-from recbole_fedras.data.clients import ClientSamples
+from recbole_fedras.data.clients import ClientSamples, Ints
 from recbole_fedras.federation.settings import LocalTraining
 
 Score = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
@@ -49,6 +51,7 @@ def train_cohort(
     theta: Mapping[str, Tensor],
     training: LocalTraining,
     gradient_map: Tensor | None = None,
+    train_client: Callable[..., float] | None = None,
 ) -> Trained:
     """Train every client of a cohort from the shared parameters that he holds.
 
@@ -72,20 +75,26 @@ def train_cohort(
     training : LocalTraining
     gradient_map : Tensor, shape (dim, dim), optional
         Applied to item gradients, see ``Compressor.gradient_map``.
+    train_client : callable, optional
+        Compiled training of one client, ``FederatedRecommender.train_client``. It is
+        used on the CPU, in threads over clients; its results equal those of the
+        general path to rounding.
     """
+    compiled = train_client is not None and tables.device.type == "cpu" and not theta
     parts = [
-        _train_chunk(
-            score,
-            samples[start : start + CHUNK],
-            user_rows[start : start + CHUNK],
-            tables,
-            table_of_client[start : start + CHUNK],
-            theta,
-            training,
-            gradient_map,
+        _train_compiled(
+            train_client, chunk, user_rows[own], tables, table_of_client[own],
+            training, gradient_map,
+        )
+        if compiled and train_client is not None
+        else _train_chunk(
+            score, chunk, user_rows[own], tables, table_of_client[own], theta,
+            training, gradient_map,
         )
         for start in range(0, len(samples), CHUNK)
-    ]
+        for own in [slice(start, start + CHUNK)]
+        for chunk in [samples[own]]
+    ]  # fmt: skip
     n_rows = torch.tensor([len(own.ids) for own in samples])
     updates = CohortUpdate(
         clients=clients,
@@ -110,6 +119,65 @@ class _Chunk:
     loss: Tensor
 
 
+def _local_tables(
+    samples: list[ClientSamples], tables: Tensor, table_of_client: Tensor
+) -> tuple[Tensor, Tensor, Ints]:
+    """Gather the rows that clients touch.
+
+    Returns
+    -------
+    ids : Tensor of int64, shape (n,)
+    rows : Tensor, shape (n, dim)
+        One client's rows behind the other's.
+    offsets : ndarray of int64, shape (n_clients + 1,)
+    """
+    n_rows = [len(own.ids) for own in samples]
+    offsets = np.concatenate([[0], np.cumsum(n_rows)])
+    ids = torch.from_numpy(np.concatenate([own.ids for own in samples]))
+    owner = torch.from_numpy(np.repeat(np.arange(len(samples)), n_rows))
+    ids, owner = ids.to(tables.device), owner.to(tables.device)
+    return ids, tables[table_of_client.to(owner.device)[owner], ids], offsets
+
+
+def _train_compiled(
+    train_client: Callable[..., float],
+    samples: list[ClientSamples],
+    user_rows: Tensor,
+    tables: Tensor,
+    table_of_client: Tensor,
+    training: LocalTraining,
+    gradient_map: Tensor | None,
+) -> _Chunk:
+    ids, before, offsets = _local_tables(samples, tables, table_of_client)
+    table, user_rows = before.clone(), user_rows.clone()
+    users, rows = user_rows.numpy(), table.numpy()
+    mapping = np.empty((0, 0), np.float32)
+    if gradient_map is not None:
+        mapping = gradient_map.numpy()
+
+    def train(client: int) -> float:
+        own = samples[client]
+        return train_client(
+            users[client],
+            rows[offsets[client] : offsets[client + 1]],
+            own.rows,
+            own.labels,
+            training.batch_size,
+            training.learning_rate,
+            mapping,
+        )
+
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        losses = list(pool.map(train, range(len(samples))))
+    return _Chunk(
+        user_rows=user_rows,
+        ids=ids,
+        rows=table - before,
+        theta=table.new_zeros(len(samples), 0),
+        loss=torch.tensor(sum(losses)),
+    )
+
+
 def _train_chunk(
     score: Score,
     samples: list[ClientSamples],
@@ -121,15 +189,11 @@ def _train_chunk(
     gradient_map: Tensor | None,
 ) -> _Chunk:
     device, n_clients, dim = tables.device, len(samples), tables.shape[-1]
-    n_rows = np.array([len(own.ids) for own in samples])
-    ids = torch.from_numpy(np.concatenate([own.ids for own in samples])).to(device)
-    owner = torch.from_numpy(np.repeat(np.arange(n_clients), n_rows)).to(device)
-    before = tables[table_of_client[owner], ids]  # (sum n_rows, dim)
+    ids, before, offsets = _local_tables(samples, tables, table_of_client)
     table = before.clone()
-    first_row = np.concatenate([[0], np.cumsum(n_rows)[:-1]])
     rows = torch.from_numpy(
         np.concatenate(
-            [own.rows.ravel() + at for own, at in zip(samples, first_row, strict=True)]
+            [own.rows.ravel() + at for own, at in zip(samples, offsets, strict=False)]
         )
     ).to(device)
     labels = torch.from_numpy(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -45,6 +45,7 @@ class FederatedModel(Protocol):
     """What the simulation needs of a model; ids count from 0."""
 
     score: Score
+    train_client: Callable[..., float] | None
 
     def hold_replicas(self, replica_of_client: Tensor, n_replicas: int) -> None:
         """Give each bandwidth tier a replica of its own."""
@@ -220,6 +221,7 @@ class Simulation:
                 self._model.theta(),
                 self.training,
                 gradient_map,
+                self._model.train_client,
             )
         tensors = (trained.user_rows, trained.updates.rows, trained.updates.theta)
         if not all(bool(tensor.isfinite().all()) for tensor in tensors):

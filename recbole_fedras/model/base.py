@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -42,6 +42,13 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     """
 
     input_type = InputType.POINTWISE
+
+    #: Compiled local training on the CPU for a model without a network, or None:
+    #: ``train_client(user, table, rows, labels, batch_size, learning_rate,
+    #: gradient_map) -> loss`` changes ``user`` (dim,) and ``table`` (n_rows, dim) in
+    #: place exactly as gradients of :meth:`score` would; ``rows`` and ``labels`` have
+    #: shape (local_epochs, n_samples), an empty ``gradient_map`` means none.
+    train_client: Callable[..., float] | None = None
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

@@ -1,8 +1,69 @@
 """MF: matrix factorisation, the dot product of user and item (FedMF)."""
 
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedras.model.base import FederatedRecommender, Theta
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _train_client(
+    user: Floats,
+    table: Floats,
+    rows: Ints,
+    labels: Floats,
+    batch_size: int,
+    learning_rate: float,
+    gradient_map: Floats,
+) -> float:
+    """Train one client in place; see ``FederatedRecommender.train_client``.
+
+    Every sample's slope is taken at the parameters from before the batch. An item's
+    gradient is its slopes times the old user row, so items can be updated in passing.
+    """
+    dim = len(user)
+    rate = np.float32(learning_rate)
+    slopes = np.empty(batch_size, np.float32)
+    user_gradient = np.empty(dim, np.float32)
+    step = np.empty(dim, np.float32)
+    loss = 0.0
+    for epoch in range(len(rows)):
+        for start in range(0, rows.shape[1], batch_size):
+            size = min(batch_size, rows.shape[1] - start)
+            user_gradient[:] = 0
+            for i in range(size):
+                item = table[rows[epoch, start + i]]
+                logit = np.float32(0)
+                for j in range(dim):
+                    logit += user[j] * item[j]
+                label = labels[epoch, start + i]
+                decay = np.exp(-abs(logit))
+                loss += max(logit, np.float32(0)) - logit * label + np.log1p(decay)
+                positive = np.float32(1) / (np.float32(1) + decay)
+                slopes[i] = (positive if logit >= 0 else decay * positive) - label
+                for j in range(dim):
+                    user_gradient[j] += slopes[i] * item[j]
+            if len(gradient_map):
+                step[:] = 0
+                for k in range(dim):
+                    for j in range(dim):
+                        step[j] += user[k] * gradient_map[k, j]
+            else:
+                step[:] = user
+            for i in range(size):
+                item = table[rows[epoch, start + i]]
+                for j in range(dim):
+                    item[j] -= rate * slopes[i] * step[j]
+            for j in range(dim):
+                user[j] -= rate * user_gradient[j]
+    return loss
 
 
 class MF(FederatedRecommender):
@@ -11,6 +72,8 @@ class MF(FederatedRecommender):
     Source: Chai et al., "Secure Federated Matrix Factorization" (2020), with implicit
     feedback and logits as in FedRAS (KDD 2025, section 3).
     """
+
+    train_client = staticmethod(_train_client)
 
     @staticmethod
     def score(user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
