@@ -1,7 +1,8 @@
 """recbole-fedras: RecBole trains federatedly, with a compressor chosen by config."""
 
 from recbole_fedras import compat
+from recbole_fedras.version import __version__
 
 compat.apply()
 
-__version__ = "0.1.0"
+__all__ = ["__version__"]

@@ -17,6 +17,11 @@ from recbole_fedras.federation.simulation import NonFiniteError
 from recbole_fedras.quick_start import run_recbole_fedras
 
 
+def script() -> None:
+    """Console script."""
+    sys.exit(main())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run as the command line says; return the exit status."""
     parser = argparse.ArgumentParser(
@@ -51,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _listing(config_files: list[str]) -> str:
     """Models and compressors that ship with us or that ``config_files`` name."""
     found: dict[str, dict[str, dict[str, Any]]] = {
-        kind: {name: registry.read_properties(kind, name) for name in registry.names(kind)}
+        kind: {
+            name: registry.read_properties(kind, name) for name in registry.names(kind)
+        }
         for kind in ("model", "compressor")
     }
     if config_files:
@@ -62,7 +69,7 @@ def _listing(config_files: list[str]) -> str:
     rows = []
     for kind, keys_of_name in found.items():
         for name, keys in keys_of_name.items():
-            path = keys.pop(f"{kind}_class")
+            path = str(keys.pop(f"{kind}_class"))
             cls = registry.load_class(f"{kind}_class", path, object)
             if issubclass(cls, Compressor):
                 keys = registry.hyper_parameters(cls) | keys

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import operator
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -55,8 +56,8 @@ class Config(RecBoleConfig):  # type: ignore[misc]
     """RecBole's ``Config`` with our defaults beneath the user's values.
 
     For federated models the order is, later over earlier: RecBole's defaults, our
-    ``properties/overall.yaml``, ``model/{model}.yaml``, ``compressor/{compressor}.yaml``
-    and ``dataset/{dataset}.yaml``; then config files, ``config_dict``, command line.
+    ``overall.yaml``, ``model/{model}.yaml``, ``compressor/{compressor}.yaml`` and
+    ``dataset/{dataset}.yaml``; then config files, ``config_dict``, command line.
     For RecBole's own models RecBole's defaults win over ours.
 
     Parameters
@@ -77,6 +78,9 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         Every key and value that defines the run, as plain types, before RecBole adds
         derived ones; a run started from it alone is the same run.
     """
+
+    external_config_dict: dict[str, Any]
+    internal_config_dict: dict[str, Any]
 
     def __init__(
         self,
@@ -116,9 +120,13 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             try:
                 values = yaml.load(text, Loader=self.yaml_loader)  # noqa: S506
             except yaml.YAMLError as error:
-                raise ValueError(f"config_files: {file!r} is not YAML: {error}") from error
+                raise ValueError(
+                    f"config_files: {file!r} is not YAML: {error}"
+                ) from error
             if not isinstance(values or {}, dict):
-                raise ValueError(f"config_files: {file!r} does not hold keys and values")
+                raise ValueError(
+                    f"config_files: {file!r} does not hold keys and values"
+                )
             merged.update(values or {})
         return merged
 
@@ -154,9 +162,9 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         dataset = dataset or given.get("dataset") or overall["dataset"]
         if not isinstance(model, str):
             return model.__name__, model, str(dataset)
-        path = given.get("model_class") or registry.read_properties(
-            "model", model
-        ).get("model_class")
+        path = given.get("model_class") or registry.read_properties("model", model).get(
+            "model_class"
+        )
         if path:
             model_class = registry.load_class("model_class", path, FederatedRecommender)
             return model, model_class, str(dataset)
@@ -210,9 +218,9 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         known |= {key for keys in self.parameters.values() for key in keys}
         for key in self.external_config_dict:
             if key not in known:
+                near = registry.nearest(key, sorted(known))
                 raise ValueError(
-                    f"unknown config key {key!r}; {registry.nearest(key, sorted(known))}"
-                    f"see docs/config.md for all keys"
+                    f"unknown config key {key!r}; {near}docs/config.md has all keys"
                 )
 
     def _get_final_config_dict(self) -> dict[str, Any]:
@@ -292,7 +300,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         ):
             self._refuse("bandwidth", allowed)
         n_tiers = self._integer("bandwidth_tiers", 1)
-        rates = np.unique(np.linspace(*bandwidth, n_tiers).round(10))
+        rates = np.unique(np.linspace(bandwidth[0], bandwidth[1], n_tiers).round(10))
         return tuple(rates.tolist())
 
     def _check_common(self) -> None:
@@ -333,12 +341,14 @@ class Config(RecBoleConfig):  # type: ignore[misc]
     ) -> float:
         value = self[key]
         bounds = [
-            (above, ">", lambda x, bound: x > bound),
-            (at_least, ">=", lambda x, bound: x >= bound),
-            (below, "<", lambda x, bound: x < bound),
-            (at_most, "<=", lambda x, bound: x <= bound),
+            (above, ">", operator.gt),
+            (at_least, ">=", operator.ge),
+            (below, "<", operator.lt),
+            (at_most, "<=", operator.le),
         ]
-        used = [(bound, sign, test) for bound, sign, test in bounds if bound is not None]
+        used = [
+            (bound, sign, test) for bound, sign, test in bounds if bound is not None
+        ]
         if not _is_number(value) or not all(test(value, b) for b, _, test in used):
             what = " and ".join(f"{sign} {bound}" for bound, sign, _ in used)
             self._refuse(key, f"a number {what}")

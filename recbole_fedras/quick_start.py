@@ -74,18 +74,18 @@ def run_recbole_fedras(
             "or a FederatedRecommender of your own named by model_class"
         )
     init_seed(config["seed"], config["reproducibility"])
-    train_data, valid_data, test_data = prepare_data(config)
-
     init_logger(config)
     logger = getLogger()
     logger.debug(config)
-    logger.info(train_data._dataset)
+    train_data, valid_data, test_data = prepare_data(config)
     init_seed(config["seed"], config["reproducibility"])
     network = config.model_class(config, train_data._dataset).to(config["device"])
+    trainer = FederatedTrainer(config, network, train_data)
+
     name = f"{config['model']}-{config['compressor']}-{config['dataset']}"
     folder = RunFolder(config["checkpoint_dir"], name)
     folder.write_config(config.resolved)
-    trainer = FederatedTrainer(config, network, train_data, folder)
+    trainer.write_to(folder)
     if config["resume"]:
         trainer.resume_checkpoint(config["resume"])
 
@@ -102,7 +102,7 @@ def run_recbole_fedras(
     seconds["evaluation"] += test_seconds
     seconds["total"] += test_seconds
     table = network.replicas()[0]
-    result = {
+    result: dict[str, Any] = {
         "model": config["model"],
         "dataset": config["dataset"],
         "compressor": config["compressor"],
@@ -120,7 +120,7 @@ def run_recbole_fedras(
         "seconds": seconds,
         "run_folder": str(folder.path),
     }
-    result = plain(result)
+    result = {key: plain(value) for key, value in result.items()}
     folder.write_result(result)
     print(result_table(result))
     print(f"Everything is in {folder.path}")
@@ -131,7 +131,9 @@ def prepare_data(config: Config) -> tuple[Any, Any, Any]:
     """Load and split the data; return RecBole's loaders, evaluation as configured."""
     # RecBole looks a dataset class up by the model's name: its own way to extend it.
     setattr(recbole.data.dataset, f"{config['model']}Dataset", FederatedDataset)
-    loaders = data_preparation(config, create_dataset(config))
+    dataset = create_dataset(config)
+    getLogger().info(dataset)
+    loaders = data_preparation(config, dataset)
     parts = [loader._dataset for loader in loaders]
     train, *evaluation = loaders
     valid, test = (

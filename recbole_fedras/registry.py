@@ -61,7 +61,7 @@ def load_class(key: str, path: str, base: type) -> type:
 
 
 def hyper_parameters(cls: type) -> dict[str, Any]:
-    """Constructor parameters of a class and their defaults (None: no default)."""
+    """Return a class's constructor parameters and their defaults (None: no default)."""
     return {
         name: None if parameter.default is parameter.empty else parameter.default
         for name, parameter in inspect.signature(cls).parameters.items()

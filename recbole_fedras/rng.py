@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What a random number is drawn for. The values are part of every run's identity."""
+    """What a random number is drawn for; the values are part of a run's identity."""
 
     INITIALISATION = 0
     COHORT = 1

@@ -40,8 +40,6 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
     model : FederatedRecommender
     train_data : AbstractDataLoader
         RecBole's loader of the training part; its interactions go to their clients.
-    folder : RunFolder, optional
-        Where checkpoints and rounds are written; RecBole's place if None.
 
     Attributes
     ----------
@@ -55,7 +53,6 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         config: Config,
         model: FederatedRecommender,
         train_data: Any,
-        folder: RunFolder | None = None,
     ) -> None:
         self.simulation = Simulation(
             model,
@@ -66,12 +63,15 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         )
         super().__init__(config, model)
         self.eval_collector = FairCollector(config)
-        self.folder = folder
-        if folder is not None:
-            self.saved_model_file = str(folder.best)
+        self.folder: RunFolder | None = None
         self.rows: list[dict[str, Any]] = []
         self._best: dict[str, Any] | None = None
         self._valid_result: dict[str, float] | None = None
+
+    def write_to(self, folder: RunFolder) -> None:
+        """Write checkpoints and rounds to ``folder`` instead of RecBole's one file."""
+        self.folder = folder
+        self.saved_model_file = str(folder.best)
 
     def fit(
         self,
@@ -268,12 +268,17 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
 
 def _random_state() -> dict[str, Any]:
     """Global generators, which only ``eval_candidates: recbole`` draws from."""
-    name, keys, *rest = np.random.get_state(legacy=True)
-    numpy_state = [name, torch.from_numpy(keys.astype(np.int64)), *plain(rest)]
-    return {"torch": torch.get_rng_state(), "numpy": numpy_state}
+    state = dict(np.random.get_state(legacy=False))  # noqa: NPY002 - RecBole's
+    keys = torch.from_numpy(state["state"]["key"].astype(np.int64))
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": plain(state | {"state": state["state"]["pos"]}),
+        "numpy_keys": keys,
+    }
 
 
 def _restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    keys = state["numpy_keys"].numpy().astype(np.uint32)
+    inner = {"key": keys, "pos": state["numpy"]["state"]}
+    np.random.set_state(state["numpy"] | {"state": inner})  # noqa: NPY002

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedras.rng import Stream, generator
@@ -162,7 +163,7 @@ class Compressor(ABC):
     #: Whether clients of one run may have different compression rates.
     heterogeneous: ClassVar[bool] = True
 
-    def validate(self, budget: Budget) -> None:
+    def validate(self, budget: Budget) -> None:  # noqa: B027 - optional
         """Raise a ValueError if the method cannot work within ``budget``."""
 
     @abstractmethod
@@ -215,7 +216,7 @@ class Compressor(ABC):
         """State of the sending server, as plain types, for checkpoints."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Restore what :meth:`state_dict` returned."""
 
     def metrics(self) -> dict[str, float]:
@@ -241,7 +242,7 @@ def raw_update(payload: Payload, ctx: RoundContext) -> RowUpdate:
     return row_update(ids, values)
 
 
-def row_update(ids: np.ndarray, rows: np.ndarray) -> RowUpdate:
+def row_update(ids: NDArray[np.int64], rows: NDArray[np.float32]) -> RowUpdate:
     """Make a RowUpdate of numpy arrays."""
     return RowUpdate(
         torch.from_numpy(np.array(ids, np.int64)),

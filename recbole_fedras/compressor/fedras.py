@@ -76,13 +76,13 @@ class FedRAS(Compressor):
         if not 0 <= alpha < 1:
             raise ValueError(f"alpha={alpha} must lie in [0, 1)")
         if clustering not in ("adaptive", "fixed"):
-            raise ValueError(
-                f"clustering={clustering!r} must be 'adaptive' or 'fixed'"
-            )
+            raise ValueError(f"clustering={clustering!r} must be 'adaptive' or 'fixed'")
         if kmeans not in BACKENDS:
             raise ValueError(f"kmeans={kmeans!r} must be one of {BACKENDS}")
         if kmeans_iterations < 1:
-            raise ValueError(f"kmeans_iterations={kmeans_iterations} must be at least 1")
+            raise ValueError(
+                f"kmeans_iterations={kmeans_iterations} must be at least 1"
+            )
         self.alpha = alpha
         self.clustering = clustering
         self.kmeans = kmeans
@@ -121,8 +121,12 @@ class FedRAS(Compressor):
         """Encode the clients' updates in threads, one client each."""
         with ThreadPoolExecutor(cpu_count()) as pool:
             return list(
-                pool.map(self.encode, map(updates.__getitem__, range(len(updates))),
-                         budgets, ctxs)
+                pool.map(
+                    self.encode,
+                    map(updates.__getitem__, range(len(updates))),
+                    budgets,
+                    ctxs,
+                )
             )
 
     def encode_broadcast(
@@ -184,7 +188,7 @@ class FedRAS(Compressor):
         self._threshold_count = state["threshold_count"]
 
     def metrics(self) -> dict[str, float]:
-        """Groups of the last downlink and the worst quality recorded with it."""
+        """Return the last downlink's groups and the worst quality recorded with it."""
         return self._metrics
 
     def _first(self, n_groups: int) -> int:

@@ -152,7 +152,7 @@ def _seed(rows: Floats, n_groups: int, rng: np.random.Generator) -> Floats:
 def _find_nearest(
     rows: Floats, centroids: Floats, nearest: Ints, scores: Floats
 ) -> None:
-    """Find each row's nearest centroid, and ``x.c - |c|^2 / 2``, which is largest for it.
+    """Find each row's nearest centroid and its score ``x.c - |c|^2 / 2``, the largest.
 
     Four rows and four dimensions at a time, the inner loop over centroids: each value
     loaded serves four or more multiplications. The dimension is a multiple of four.

@@ -64,4 +64,5 @@ def _leading_right_vectors(rows: Tensor, rank: int) -> Tensor:
     """Return the ``rank`` leading right singular vectors, shape (rank, dim)."""
     exact = rows.double()
     _, vectors = torch.linalg.eigh(exact.T @ exact)  # eigenvalues increase
-    return vectors[:, -rank:].flip(1).T.to(rows.dtype)
+    leading: Tensor = vectors[:, -rank:].flip(1).T
+    return leading.to(rows.dtype)

@@ -73,7 +73,7 @@ class FederatedDataset(Dataset):  # type: ignore[misc]
 
     def _require_interactions(self) -> None:
         split = self.config["eval_args"]["split"] or {}
-        needed = _LEAVE_ONE_OUT_PARTS.get(split.get("LS"))
+        needed = _LEAVE_ONE_OUT_PARTS.get(split.get("LS", ""))
         if needed is None or self.benchmark_filename_list is not None:
             return
         counts = self.inter_feat[self.uid_field].value_counts()

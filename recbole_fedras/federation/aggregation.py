@@ -27,7 +27,9 @@ def aggregate_rows(
     """
     ids = torch.cat([update.ids for update in updates])
     rows = torch.cat([update.rows for update in updates])
-    changed, inverse, counts = ids.unique(return_inverse=True, return_counts=True)
+    changed, inverse, counts = torch.unique(
+        ids, return_inverse=True, return_counts=True
+    )
     total = torch.zeros(len(changed), dim, dtype=rows.dtype)
     total.index_add_(0, inverse, rows)
     if aggregation == "inverse_frequency":

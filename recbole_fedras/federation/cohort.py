@@ -233,7 +233,9 @@ def _train_chunk(
         item_gradient = gradients[1].reshape(-1, dim)
         if gradient_map is not None:
             item_gradient = item_gradient @ gradient_map
-        table.index_add_(0, row.reshape(-1), item_gradient, alpha=-training.learning_rate)
+        table.index_add_(
+            0, row.reshape(-1), item_gradient, alpha=-training.learning_rate
+        )
         for name, gradient in zip(own, gradients[2:], strict=True):
             mean = gradient / size.reshape(-1, *[1] * (gradient.dim() - 1))
             network[name][who] -= training.theta_learning_rate * mean
@@ -252,7 +254,7 @@ def _train_chunk(
 
 def _plan_steps(
     samples: list[ClientSamples], batch_size: int
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+) -> list[tuple[Ints, Ints, Ints]]:
     """For each step: clients still active, where their batches start, and their sizes.
 
     Samples of client c stand from the sum of the sizes of those before him, epoch by
@@ -268,5 +270,7 @@ def _plan_steps(
         epoch, batch = np.divmod(step, n_batches[active])
         begin = batch * batch_size
         sizes = np.minimum(batch_size, per_epoch[active] - begin)
-        plan.append((active, offsets[active] + epoch * per_epoch[active] + begin, sizes))
+        plan.append(
+            (active, offsets[active] + epoch * per_epoch[active] + begin, sizes)
+        )
     return plan

@@ -55,8 +55,9 @@ class BroadcastReplica:
         """
         tier = self.tier_of_client[clients]
         before_newest = max(self.version - 1, 0)
-        missed = self._published[tier, before_newest] - (
-            self._published[tier, self._held[clients].clamp(max=before_newest)]
+        missed = (
+            self._published[tier, before_newest]
+            - (self._published[tier, self._held[clients].clamp(max=before_newest)])
         )
         self._held[clients] = self.version
         return int(missed.clamp(max=self.dense_bytes).sum())

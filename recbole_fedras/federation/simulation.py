@@ -116,9 +116,7 @@ class Simulation:
         self.training = training
         self._model = model
         self._eligible = clients.eligible
-        self._cohort_size = cohort_size(
-            len(self._eligible), federation.client_fraction
-        )
+        self._cohort_size = cohort_size(len(self._eligible), federation.client_fraction)
         rates = federation.compression_rates
         self._tier_of_client = torch.from_numpy(
             assign_tiers(clients.n_clients, len(rates), federation.seed)
@@ -170,9 +168,7 @@ class Simulation:
         received, theta_change = self._upload(trained)
         with self._time("aggregation"):
             n_items, dim = self.server.item_table.shape
-            update = aggregate_rows(
-                received, n_items, dim, self.federation.aggregation
-            )
+            update = aggregate_rows(received, n_items, dim, self.federation.aggregation)
         self._publish(update, theta_change)
         metrics = self.compressor.metrics() | {
             "drift": self.server.drift(self.replica.tables[0])

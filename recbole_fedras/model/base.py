@@ -69,14 +69,14 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     @staticmethod
     @abstractmethod
     def score(user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
-        """Logits of user-item pairs.
+        r"""Logits of user-item pairs.
 
         Parameters
         ----------
         user_rows : Tensor, shape (n_clients, 1 or n, dim)
         item_rows : Tensor, shape (n_clients or 1, n, dim)
         theta : mapping of str to Tensor
-            The network of each client, shapes (n_clients or 1, \\*shape).
+            The network of each client, shapes (n_clients or 1, \*shape).
 
         Returns
         -------
@@ -95,8 +95,10 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         self.replica_of_user[1:] = replica_of_client.to(self.replica_of_user)
         if n_replicas > 1:
             table = self.item_embedding.weight.data[: self.n_items]
-            self.item_embedding = nn.Embedding.from_pretrained(
-                table.repeat(n_replicas, 1), freeze=False
+            self.item_embedding = nn.Embedding(
+                n_replicas * self.n_items,
+                self.dim,
+                _weight=table.repeat(n_replicas, 1),
             )
 
     def client_rows(self) -> Tensor:
@@ -105,8 +107,8 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     def replicas(self) -> Tensor:
         """Item tables without [PAD], shape (n_replicas, n_items - 1, dim); a view."""
-        tables = self.item_embedding.weight.data.view(-1, self.n_items, self.dim)
-        return tables[:, 1:]
+        tables: Tensor = self.item_embedding.weight.data
+        return tables.view(-1, self.n_items, self.dim)[:, 1:]
 
     def theta(self) -> dict[str, Tensor]:
         """Parameters of the scoring network, by name; views."""
@@ -150,10 +152,10 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         user = interaction[self.USER_ID]
         theta = {name: value[None] for name, value in self.theta().items()}
         tables = self.item_embedding.weight.view(-1, self.n_items, self.dim)
-        user_rows = self.user_embedding(user)
+        user_rows: Tensor = self.user_embedding(user)
         replica = self.replica_of_user[user]
         scores = user_rows.new_empty(len(user), self.n_items)
         for index in replica.unique().tolist():
             own = replica == index
             scores[own] = self.score_all(user_rows[own], tables[index], theta)
-        return scores.view(-1)
+        return scores.flatten()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class NCF(FederatedRecommender):
         sizes = [2 * self.dim, *config["mlp_hidden_size"], 1]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for layer, (fan_in, fan_out) in enumerate(pairwise(sizes)):
             rng = generator(self.seed, Stream.INITIALISATION, 2 + layer)
             values = rng.standard_normal((fan_in, fan_out)) * (2 / fan_in) ** 0.5
             self.weights.append(nn.Parameter(torch.from_numpy(values).float()))

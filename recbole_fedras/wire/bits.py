@@ -7,7 +7,7 @@ Ints = NDArray[np.int64]
 
 
 def width(bound: int) -> int:
-    """Bits for one integer in ``[0, bound)``: ``ceil(log2(bound))``, 0 if bound is 1."""
+    """Bits of an integer in ``[0, bound)``: ``ceil(log2(bound))``, 0 if bound is 1."""
     return max(bound - 1, 0).bit_length()
 
 
@@ -30,7 +30,7 @@ def pack(values: Ints, bound: int) -> bytes:
     ValueError
         If a value lies outside ``[0, bound)``.
     """
-    if values.size and not (0 <= values.min() and values.max() < bound):
+    if values.size and (values.min() < 0 or values.max() >= bound):
         raise ValueError(
             f"values to pack must lie in [0, {bound}), "
             f"got [{values.min()}, {values.max()}]"
@@ -80,7 +80,7 @@ def pack_rows(ids: Ints, n_rows: int) -> bytes:
     ValueError
         If the ids are not strictly increasing or out of range.
     """
-    if ids.size and not (0 <= ids[0] and ids[-1] < n_rows and (np.diff(ids) > 0).all()):
+    if ids.size and (ids[0] < 0 or ids[-1] >= n_rows or (np.diff(ids) <= 0).any()):
         raise ValueError(f"row ids must be strictly increasing in [0, {n_rows})")
     if len(ids) == n_rows:
         return b""
