@@ -170,7 +170,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             return model, model_class, str(dataset)
         try:
             return model, get_model(model), str(dataset)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, ImportError) as error:
             valid = list(registry.names("model"))
             raise ValueError(
                 f"model={model!r} is unknown; {registry.nearest(model, valid)}"
@@ -214,7 +214,8 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         )
 
     def _refuse_unknown_keys(self) -> None:
-        known = {*self.internal_config_dict, *_RECBOLE_KEYS, "model_class"}
+        known = {*self.internal_config_dict, *_RECBOLE_KEYS}
+        known |= {"model_class", "compressor_class"}
         known |= {key for keys in self.parameters.values() for key in keys}
         for key in self.external_config_dict:
             if key not in known:

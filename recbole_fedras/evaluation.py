@@ -62,9 +62,8 @@ class FixedCandidates:
         items = dataset.inter_feat[self._item_field].numpy()
         self._users = np.unique(users)
         order = np.lexsort((items, users))
-        held_out = np.split(
-            items[order], np.searchsorted(users[order], self._users)[1:]
-        )
+        bounds = np.searchsorted(users[order], self._users)
+        held_out = np.split(items[order], bounds)[1:]
         all_items = np.arange(1, dataset.item_num)
         rows, positives = [], []
         for user, own in zip(self._users, held_out, strict=True):
@@ -187,6 +186,21 @@ class FairCollector(Collector):  # type: ignore[misc]
         if columns is not None and self.register.need("rec.items"):
             ranked = self.data_struct.get("rec.items")[-len(columns) :]
             ranked.copy_(columns.gather(1, ranked))
+
+    def get_data_struct(self) -> Any:
+        """Return what was collected; RecBole fails on what is not a tensor."""
+        counts = {
+            key: value
+            for key, value in self.data_struct._data_dict.items()
+            if not isinstance(value, Tensor)
+        }
+        for key in counts:
+            del self.data_struct._data_dict[key]
+        collected = super().get_data_struct()
+        for key, value in counts.items():
+            self.data_struct.set(key, value)
+            collected.set(key, value)
+        return collected
 
     def _is_candidate_batch(self, interaction: Interaction) -> bool:
         fields = interaction.columns

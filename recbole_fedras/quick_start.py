@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from logging import getLogger
 from typing import Any
 
@@ -73,10 +74,12 @@ def run_recbole_fedras(
             f"model={config.model!r} is not a federated model; federated are {valid}, "
             "or a FederatedRecommender of your own named by model_class"
         )
+    with _log(config):
+        return _run(config, saved)
+
+
+def _run(config: Config, saved: bool) -> dict[str, Any]:
     init_seed(config["seed"], config["reproducibility"])
-    init_logger(config)
-    logger = getLogger()
-    logger.debug(config)
     train_data, valid_data, test_data = prepare_data(config)
     init_seed(config["seed"], config["reproducibility"])
     network = config.model_class(config, train_data._dataset).to(config["device"])
@@ -141,3 +144,17 @@ def prepare_data(config: Config) -> tuple[Any, Any, Any]:
         for loader, phase in zip(evaluation, ("valid", "test"), strict=True)
     )
     return train, valid, test
+
+
+@contextmanager
+def _log(config: Config) -> Iterator[None]:
+    """Start RecBole's log, and end it with the run, so that the next has its own."""
+    root = getLogger()
+    before = list(root.handlers)
+    init_logger(config)
+    try:
+        yield
+    finally:
+        for handler in [other for other in root.handlers if other not in before]:
+            root.removeHandler(handler)
+            handler.close()

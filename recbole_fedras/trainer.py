@@ -94,6 +94,9 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             if callback_fn is not None:
                 callback_fn(epoch, score)
 
+        if self.start_epoch >= self.epochs:  # resumed at its end; keep the best state
+            self.eval_collector.data_collect(train_data)
+            return self.best_valid_score, self.best_valid_result
         with self._progress_bar(show_progress), self._delayed_interrupts():
             try:
                 result = super().fit(

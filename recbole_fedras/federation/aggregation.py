@@ -24,6 +24,11 @@ def aggregate_rows(
         As decoded, one per client of the cohort.
     n_items, dim : int
     aggregation : {'inverse_frequency', 'fedavg'}
+
+    Returns
+    -------
+    RowUpdate
+        Of the rows whose mean is not zero.
     """
     ids = torch.cat([update.ids for update in updates])
     rows = torch.cat([update.rows for update in updates])
@@ -32,9 +37,10 @@ def aggregate_rows(
     )
     total = torch.zeros(len(changed), dim, dtype=rows.dtype)
     total.index_add_(0, inverse, rows)
-    if aggregation == "inverse_frequency":
-        return RowUpdate(changed, total / counts[:, None])
-    return RowUpdate(changed, total / len(updates))
+    weights = counts[:, None] if aggregation == "inverse_frequency" else len(updates)
+    mean = total / weights
+    nonzero = mean.any(1)  # a network may pass no gradient to an item
+    return RowUpdate(changed[nonzero], mean[nonzero])
 
 
 def aggregate_theta(changes: Tensor) -> Tensor:

@@ -13,7 +13,12 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(
+    nogil=True,
+    cache=True,
+    error_model="numpy",
+    fastmath={"reassoc", "contract", "arcp", "nsz"},  # NaN and infinity stay so
+)
 def _train_client(
     user: Floats,
     table: Floats,

@@ -1,0 +1,103 @@
+"""Small datasets and updates that the tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_fedras.compressor import Budget, RoundContext, RowUpdate
+
+N_ITEMS, DIM = 60, 8
+CTX = RoundContext(round=3, seed=7, n_items=N_ITEMS, dim=DIM, sender=5)
+
+
+def make_update(n_rows: int, seed: int = 0, scale: float = 1.0) -> RowUpdate:
+    """Random update whose rows have unequal norms."""
+    rng = np.random.default_rng(seed)
+    ids = np.sort(rng.choice(N_ITEMS, n_rows, replace=False))
+    rows = rng.standard_normal((n_rows, DIM)) * rng.lognormal(0, 1, (n_rows, 1))
+    return RowUpdate(torch.from_numpy(ids), torch.from_numpy(rows * scale).float())
+
+
+def budget(compression_rate: float) -> Budget:
+    """Budget of the tests' table."""
+    return Budget(N_ITEMS, DIM, compression_rate)
+
+
+def write_dataset(
+    folder: Path, name: str, rows: list[tuple[Any, ...]], header: str | None = None
+) -> None:
+    """Write an atomic file."""
+    header = header or "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+    (folder / name).mkdir(exist_ok=True)
+    lines = ["\t".join(map(str, row)) for row in rows]
+    text = "\n".join([header, *lines]) + "\n"
+    (folder / name / f"{name}.inter").write_text(text, encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def tiny_rows() -> list[tuple[Any, ...]]:
+    """40 users x 60 items in two taste groups, 8 to 15 interactions each."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for user in range(40):
+        liked = rng.permutation(30)[: rng.integers(8, 16)] + 30 * (user % 2)
+        rows += [
+            (f"u{user}", f"i{item}", 5, 1_000_000_000 + 7 * step)
+            for step, item in enumerate(liked)
+        ]
+    return rows
+
+
+@pytest.fixture
+def workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_rows: list[tuple[Any, ...]]
+) -> Path:
+    """Empty working folder with the dataset ``tiny`` in ``dataset/``."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dataset").mkdir()
+    write_dataset(tmp_path / "dataset", "tiny", tiny_rows)
+    return tmp_path
+
+
+@pytest.fixture
+def run(workspace: Path) -> Callable[..., dict[str, Any]]:
+    """Run on ``tiny`` with a few rounds; keywords are config keys."""
+    from recbole_fedras.quick_start import run_recbole_fedras
+
+    def run_tiny(model: str = "MF", saved: bool = True, **keys: Any) -> dict[str, Any]:
+        defaults = {
+            "epochs": 4,
+            "client_fraction": 0.25,
+            "embedding_size": DIM,
+            "compression_rate": 0.75,
+            "eval_step": 2,
+            "show_progress": False,
+            "eval_args": {
+                "split": {"LS": "valid_and_test"},
+                "order": "TO",
+                "group_by": "user",
+                "mode": "uni20",
+            },
+        }
+        return run_recbole_fedras(
+            model, "tiny", config_dict=defaults | keys, saved=saved
+        )
+
+    return run_tiny
+
+
+def shared_data() -> Path | None:
+    """Folder with ML-1M and Lastfm-2K as atomic files, if this machine has one."""
+    candidates = [os.environ.get("RECBOLE_DATA"), "../shared/data"]
+    for candidate in filter(None, candidates):
+        path = Path(__file__).parents[1] / candidate
+        if (path / "ml-1m" / "ml-1m.inter").is_file():
+            return path
+    return None

@@ -1,0 +1,301 @@
+"""The contract of every registered compressor, and the laws of each."""
+
+from dataclasses import replace
+from math import floor
+
+import numpy as np
+import pytest
+import torch
+from conftest import CTX, DIM, N_ITEMS, budget, make_update
+
+from recbole_fedras import registry
+from recbole_fedras.compressor import Compressor, RowUpdate
+from recbole_fedras.compressor.base import Budget, CohortUpdate, empty_update
+from recbole_fedras.compressor.colr import CoLR
+from recbole_fedras.compressor.fedras import FedRAS
+from recbole_fedras.compressor.svd import SVD
+from recbole_fedras.compressor.topk import TopK
+from recbole_fedras.wire import bits
+from recbole_fedras.wire.payload import Message
+
+NAMES = list(registry.names("compressor"))
+VARIANTS = [
+    *((name, {}) for name in NAMES),
+    ("TopK", {"topk_scope": "global"}),
+    ("FedRAS", {"clustering": "fixed"}),
+    ("FedRAS", {"kmeans": "sklearn"}),
+]
+
+
+def make(name: str, **keys) -> Compressor:
+    path = registry.read_properties("compressor", name)["compressor_class"]
+    return registry.load_class("compressor_class", path, Compressor)(**keys)
+
+
+def table(update: RowUpdate) -> torch.Tensor:
+    dense = torch.zeros(N_ITEMS, DIM)
+    dense[update.ids] = update.rows
+    return dense
+
+
+def compatible(name: str, update: RowUpdate, rate: float) -> RowUpdate:
+    """CoLR's clients only ever hold updates in the span of its basis."""
+    if name != "CoLR":
+        return update
+    mapping = make(name).gradient_map(budget(rate), CTX)
+    return RowUpdate(update.ids, update.rows @ mapping)
+
+
+def through_the_wire(compressor, update, rate, broadcast):
+    if broadcast:
+        payload = compressor.encode_broadcast(update, [budget(rate)], CTX)[0]
+    else:
+        payload = compressor.encode(update, budget(rate), CTX)
+    return Message(Message.of(payload).data)
+
+
+@pytest.mark.parametrize("broadcast", [False, True])
+@pytest.mark.parametrize("n_rows", [0, 1, 5, 40, N_ITEMS])
+@pytest.mark.parametrize(("name", "keys"), VARIANTS)
+def test_a_fresh_object_decodes_and_the_input_is_untouched(
+    name, keys, n_rows, broadcast
+):
+    update = make_update(n_rows)
+    before = update.rows.clone()
+    message = through_the_wire(make(name, **keys), update, 0.75, broadcast)
+    decoded = make(name, **keys).decode(message.payload, CTX)
+    assert torch.equal(update.rows, before)
+    assert decoded.rows.shape == (len(decoded.ids), DIM)
+    assert decoded.rows.dtype == torch.float32
+    assert set(decoded.ids.tolist()) <= set(update.ids.tolist())
+    assert decoded.ids.tolist() == sorted(set(decoded.ids.tolist()))
+    assert sum(message.part_bytes.values()) == len(message.data)
+
+
+@pytest.mark.parametrize(("name", "keys"), VARIANTS)
+def test_the_same_seed_gives_the_same_bytes(name, keys):
+    update = make_update(40)
+    first, second = (
+        through_the_wire(make(name, **keys), update, 0.75, True).data for _ in range(2)
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("broadcast", [False, True])
+@pytest.mark.parametrize(("name", "keys"), VARIANTS)
+def test_lossless_at_full_budget(name, keys, broadcast):
+    update = make_update(40)
+    message = through_the_wire(make(name, **keys), update, 0.0, broadcast)
+    decoded = make(name, **keys).decode(message.payload, CTX)
+    torch.testing.assert_close(table(decoded), table(update), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_error_does_not_grow_with_the_budget(name):
+    errors = []
+    for rate in (0.875, 0.75, 0.5, 0.25, 0.0):
+        update = make_update(50)
+        payload = make(name).encode(update, budget(rate), CTX)
+        decoded = make(name).decode(payload, CTX)
+        errors.append(float((table(decoded) - table(update)).square().sum()))
+    if name != "CoLR":  # each rank draws another random basis
+        assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-6 * float(make_update(50).rows.square().sum())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cohort_encoding_equals_encoding_one_by_one(name):
+    updates = [make_update(n, seed=n) for n in (3, 30, 50)]
+    cohort = CohortUpdate(
+        clients=torch.tensor([1, 4, 9]),
+        offsets=torch.tensor([0, 3, 33, 83]),
+        ids=torch.cat([update.ids for update in updates]),
+        rows=torch.cat([update.rows for update in updates]),
+        theta=torch.zeros(3, 0),
+    )
+    budgets, ctxs = [budget(0.75)] * 3, [CTX] * 3
+    compressor = make(name)
+    together = compressor.encode_cohort(cohort, budgets, ctxs)
+    for payload, update in zip(together, updates, strict=True):
+        alone = compressor.encode(update, budget(0.75), CTX)
+        assert payload.to_bytes() == alone.to_bytes()
+
+
+# Sizes, from each method's definition and nothing of its code.
+
+
+def bits_for(bound: int) -> int:
+    return int(np.ceil(np.log2(bound))) if bound > 1 else 0
+
+
+def row_set_bytes(n: int) -> int:
+    if n == N_ITEMS:
+        return 0
+    return min(-(-N_ITEMS // 8), -(-n * bits_for(N_ITEMS) // 8))
+
+
+@pytest.mark.parametrize("n", [20, 40, N_ITEMS])
+def test_bytes_equal_the_documented_formulas(n):
+    update, rate = make_update(n), 0.75
+    k, r, groups = floor(DIM * 0.25), floor(DIM * 0.25), floor(N_ITEMS * 0.25)
+    expected = {
+        "none": (4 * n * DIM, row_set_bytes(n)),
+        "TopK": (4 * n * k, row_set_bytes(n) + -(-n * k * bits_for(DIM) // 8)),
+        "SVD": (4 * r * (n + DIM), row_set_bytes(n)),
+        "CoLR": (4 * n * r, row_set_bytes(n)),
+        "FedRAS": (
+            4 * groups * DIM,
+            row_set_bytes(n) + -(-n * bits_for(groups) // 8),
+        ),
+    }
+    for name, (items, ids) in expected.items():
+        parts = through_the_wire(make(name), update, rate, False).part_bytes
+        assert (parts["items"], parts["ids"]) == (items, ids), name
+        assert parts["framing"] < 80
+
+
+def test_papers_compression_rates_are_read_as_printed():
+    for rate, columns in ((0.9063, 3), (0.9375, 2), (0.9688, 1), (0.96875, 1)):
+        assert Budget(1682, 32, rate).columns == columns
+    assert Budget(1682, 32, 0.9375).rows == 105
+    assert Budget(1682, 32, 0.0).rows == 1682
+
+
+@pytest.mark.parametrize("name", ["TopK", "SVD", "CoLR", "FedRAS"])
+def test_a_budget_of_nothing_is_refused(name):
+    with pytest.raises(ValueError, match=r"compression_rate=0\.999 leaves"):
+        make(name).validate(budget(0.999))
+
+
+# Each method against its definition.
+
+
+def test_topk_keeps_the_largest_entries():
+    update = make_update(30)
+    compressor = TopK()
+    decoded = compressor.decode(compressor.encode(update, budget(0.75), CTX), CTX)
+    expected = torch.zeros_like(update.rows)
+    for row, values in enumerate(update.rows):
+        kept = sorted(range(DIM), key=lambda j: -abs(float(values[j])))[:2]
+        expected[row, kept] = values[kept]
+    assert torch.equal(decoded.rows, expected)
+
+    compressor = TopK("global")
+    decoded = compressor.decode(compressor.encode(update, budget(0.75), CTX), CTX)
+    cut = update.rows.abs().flatten().sort(descending=True).values[119]
+    expected = torch.where(update.rows.abs() >= cut, update.rows, 0.0)
+    assert int((expected != 0).sum()) == floor(N_ITEMS * DIM * 0.25) == 120
+    assert torch.equal(table(decoded)[update.ids], expected)
+
+
+def test_svd_is_the_best_approximation_of_its_rank():
+    update = make_update(50)
+    compressor = SVD()
+    decoded = compressor.decode(compressor.encode(update, budget(0.75), CTX), CTX)
+    u, s, vt = np.linalg.svd(update.rows.double().numpy(), full_matrices=False)
+    best = (u[:, :2] * s[:2]) @ vt[:2]
+    np.testing.assert_allclose(decoded.rows, best, atol=1e-5)
+
+
+def test_colr_basis_is_orthogonal_fresh_and_shared():
+    mapping = CoLR().gradient_map(budget(0.75), CTX)  # sqrt(r/d) B'B
+    projector = mapping * np.sqrt(2 / DIM)  # B'B = (d/r) P
+    torch.testing.assert_close(projector @ projector, projector, rtol=1e-4, atol=1e-5)
+    assert float(projector.trace()) == pytest.approx(2, abs=1e-4)
+    other_sender = CoLR().gradient_map(budget(0.75), replace(CTX, sender=0))
+    other_round = CoLR().gradient_map(budget(0.75), replace(CTX, round=4))
+    assert torch.equal(mapping, other_sender)
+    assert not torch.allclose(mapping, other_round)
+
+
+def test_colr_is_exact_in_its_subspace_and_linear():
+    update = compatible("CoLR", make_update(40), 0.75)
+    compressor = CoLR()
+    once = compressor.decode(compressor.encode(update, budget(0.75), CTX), CTX)
+    torch.testing.assert_close(once.rows, update.rows, rtol=1e-4, atol=1e-5)
+    anything = make_update(40)
+    one, two = (
+        compressor.decode(
+            compressor.encode(RowUpdate(anything.ids, rows), budget(0.75), CTX), CTX
+        ).rows
+        for rows in (anything.rows, 2 * anything.rows)
+    )
+    torch.testing.assert_close(two, 2 * one)
+
+
+def test_fedras_uplink_rows_are_means_of_their_group():
+    update = make_update(50)
+    payload = FedRAS().encode(update, budget(0.75), CTX)
+    actions = payload.floats("actions", None, DIM)
+    assignments = payload.ints("assignments", len(actions), 50)
+    assert len(actions) <= 15
+    distances = np.linalg.norm(update.rows.numpy()[:, None] - actions, axis=2)
+    np.testing.assert_array_equal(assignments, distances.argmin(1))
+
+
+def test_fedras_threshold_is_the_mean_of_recorded_qualities():
+    compressor = FedRAS()
+    recorded = []
+    for seed in range(4):
+        before = compressor.threshold
+        compressor.encode_broadcast(make_update(55, seed), [budget(0.75)], CTX)
+        metrics = compressor.metrics()
+        if before is None:
+            assert metrics["groups"] == 15  # the first round splits to C_e
+        assert 12 <= metrics["groups"] <= 18
+        recorded.append(metrics["worst_quality"])
+        assert compressor.threshold == pytest.approx(np.mean(recorded))
+    again = FedRAS()
+    again.load_state_dict(compressor.state_dict())
+    assert again.threshold == compressor.threshold
+
+
+def test_fedras_tiers_get_the_largest_snapshot_that_fits():
+    update = make_update(55)
+    budgets = [budget(rate) for rate in (0.9, 0.75, 0.5, 0.0)]
+    payloads = FedRAS().encode_broadcast(update, budgets, CTX)
+    sizes = [len(payload.floats("actions", None, DIM)) for payload in payloads[:3]]
+    assert sizes == [6, 15, 30]  # the first round has no threshold yet
+    assert "values" in payloads[3]  # 60 rows fit: sent as they are
+    # Nested: rows together in a finer snapshot are together in every coarser one.
+    coarse, fine = (
+        payload.ints("assignments", size, 55)
+        for payload, size in zip(payloads[1:3], sizes[1:], strict=True)
+    )
+    for group in range(30):
+        assert len(set(coarse[fine == group])) == 1
+
+
+def test_fixed_fedras_sends_exactly_the_budget():
+    compressor = FedRAS(clustering="fixed")
+    for seed in range(3):
+        payload = compressor.encode_broadcast(
+            make_update(55, seed), [budget(0.75)], CTX
+        )[0]
+        assert payload.floats("actions", None, DIM).shape == (15, DIM)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("TopK", {"topk_scope": "column"}),
+        ("FedRAS", {"alpha": 1.0}),
+        ("FedRAS", {"alpha": -0.1}),
+        ("FedRAS", {"clustering": "none"}),
+        ("FedRAS", {"kmeans": "slow"}),
+        ("FedRAS", {"kmeans_iterations": 0}),
+    ],
+)
+def test_bad_hyper_parameters_are_refused_by_name(name, keys):
+    with pytest.raises(ValueError, match=next(iter(keys))):
+        make(name, **keys)
+
+
+def test_empty_updates_travel():
+    for name in NAMES:
+        payload = make(name).encode(empty_update(DIM), budget(0.75), CTX)
+        assert len(make(name).decode(payload, CTX)) == 0
+
+
+def test_bits_helper_agrees():
+    assert bits.rows_size(20, N_ITEMS) == row_set_bytes(20)

@@ -1,0 +1,496 @@
+"""Whole runs: what a RecBole user sees, on a tiny dataset."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import write_dataset
+
+from recbole_fedras import registry
+from recbole_fedras.__main__ import main
+from recbole_fedras.checkpoint import read_checkpoint
+from recbole_fedras.config import Config
+from recbole_fedras.federation.simulation import NonFiniteError
+from recbole_fedras.quick_start import prepare_data, run_recbole_fedras
+from recbole_fedras.trainer import FederatedTrainer
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "--dataset=tiny",
+    "--epochs=3",
+    "--client_fraction=0.25",
+    "--embedding_size=8",
+    "--compression_rate=0.75",
+    "--eval_step=1",
+    "--eval_args={'split': {'LS': 'valid_and_test'}, 'order': 'TO', 'mode': 'uni20'}",
+]
+
+
+def rounds_of(result: dict) -> list[dict[str, str]]:
+    with (Path(result["run_folder"]) / "rounds.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("model", ["MF", "NCF"])
+@pytest.mark.parametrize("compressor", list(registry.names("compressor")))
+def test_every_model_runs_with_every_compressor(run, model, compressor):
+    result = run(model, compressor=compressor)
+    assert {
+        "best_valid_score",
+        "valid_score_bigger",
+        "best_valid_result",
+        "test_result",
+    } < set(result)
+    assert 0 < result["test_result"]["hit@10"] <= 1
+    cost = result["communication"]
+    assert 0 < cost["uplink_bytes"] + cost["downlink_bytes"] < cost["dense_bytes"]
+    for direction in ("uplink", "downlink"):
+        assert sum(cost["parts"][direction].values()) == cost[f"{direction}_bytes"]
+    assert cost["wire_compression_rate"] < cost["nominal_compression_rate"] < 1
+
+
+def test_the_run_folder_holds_what_the_result_says(run):
+    result = run()
+    folder = Path(result["run_folder"])
+    saved = json.loads((folder / "result.json").read_text())
+    assert saved == json.loads(json.dumps(result))
+    rounds = rounds_of(result)
+    assert [int(row["round"]) for row in rounds] == [0, 1, 2, 3]
+    for direction in ("uplink", "downlink"):
+        total = sum(int(row[f"{direction}_bytes"]) for row in rounds)
+        assert total == result["communication"][f"{direction}_bytes"]
+    assert [bool(row["valid_hit@10"]) for row in rounds] == [False, True] * 2
+    assert (folder / "best.pth").is_file()
+    seconds = result["seconds"]
+    assert set(seconds) >= {
+        "local_training", "compression", "serialisation", "evaluation", "total"
+    }  # fmt: skip
+    assert sum(seconds.values()) - seconds["total"] <= seconds["total"]
+
+
+def test_the_written_config_repeats_the_run(run, workspace):
+    result = run(compressor="TopK")
+    config = str(Path(result["run_folder"]) / "config.yaml")
+    again = run_recbole_fedras(config_file_list=[config])
+    assert again["run_folder"] != result["run_folder"]
+    assert again["test_result"] == result["test_result"]
+    assert again["communication"] == result["communication"]
+
+
+def test_runs_at_the_same_time_get_folders_of_their_own(run):
+    folders = {run(epochs=1)["run_folder"] for _ in range(3)}
+    assert len(folders) == 3
+
+
+def test_evaluating_more_often_changes_no_training(run):
+    often, seldom = (
+        rounds_of(run(eval_step=step, epochs=4, stopping_step=99)) for step in (1, 4)
+    )
+    for key in ("loss", "uplink_bytes", "downlink_bytes"):
+        assert [row[key] for row in often] == [row[key] for row in seldom]
+
+
+def same_but_for_time(first: list[dict], second: list[dict]) -> bool:
+    def clean(rows):
+        return [
+            {key: row[key] for key in row if not key.startswith("seconds")}
+            for row in rows
+        ]
+
+    return clean(first) == clean(second)
+
+
+@pytest.mark.parametrize("candidates", ["fixed", "recbole"])
+@pytest.mark.parametrize("model", ["MF", "NCF"])
+def test_a_resumed_run_ends_with_the_same_bits(run, workspace, model, candidates):
+    keys = {"eval_candidates": candidates, "eval_step": 2}
+    whole = run(model, epochs=8, **keys)
+    half = run(model, epochs=4, **keys)
+    last = str(Path(half["run_folder"]) / "last.pth")
+    resumed = run_recbole_fedras(config_dict={"resume": last, "epochs": 8})
+    assert resumed["run_folder"] != half["run_folder"]
+    for key in ("test_result", "best_valid_result", "communication", "rounds"):
+        assert resumed[key] == whole[key], key
+    assert same_but_for_time(rounds_of(resumed), rounds_of(whole))
+    states = [
+        read_checkpoint(Path(result["run_folder"]) / "last.pth")
+        for result in (whole, resumed)
+    ]
+    for name, value in states[0]["state_dict"].items():
+        assert torch.equal(value, states[1]["state_dict"][name]), name
+    torch.testing.assert_close(
+        states[0]["simulation"], states[1]["simulation"], rtol=0, atol=0
+    )
+
+
+def test_resuming_with_another_compressor_is_refused(run):
+    last = str(Path(run()["run_folder"]) / "last.pth")
+    with pytest.raises(ValueError, match="compressor='SVD' cannot change when resum"):
+        run_recbole_fedras(config_dict={"resume": last, "compressor": "SVD"})
+
+
+def test_recbole_reads_our_checkpoints(run):
+    """RecBole's own evaluate(load_best_model=True), on our file, by its own Trainer."""
+    from recbole.trainer import Trainer
+
+    result = run(eval_candidates="recbole", eval_args={
+        "split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"
+    })  # fmt: skip
+    config = Config(config_file_list=[str(Path(result["run_folder"]) / "config.yaml")])
+    _, _, test_data = prepare_data(config)
+    model = config.model_class(config, test_data._dataset)
+    config["learner"] = "adam"
+    trainer = Trainer(config, model)
+    file = str(Path(result["run_folder"]) / "best.pth")
+    measured = trainer.evaluate(test_data, load_best_model=True, model_file=file)
+    assert measured == pytest.approx(result["test_result"])
+
+
+def test_our_models_train_centrally_with_recboles_trainer(workspace):
+    from recbole.trainer import Trainer
+    from recbole.utils import init_seed
+
+    for name in ("MF", "NCF"):
+        config = Config(name, "tiny", config_dict={"show_progress": False}, argv=TINY)
+        init_seed(1, True)
+        train_data, _, _ = prepare_data(config)
+        config["learner"], config["learning_rate"] = "adam", 0.01
+        model = config.model_class(config, train_data._dataset)
+        trainer = Trainer(config, model)
+        trainer.eval_collector.data_collect(train_data)
+        losses = [trainer._train_epoch(train_data, epoch) for epoch in range(3)]
+        assert losses[-1] < losses[0]
+
+
+def test_recboles_bpr_works_through_our_config(workspace):
+    from recbole.data import create_dataset, data_preparation
+    from recbole.trainer import Trainer
+    from recbole.utils import init_seed
+
+    config = Config("BPR", "tiny", config_dict={"epochs": 3, "show_progress": False})
+    assert config["learner"] == "adam"  # RecBole's defaults, not ours
+    assert config["embedding_size"] == 64
+    init_seed(1, True)
+    train_data, valid_data, _ = data_preparation(config, create_dataset(config))
+    trainer = Trainer(config, config.model_class(config, train_data._dataset))
+    score, result = trainer.fit(train_data, valid_data, saved=False)
+    assert 0 <= score <= 1
+    assert "recall@10" in result
+    with pytest.raises(ValueError, match="model='BPR' is not a federated model"):
+        run_recbole_fedras("BPR", "tiny")
+
+
+@pytest.mark.parametrize("mode", ["full", "uni20", {"valid": "uni10", "test": "full"}])
+@pytest.mark.parametrize("split", [{"LS": "valid_and_test"}, {"RS": [8, 1, 1]}])
+def test_recboles_splits_and_modes_work(run, split, mode):
+    order = "TO" if "LS" in split else "RO"
+    result = run(eval_args={"split": split, "order": order, "mode": mode})
+    assert 0 <= result["test_result"]["hit@10"] <= 1
+
+
+def test_without_validation_the_last_round_is_tested(run):
+    result = run(eval_args={
+        "split": {"LS": "test_only"}, "order": "TO", "mode": "uni20"
+    })  # fmt: skip
+    assert result["best_valid_result"] is None
+    assert result["rounds"] == 4
+    assert "hit@10" in result["test_result"]
+
+
+def test_metrics_that_need_ranked_items(run):
+    keys = {
+        "metrics": ["Hit", "MRR", "ItemCoverage", "GiniIndex", "AveragePopularity"],
+        "topk": [5, 10],
+        "valid_metric": "MRR@5",
+    }
+    for mode in ("uni20", "full"):
+        result = run(
+            eval_args={"split": {"LS": "valid_and_test"}, "order": "TO", "mode": mode},
+            **keys,
+        )
+        assert 0 < result["test_result"]["itemcoverage@10"] <= 1
+
+
+def test_early_stopping_and_callbacks_are_recboles(workspace):
+    config = Config("MF", "tiny", config_dict={"show_progress": False}, argv=[
+        *TINY[:1], *TINY[2:], "--epochs=50", "--stopping_step=2",
+        "--learning_rate=1e-9",
+    ])  # fmt: skip
+    train_data, valid_data, _ = prepare_data(config)
+    model = config.model_class(config, train_data._dataset)
+    trainer = FederatedTrainer(config, model, train_data)
+    seen = []
+    trainer.fit(
+        train_data, valid_data, saved=False, callback_fn=lambda *call: seen.append(call)
+    )
+    assert [epoch for epoch, _ in seen] == list(range(len(seen)))
+    assert len(trainer.rows) == len(seen)
+
+
+def test_bandwidth_tiers_run_and_cost_by_tier(run):
+    result = run(bandwidth=[0.1, 0.9], bandwidth_tiers=5)
+    assert 0.1 < result["communication"]["nominal_compression_rate"] < 0.9
+    with pytest.raises(ValueError, match="bandwidth="):
+        run(compressor="CoLR", bandwidth=[0.1, 0.9])
+
+
+def test_tensorboard_gets_bytes_beside_recboles_scalars(run, workspace):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run()
+    tags: set[str] = set()
+    for file in (workspace / "log_tensorboard").rglob("events*"):
+        tags |= set(EventAccumulator(str(file)).Reload().Tags()["scalars"])
+    assert {"Loss/Train", "Vaild_score", "Communication/uplink_bytes"} <= tags
+
+
+# The command line.
+
+
+def test_the_command_line_prints_result_cost_and_folder(workspace, capsys):
+    assert main(TINY) == 0
+    output = capsys.readouterr()
+    for text in ("test hit@10", "uplink", "wire", "saved/MF-FedRAS-tiny-"):
+        assert text in output.out
+    assert "Rounds" in output.err  # the bar
+    assert "clients/s" in output.err
+    assert "arning" not in output.err + output.out
+
+
+def test_a_compressor_of_ones_own_is_one_file_and_one_yaml(workspace, capsys):
+    (workspace / "plugin").mkdir()
+    (workspace / "plugin" / "sign_of_mine.py").write_text(
+        '''
+import torch
+from recbole_fedras.compressor import Compressor, RowUpdate
+from recbole_fedras.compressor.base import put_update_rows, row_update
+from recbole_fedras.wire.payload import Payload
+
+class SignOfMine(Compressor):
+    """One step up or down for every entry."""
+
+    def __init__(self, strength=1.0):
+        self.strength = strength
+
+    def encode(self, update, budget, ctx):
+        payload = put_update_rows(Payload(), update, ctx.n_items)
+        return payload.put_ints("signs", (update.rows > 0).long().numpy(), 2)
+
+    def decode(self, payload, ctx):
+        ids = payload.rows("rows", ctx.n_items)
+        signs = payload.ints("signs", 2, len(ids), ctx.dim)
+        return row_update(ids, (2 * signs - 1) * self.strength)
+'''
+    )
+    config = workspace / "plugin" / "mine.yaml"
+    config.write_text(
+        "compressor: Mine\ncompressor_class: sign_of_mine.SignOfMine\nstrength: 0.01\n"
+    )
+    assert main([f"--config_files={config}", "--list"]) == 0
+    listing = capsys.readouterr().out
+    assert "One step up or down" in listing
+    assert "FedRAS" in listing
+    assert main([f"--config_files={config}", *TINY]) == 0
+    assert "MF + Mine on tiny" in capsys.readouterr().out
+    assert main([f"--config_files={config}", "--strenght=2", *TINY]) == 2
+    assert "did you mean 'strength'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--compressor=fedras"], "did you mean 'FedRAS'"),
+        (["--compressor=Gzip"], "known: CoLR, FedRAS, SVD, TopK, none"),
+        (["--model=MFF"], "did you mean 'MF'"),
+        (["--model=bpr"], "model='bpr' is unknown"),
+        (["--compresion_rate=0.5"], "did you mean 'compression_rate'"),
+        (["--compression_rate=1"], "compression_rate=1 is not allowed"),
+        (["--compression_rate=-0.1"], "number >= 0 and < 1"),
+        (["--compression_rate=high"], "compression_rate='high'"),
+        (["--compression_rate=0.99", "--compressor=SVD"], "leaves a rank of 0"),
+        (["--compression_rate=0.99"], "number of groups"),
+        (["--client_fraction=0.01"], "selects nobody"),
+        (["--client_fraction=0"], "client_fraction=0 is not allowed"),
+        (["--aggregation=sum"], "one of inverse_frequency, fedavg"),
+        (["--replica=mine"], "replica='mine'"),
+        (["--learner=adam"], "learner='adam'"),
+        (["--weight_decay=0.1"], "weight_decay=0.1"),
+        (["--learning_rate=-1"], "learning_rate=-1"),
+        (["--epochs=0"], "epochs=0"),
+        (["--epochs=ten"], "epochs='ten'"),
+        (["--local_epochs=1.5"], "local_epochs=1.5"),
+        (["--topk_scope=row"], "unknown config key 'topk_scope'"),
+        (["--alpha=2"], "alpha=2"),
+        (["--bandwidth=[0.9,0.1]"], "bandwidth=[0.9, 0.1]"),
+        (["--valid_metric=AUC"], "valid_metric='AUC'"),
+        (["--eval_args={'mode': 'pop20'}"], "eval_candidates"),
+        (["--train_neg_sample_args={'sample_num': 0, 'distribution': 'uniform'}"],
+         "sample_num >= 1"),
+        (["--train_neg_sample_args={'sample_num': 1, 'distribution': 'popularity'}"],
+         "distribution: uniform"),
+        (["--dataset=nowhere"], "there is no file"),
+        (["--data_path=elsewhere"], "there is no file"),
+        (["--config_files=no.yaml"], "no.yaml"),
+        (["--resume=no.pth"], "no.pth"),
+        (["--TIME_FIELD=when"], "TIME_FIELD='when'"),
+        (["epochs=3"], "must read --key=value"),
+        (["--eval_args={'split': {'LS': 'valid_and_test'}, 'order': 'TO', "
+          "'mode': 'uni59'}"], "choose uni1 to uni"),
+        (["--user_inter_num_interval=[1,2]"], "filtering settings"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_before_any_work(workspace, capsys, arguments, said):
+    given = {argument.partition("=")[0] for argument in arguments}
+    rest = [argument for argument in TINY if argument.partition("=")[0] not in given]
+    assert main([*rest, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert not list(workspace.glob("saved/*"))
+
+
+def test_bad_data_is_refused_by_line_and_field(workspace, tiny_rows, capsys):
+    cases = {
+        "nan": ([*tiny_rows, ("u1", "i59", "", 9)], "line " + str(len(tiny_rows) + 2)),
+        "short": ([*tiny_rows, ("new", "i1", 3, 9)], "1 of 41 users have fewer"),
+    }
+    for name, (rows, said) in cases.items():
+        write_dataset(workspace / "dataset", name, rows)
+        assert main([*TINY[1:], f"--dataset={name}"]) == 2
+        assert said in capsys.readouterr().err
+    write_dataset(
+        workspace / "dataset",
+        "timeless",
+        [row[:2] for row in tiny_rows],
+        "user_id:token\titem_id:token",
+    )
+    assert main([*TINY[1:], "--dataset=timeless"]) == 2
+    assert "TIME_FIELD='timestamp'" in capsys.readouterr().err
+
+
+def test_divergence_keeps_the_last_good_state(workspace, capsys):
+    assert main([*TINY, "--learning_rate=1e25", "--compressor=none"]) == 2
+    error = capsys.readouterr().err
+    assert "not finite" in error
+    assert "round" in error
+
+
+def test_a_score_that_is_not_finite_stops_the_run(workspace, monkeypatch):
+    from recbole_fedras.model import MF
+
+    def broken(self, interaction):
+        return torch.full(interaction["item_id"].shape, torch.nan)
+
+    monkeypatch.setattr(MF, "predict", broken)
+    with pytest.raises(NonFiniteError, match="score is not finite"):
+        run_recbole_fedras(argv=TINY)
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_continues(workspace):
+    """Interrupt a real process; its last.pth continues to the uninterrupted end."""
+    import os
+    import signal
+    import time
+
+    arguments = [*TINY[:1], *TINY[2:5], TINY[6], "--epochs=60", "--eval_step=7"]
+    command = [sys.executable, "-m", "recbole_fedras", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=workspace, env=environment, stderr=subprocess.PIPE
+    )
+    while not list(workspace.glob("saved/*/last.pth")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode in (0, 130)  # 0: it had ended by then
+    (last,) = workspace.glob("saved/*/last.pth")
+    resumed = run_recbole_fedras(config_dict={"resume": str(last)})
+    whole = run_recbole_fedras(argv=arguments)
+    assert resumed["test_result"] == whole["test_result"]
+    assert resumed["communication"] == whole["communication"]
+
+
+def test_seeds_differ_and_repeat(run):
+    first, again, other = run(seed=1), run(seed=1), run(seed=2)
+    assert rounds_of(first)[0]["loss"] == rounds_of(again)[0]["loss"]
+    assert first["test_result"] == again["test_result"]
+    assert rounds_of(first)[0]["loss"] != rounds_of(other)[0]["loss"]
+
+
+def test_config_order_and_files(workspace):
+    (workspace / "a.yaml").write_text("epochs: 5\nalpha: 0.1\n")
+    (workspace / "b.yaml").write_text("epochs: 6\n")
+    files = [str(workspace / name) for name in ("a.yaml", "b.yaml")]
+    config = Config(config_file_list=files, config_dict={"seed": 3}, argv=["--seed=4"])
+    assert (config["epochs"], config["alpha"], config["seed"]) == (6, 0.1, 4)
+    assert config["dataset"] == "ml-100k"
+    assert yaml.safe_load(yaml.safe_dump(config.resolved)) == config.resolved
+    assert Config(config_dict={"use_gpu": False})["device"].type == "cpu"
+
+
+def test_times_are_not_rounded_to_float32(workspace):
+    rows = [
+        (f"u{user}", f"i{item}", 5, 1_700_000_000 + (item * 7 + user) % 10)
+        for user in range(5)
+        for item in range(10)
+    ]
+    rows += [("other", f"o{item}", 5, item) for item in range(5)]
+    write_dataset(workspace / "dataset", "seconds", rows)
+    last_in_time = "{'split': {'LS': 'test_only'}, 'order': 'TO', 'mode': 'full'}"
+    config = Config("MF", "seconds", argv=[f"--eval_args={last_in_time}"])
+    _, _, test_data = prepare_data(config)
+    feat = test_data._dataset
+    for user, item in zip(
+        feat.inter_feat["user_id"], feat.inter_feat["item_id"], strict=True
+    ):
+        name = feat.id2token("user_id", int(user))
+        last = max((row for row in rows if row[0] == name), key=lambda row: row[3])
+        assert feat.id2token("item_id", int(item)) == last[1]
+
+
+def test_candidates_are_fixed_distinct_and_never_interacted(workspace):
+    config = Config("MF", "tiny", argv=TINY)
+    train, valid, test = prepare_data(config)
+    parts = [train._dataset, valid._dataset, test._dataset]
+    pairs = {
+        (int(user), int(item))
+        for part in parts
+        for user, item in zip(
+            part.inter_feat["user_id"], part.inter_feat["item_id"], strict=True
+        )
+    }
+    for loader in (valid, test):
+        (first,), (second,) = list(loader), list(loader)
+        items = first[0]["item_id"]
+        assert torch.equal(items, second[0]["item_id"])
+        places = np.array(first[3])
+        for user, row, place in zip(first[0]["user_id"], items, places, strict=True):
+            assert len(set(row.tolist())) == 21
+            known = [item for item in row.tolist() if (int(user), item) in pairs]
+            assert known == [int(row[place])]
+        assert len(set(places)) > 5  # the held-out item stands anywhere
+
+
+def test_a_collapsed_model_scores_what_chance_does(workspace):
+    """Equal scores: HR@10 of 1 + 20 candidates is 10 / 21 by chance."""
+    rows = [
+        (f"u{user}", f"i{(user * 7 + step) % 60}", 5, step)
+        for user in range(2000)
+        for step in range(4)
+    ]
+    write_dataset(workspace / "dataset", "many", rows)
+    config = Config("MF", "many", argv=[*TINY[1:], "--init_std=0"])
+    train, _, test = prepare_data(config)
+    model = config.model_class(config, train._dataset)
+    trainer = FederatedTrainer(config, model, train)
+    trainer.eval_collector.data_collect(train)
+    hit = trainer.evaluate(test, load_best_model=False)["hit@10"]
+    assert hit == pytest.approx(10 / 21, abs=0.04)  # standard deviation 0.011

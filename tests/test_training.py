@@ -1,0 +1,412 @@
+"""Local training and rounds against naive references written from the definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits as bce
+
+from recbole_fedras import registry
+from recbole_fedras.compressor import Budget, Compressor, RoundContext, RowUpdate
+from recbole_fedras.compressor.colr import CoLR
+from recbole_fedras.compressor.fedras import FedRAS
+from recbole_fedras.compressor.none import NoCompression
+from recbole_fedras.data.clients import ClientData, draw_samples
+from recbole_fedras.federation import cohort
+from recbole_fedras.federation.aggregation import aggregate_rows
+from recbole_fedras.federation.cohort import train_cohort
+from recbole_fedras.federation.sampling import cohort_size, select_cohort
+from recbole_fedras.federation.settings import Federation, LocalTraining
+from recbole_fedras.federation.simulation import NonFiniteError, Simulation
+from recbole_fedras.model import MF, NCF
+from recbole_fedras.rng import Stream, generator
+
+N_CLIENTS, N_ITEMS, DIM = 12, 40, 8
+TRAINING = LocalTraining(0.1, 0.2, local_epochs=2, batch_size=16, n_negatives=4)
+
+
+class Clients:
+    """What the simulation needs of a model, without RecBole."""
+
+    def __init__(self, model: type, theta_sizes=(), std: float = 0.5) -> None:
+        rng = torch.Generator().manual_seed(0)
+        self.score, self.train_client = model.score, model.train_client
+        self.users = torch.randn(N_CLIENTS, DIM, generator=rng) * std
+        self.tables = torch.randn(1, N_ITEMS, DIM, generator=rng) * std
+        self._theta = {
+            name: torch.randn(size, generator=rng) * 0.5 for name, size in theta_sizes
+        }
+
+    def hold_replicas(self, replica_of_client, n_replicas):
+        self.tables = self.tables[:1].repeat(n_replicas, 1, 1)
+
+    def client_rows(self):
+        return self.users
+
+    def replicas(self):
+        return self.tables
+
+    def theta(self):
+        return self._theta
+
+
+def mf(**keys) -> Clients:
+    return Clients(MF, **keys)
+
+
+def ncf() -> Clients:
+    sizes = [(2 * DIM, 6), (6, 4), (4, 1)]
+    named = [(f"weights.{i}", size) for i, size in enumerate(sizes)]
+    return Clients(
+        NCF, [*named, ("biases.0", (6,)), ("biases.1", (4,)), ("biases.2", (1,))]
+    )
+
+
+@pytest.fixture
+def data() -> ClientData:
+    rng = np.random.default_rng(3)
+    pairs = [
+        (user, item)
+        for user in range(N_CLIENTS)
+        for item in rng.choice(N_ITEMS, rng.integers(1, 12), replace=False)
+    ]
+    users, items = np.array(pairs).T
+    return ClientData.from_pairs(users, items, N_CLIENTS, N_ITEMS)
+
+
+def samples_of(data: ClientData, clients, training=TRAINING, round=0):
+    return [
+        draw_samples(
+            data,
+            client,
+            training.n_negatives,
+            training.local_epochs,
+            generator(1, Stream.SAMPLES, round, client),
+        )
+        for client in clients
+    ]
+
+
+def naive_client(model, client, sample, training, mapping=None):
+    """One client, one sample after the other into a batch, autograd on full tables."""
+    user = model.users[client].clone().requires_grad_()
+    table = model.tables[0].clone().requires_grad_()
+    theta = {
+        name: value.clone().requires_grad_() for name, value in model._theta.items()
+    }
+    leaves = [user, table, *theta.values()]
+    for rows, labels in zip(sample.rows, sample.labels, strict=True):
+        for start in range(0, len(rows), training.batch_size):
+            own = slice(start, start + training.batch_size)
+            items = torch.from_numpy(sample.ids[rows[own]])
+            logits = model.score(
+                user[None, None],
+                table[items][None],
+                {name: value[None] for name, value in theta.items()},
+            )[0]
+            label = torch.from_numpy(labels[own])
+            loss = bce(logits, label, reduction="sum")
+            gradients = torch.autograd.grad(loss, leaves)
+            with torch.no_grad():
+                user -= training.learning_rate * gradients[0]
+                step = gradients[1] if mapping is None else gradients[1] @ mapping
+                table -= training.learning_rate * step
+                for value, gradient in zip(theta.values(), gradients[2:], strict=True):
+                    value -= training.theta_learning_rate * gradient / len(label)
+    changes = [theta[name] - model._theta[name] for name in theta]
+    flat = torch.cat([change.flatten() for change in changes]) if changes else None
+    return user.detach(), (table - model.tables[0]).detach(), flat
+
+
+def train(model, data, clients, compiled, training=TRAINING, mapping=None):
+    return train_cohort(
+        model.score,
+        torch.tensor(clients),
+        samples_of(data, clients, training),
+        model.users[clients],
+        model.tables,
+        torch.zeros(len(clients), dtype=torch.int64),
+        model.theta(),
+        training,
+        mapping,
+        model.train_client if compiled else None,
+    )
+
+
+@pytest.mark.parametrize("chunk", [64, 3])
+@pytest.mark.parametrize(("make", "compiled"), [(mf, False), (mf, True), (ncf, False)])
+def test_cohort_training_equals_a_naive_loop_over_clients(
+    make, compiled, chunk, data, monkeypatch
+):
+    monkeypatch.setattr(cohort, "CHUNK", chunk)
+    model, clients = make(), [0, 2, 3, 7, 8, 11]
+    trained = train(model, data, clients, compiled)
+    for index, client in enumerate(clients):
+        sample = samples_of(data, [client])[0]
+        user, change, theta = naive_client(model, client, sample, TRAINING)
+        update = trained.updates[index]
+        torch.testing.assert_close(trained.user_rows[index], user, rtol=1e-4, atol=1e-5)
+        dense = torch.zeros(N_ITEMS, DIM)
+        dense[update.ids] = update.rows
+        torch.testing.assert_close(dense, change, rtol=1e-4, atol=1e-5)
+        assert update.ids.tolist() == sample.ids.tolist()
+        if theta is not None:
+            torch.testing.assert_close(
+                trained.updates.theta[index], theta, rtol=1e-3, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_client_does_not_depend_on_his_cohort(compiled, data):
+    together = train(mf(), data, [1, 4, 9], compiled)
+    alone = train(mf(), data, [4], compiled)
+    assert torch.equal(together.user_rows[1], alone.user_rows[0])
+    assert torch.equal(together.updates[1].rows, alone.updates[0].rows)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_colr_trains_the_factor(compiled, data):
+    """Training A explicitly, W = W0 + A B, gives the same iterates as the map."""
+    budget, ctx = Budget(N_ITEMS, DIM, 0.75), RoundContext(0, 1, N_ITEMS, DIM)
+    mapping = CoLR().gradient_map(budget, ctx)
+    model, rank = mf(), 2
+    trained = train(model, data, [5], compiled, mapping=mapping)
+    # B up to rotation, which the iterates do not depend on: B'B = mapping sqrt(d/r).
+    values, vectors = torch.linalg.eigh(mapping.double() * (DIM / rank) ** 0.5)
+    basis = (vectors[:, -rank:] * values[-rank:].sqrt()).T.float()
+    torch.testing.assert_close(
+        basis @ basis.T, torch.eye(rank) * DIM / rank, rtol=1e-4, atol=1e-4
+    )
+    user = model.users[5].clone().requires_grad_()
+    factor = torch.zeros(N_ITEMS, rank, requires_grad=True)
+    sample = samples_of(data, [5])[0]
+    for rows, labels in zip(sample.rows, sample.labels, strict=True):
+        for start in range(0, len(rows), TRAINING.batch_size):
+            own = slice(start, start + TRAINING.batch_size)
+            items = torch.from_numpy(sample.ids[rows[own]])
+            logits = ((model.tables[0] + factor @ basis)[items] * user).sum(1)
+            loss = bce(logits, torch.from_numpy(labels[own]), reduction="sum")
+            user_gradient, gradient = torch.autograd.grad(loss, [user, factor])
+            with torch.no_grad():
+                user -= TRAINING.learning_rate * user_gradient
+                factor -= TRAINING.learning_rate * (rank / DIM) ** 0.5 * gradient
+    expected = (factor @ basis).detach()[torch.from_numpy(sample.ids)]
+    torch.testing.assert_close(trained.updates[0].rows, expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        trained.user_rows[0], user.detach(), rtol=1e-4, atol=1e-5
+    )
+
+
+def federation(fraction=1.0, rates=(0.0,), aggregation="inverse_frequency"):
+    return Federation(1, fraction, rates, aggregation, "broadcast")
+
+
+def test_everybody_one_step_no_compression_is_central_descent(data):
+    """FedAvg of one full-batch step each is one step on the mean of all losses."""
+    training = LocalTraining(0.1, 0.1, local_epochs=1, batch_size=10**6, n_negatives=4)
+    model = mf()
+    simulation = Simulation(
+        model, data, NoCompression(), federation(aggregation="fedavg"), training
+    )
+    users = model.users.clone().requires_grad_()
+    table = model.tables[0].clone().requires_grad_()
+    loss = torch.zeros(())
+    for client, sample in enumerate(samples_of(data, range(N_CLIENTS), training)):
+        items = torch.from_numpy(sample.ids[sample.rows[0]])
+        logits = table[items] @ users[client]
+        loss = loss + bce(logits, torch.from_numpy(sample.labels[0]), reduction="sum")
+    loss.backward()
+    with torch.no_grad():
+        simulation.run_round()
+    torch.testing.assert_close(
+        model.users, users.detach() - 0.1 * users.grad, rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        model.tables[0], (table - 0.1 * table.grad / N_CLIENTS).detach(),
+        rtol=1e-4, atol=1e-5,
+    )  # fmt: skip
+
+
+def test_inverse_frequency_is_the_mean_over_those_who_trained_the_item():
+    updates = [
+        RowUpdate(torch.tensor([0, 2]), torch.tensor([[1.0], [2.0]])),
+        RowUpdate(torch.tensor([2, 3]), torch.tensor([[4.0], [8.0]])),
+        RowUpdate(torch.tensor([2]), torch.tensor([[6.0]])),
+    ]
+    mean = aggregate_rows(updates, 5, 1, "inverse_frequency")
+    assert mean.ids.tolist() == [0, 2, 3]
+    assert mean.rows.flatten().tolist() == [1.0, 4.0, 8.0]
+    plain = aggregate_rows(updates, 5, 1, "fedavg")
+    torch.testing.assert_close(plain.rows.flatten(), torch.tensor([1 / 3, 4.0, 8 / 3]))
+
+
+def test_fedras_with_room_for_all_rows_equals_none(data):
+    tables = []
+    for compressor in (NoCompression(), FedRAS()):
+        model = mf()
+        simulation = Simulation(model, data, compressor, federation(0.5), TRAINING)
+        with torch.no_grad():
+            for _ in range(3):
+                simulation.run_round()
+        tables.append((model.tables.clone(), model.users.clone()))
+    assert torch.equal(tables[0][0], tables[1][0])
+    assert torch.equal(tables[0][1], tables[1][1])
+
+
+@pytest.mark.parametrize("make", [mf, ncf])
+@pytest.mark.parametrize("name", list(registry.names("compressor")))
+def test_rounds_change_only_the_cohorts_private_rows_and_book_every_byte(
+    name, make, data
+):
+    path = registry.read_properties("compressor", name)["compressor_class"]
+    compressor = registry.load_class("compressor_class", path, Compressor)()
+    model = make()
+    simulation = Simulation(
+        model, data, compressor, federation(0.25, (0.75,)), TRAINING
+    )
+    n_theta = sum(value.numel() for value in model.theta().values())
+    with torch.no_grad():
+        for round in range(3):
+            users = model.users.clone()
+            sent_down = simulation.server.messages[0]
+            report = simulation.run_round()
+            chosen = select_cohort(data.eligible, 3, 1, round)
+            changed = (model.users != users).any(1).nonzero().flatten()
+            assert changed.tolist() == chosen.tolist()
+            booked = report.bytes
+            assert booked["downlink_bytes"] == 3 * len(sent_down.data)
+            assert booked["uplink_theta_bytes"] == 3 * 4 * n_theta
+            assert booked["dense_bytes"] == 3 * 2 * 4 * (N_ITEMS * DIM + n_theta)
+            for direction in ("uplink", "downlink"):
+                parts = ("items", "ids", "theta", "framing")
+                assert booked[f"{direction}_bytes"] == sum(
+                    booked[f"{direction}_{part}_bytes"] for part in parts
+                )
+    flat = [value.flatten() for value in model.theta().values()]
+    if flat:
+        assert torch.equal(torch.cat(flat), simulation.server.theta)
+
+
+def test_replica_of_an_exact_compressor_is_the_servers_table(data):
+    model = mf()
+    simulation = Simulation(model, data, NoCompression(), federation(0.5), TRAINING)
+    with torch.no_grad():
+        for _ in range(4):
+            report = simulation.run_round()
+    assert torch.equal(model.tables[0], simulation.server.item_table)
+    assert report.metrics["drift"] == 0
+
+
+def test_catch_up_is_what_a_client_missed_but_at_most_the_table(data):
+    """A participant of round t who last took part in s missed downlinks s to t - 2."""
+    model = mf()
+    simulation = Simulation(model, data, FedRAS(), federation(0.25, (0.75,)), TRAINING)
+    dense = simulation.replica.dense_bytes
+    sizes, last = [], {}
+    with torch.no_grad():
+        for round in range(12):
+            expected = 0
+            for client in select_cohort(data.eligible, 3, 1, round).tolist():
+                missed = sum(sizes[last.get(client, 0) : max(round - 1, 0)])
+                expected += min(missed, dense)
+                last[client] = round
+            report = simulation.run_round()
+            sizes.append(len(simulation.server.messages[0].data))
+            assert report.bytes["catch_up_bytes"] == expected
+    assert simulation.ledger.totals["catch_up_bytes"] > 0
+
+
+def test_tiers_hold_their_own_replicas(data):
+    model = mf()
+    rates = (0.2, 0.6, 0.9)
+    simulation = Simulation(model, data, FedRAS(), federation(0.5, rates), TRAINING)
+    with torch.no_grad():
+        for _ in range(3):
+            simulation.run_round()
+    drift = [simulation.server.drift(table) for table in model.tables]
+    assert len(model.tables) == 3
+    assert drift == sorted(drift)
+    assert drift[0] < drift[2]
+
+
+def test_state_restores_to_the_bit(data):
+    def fresh():
+        model = mf()
+        return model, Simulation(
+            model, data, FedRAS(), federation(0.5, (0.75,)), TRAINING
+        )
+
+    with torch.no_grad():
+        model, simulation = fresh()
+        for _ in range(6):
+            simulation.run_round()
+        half_model, half = fresh()
+        for _ in range(3):
+            half.run_round()
+        resumed_model, resumed = fresh()
+        resumed.load_state_dict(half.state_dict())
+        resumed_model.tables.copy_(half_model.tables)
+        resumed_model.users.copy_(half_model.users)
+        for _ in range(3):
+            resumed.run_round()
+    assert torch.equal(resumed_model.tables, model.tables)
+    assert torch.equal(resumed_model.users, model.users)
+    assert resumed.ledger.totals == simulation.ledger.totals
+
+
+def test_divergence_stops_before_anything_changes(data):
+    model = mf(std=50.0)
+    training = LocalTraining(1e30, 1.0, 2, 16, 4)
+    simulation = Simulation(model, data, NoCompression(), federation(0.5), training)
+    users, table = model.users.clone(), model.tables.clone()
+    with torch.no_grad(), pytest.raises(NonFiniteError, match="round 0"):
+        simulation.run_round()
+    assert torch.equal(model.users, users)
+    assert torch.equal(model.tables, table)
+    assert simulation.round == 0
+
+
+# Samples and cohorts.
+
+
+def test_samples_hold_each_positive_once_and_no_positive_as_negative(data):
+    for client in range(N_CLIENTS):
+        sample = samples_of(data, [client])[0]
+        positives = data.of(client)
+        for rows, labels in zip(sample.rows, sample.labels, strict=True):
+            items = sample.ids[rows]
+            assert sorted(items[labels == 1]) == positives.tolist()
+            assert not set(items[labels == 0]) & set(positives)
+            assert (labels == 0).sum() == 4 * len(positives)
+        assert sample.rows.max() == len(sample.ids) - 1
+        assert (sample.labels[0] != sample.labels[1]).any() or len(positives) < 2
+
+
+def test_negatives_are_uniform_over_what_is_left():
+    clients = ClientData.from_pairs(np.zeros(2, int), np.array([0, 3]), 1, 6)
+    rng = generator(0, Stream.SAMPLES)
+    sample = draw_samples(clients, 0, 2000, 5, rng)
+    items = sample.ids[sample.rows[sample.labels == 0]]
+    counts = np.bincount(items, minlength=6)
+    assert counts[[0, 3]].tolist() == [0, 0]
+    # 20,000 draws over 4 items: 5,000 each, standard deviation 61.
+    assert np.abs(counts[[1, 2, 4, 5]] - 5000).max() < 300
+
+
+def test_a_client_with_all_items_is_refused():
+    users, items = np.zeros(4, int), np.arange(4)
+    with pytest.raises(ValueError, match="all 4 items"):
+        ClientData.from_pairs(users, items, 1, 4)
+
+
+def test_cohorts_are_reproducible_and_never_empty():
+    eligible = np.arange(3, 103)
+    assert cohort_size(943, 0.1) == 94
+    first = select_cohort(eligible, 10, seed=1, round=5)
+    assert first.tolist() == select_cohort(eligible, 10, 1, 5).tolist()
+    assert first.tolist() != select_cohort(eligible, 10, 1, 6).tolist()
+    assert len(set(first)) == 10
+    assert set(first) <= set(eligible)
+    with pytest.raises(ValueError, match=r"client_fraction=0\.001 of 100 clients"):
+        cohort_size(100, 0.001)
