@@ -318,6 +318,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         self._integer("eval_step", 0)
         self._number("init_std", at_least=0)
         self._choice("eval_candidates", ("fixed", "recbole"))
+        self._choice("short_users", ("refuse", "keep"))
         for key, only in _UNSUPPORTED.items():
             if self[key] != only:
                 self._refuse(key, f"{only!r} in federated training")

@@ -74,7 +74,8 @@ class FederatedDataset(Dataset):  # type: ignore[misc]
     def _require_interactions(self) -> None:
         split = self.config["eval_args"]["split"] or {}
         needed = _LEAVE_ONE_OUT_PARTS.get(split.get("LS", ""))
-        if needed is None or self.benchmark_filename_list is not None:
+        keep = self.config["short_users"] == "keep"
+        if keep or needed is None or self.benchmark_filename_list is not None:
             return
         counts = self.inter_feat[self.uid_field].value_counts()
         short = counts[counts < needed]
@@ -83,8 +84,8 @@ class FederatedDataset(Dataset):  # type: ignore[misc]
             raise ValueError(
                 f"eval_args split LS={split['LS']!r} needs {needed} interactions of "
                 f"every user, but {len(short)} of {len(counts)} users have fewer "
-                f"(user {user!r}: {short.iloc[0]}); drop them with "
-                f'user_inter_num_interval="[{needed},inf)" or choose another split'
+                f"(user {str(user)!r}: {short.iloc[0]}); drop them with "
+                f'user_inter_num_interval="[{needed},inf)", or set short_users=keep'
             )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from recbole_fedras.compressor.base import RowUpdate
+from recbole_fedras.compressor.base import RowUpdate, row_update
 
 
 def aggregate_rows(
@@ -30,17 +30,16 @@ def aggregate_rows(
     RowUpdate
         Of the rows whose mean is not zero.
     """
-    ids = torch.cat([update.ids for update in updates])
-    rows = torch.cat([update.rows for update in updates])
-    changed, inverse, counts = torch.unique(
-        ids, return_inverse=True, return_counts=True
-    )
-    total = torch.zeros(len(changed), dim, dtype=rows.dtype)
-    total.index_add_(0, inverse, rows)
-    weights = counts[:, None] if aggregation == "inverse_frequency" else len(updates)
-    mean = total / weights
-    nonzero = mean.any(1)  # a network may pass no gradient to an item
-    return RowUpdate(changed[nonzero], mean[nonzero])
+    total = np.zeros((n_items, dim), np.float32)
+    counts = np.zeros((n_items, 1), np.float32)
+    for update in updates:  # in a client's update every row stands once
+        ids = update.ids.numpy()
+        total[ids] += update.rows.numpy()
+        counts[ids] += 1
+    if aggregation == "fedavg":
+        counts[:] = len(updates)
+    ids = np.flatnonzero(total.any(axis=1))  # a network may pass no gradient to a row
+    return row_update(ids, total[ids] / counts[ids])
 
 
 def aggregate_theta(changes: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from recbole_fedras.federation.settings import LocalTraining
 Score = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 #: Clients trained together: their gathered rows stay within a processor's cache.
-CHUNK = 64
+CHUNK = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +80,16 @@ def train_cohort(
         used on the CPU, in threads over clients; its results equal those of the
         general path to rounding.
     """
-    compiled = train_client is not None and tables.device.type == "cpu" and not theta
-    parts = [
-        _train_compiled(
-            train_client, chunk, user_rows[own], tables, table_of_client[own],
-            training, gradient_map,
-        )
-        if compiled and train_client is not None
-        else _train_chunk(
-            score, chunk, user_rows[own], tables, table_of_client[own], theta,
-            training, gradient_map,
-        )
-        for start in range(0, len(samples), CHUNK)
-        for own in [slice(start, start + CHUNK)]
-        for chunk in [samples[own]]
-    ]  # fmt: skip
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(samples), CHUNK)]
+
+    def train(own: slice) -> _Chunk:
+        chunk = (samples[own], user_rows[own], tables, table_of_client[own])
+        if train_client is not None and tables.device.type == "cpu" and not theta:
+            return _train_compiled(train_client, *chunk, training, gradient_map)
+        return _train_batched(score, *chunk, theta, training, gradient_map)
+
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        parts = list(pool.map(train, chunks))
     n_rows = torch.tensor([len(own.ids) for own in samples])
     updates = CohortUpdate(
         clients=clients,
@@ -155,9 +150,8 @@ def _train_compiled(
     if gradient_map is not None:
         mapping = gradient_map.numpy()
 
-    def train(client: int) -> float:
-        own = samples[client]
-        return train_client(
+    losses = [
+        train_client(
             users[client],
             rows[offsets[client] : offsets[client + 1]],
             own.rows,
@@ -166,9 +160,8 @@ def _train_compiled(
             training.learning_rate,
             mapping,
         )
-
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        losses = list(pool.map(train, range(len(samples))))
+        for client, own in enumerate(samples)
+    ]
     return _Chunk(
         user_rows=user_rows,
         ids=ids,
@@ -178,7 +171,7 @@ def _train_compiled(
     )
 
 
-def _train_chunk(
+def _train_batched(
     score: Score,
     samples: list[ClientSamples],
     user_rows: Tensor,

@@ -155,6 +155,10 @@ class Simulation:
         NonFiniteError
             If local training diverged; the state is still that of the round before.
         """
+        with _single_threaded_torch():
+            return self._run_round()
+
+    def _run_round(self) -> RoundReport:
         self._seconds = dict.fromkeys(PHASES, 0.0)
         round = self.server.round
         cohort = torch.from_numpy(
@@ -296,6 +300,20 @@ class Simulation:
         self.server.load_state_dict(state["server"])
         self.replica.load_state_dict(state["replica"])
         self.ledger.load_state_dict(state["ledger"])
+
+
+@contextmanager
+def _single_threaded_torch() -> Iterator[None]:
+    """Leave the cores to our threads over clients, each single-threaded inside.
+
+    Torch's own pool splits small operations and stalls when a core is busy elsewhere.
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def _flatten(theta: Mapping[str, Tensor]) -> Tensor:
