@@ -271,6 +271,12 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             self._refuse("train_neg_sample_args", "an integer sample_num >= 1")
         return LocalTraining(
             learning_rate=self._number("learning_rate", above=0),
+            user_learning_rate=self._number(
+                "learning_rate"
+                if self["user_learning_rate"] is None
+                else "user_learning_rate",
+                above=0,
+            ),
             theta_learning_rate=self._number("theta_learning_rate", above=0),
             local_epochs=self._integer("local_epochs", 1),
             batch_size=self._integer("train_batch_size", 1),

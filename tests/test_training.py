@@ -23,7 +23,7 @@ from recbole_fedras.model import MF, NCF
 from recbole_fedras.rng import Stream, generator
 
 N_CLIENTS, N_ITEMS, DIM = 12, 40, 8
-TRAINING = LocalTraining(0.1, 0.2, local_epochs=2, batch_size=16, n_negatives=4)
+TRAINING = LocalTraining(0.1, 0.07, 0.2, local_epochs=2, batch_size=16, n_negatives=4)
 
 
 class Clients:
@@ -109,7 +109,7 @@ def naive_client(model, client, sample, training, mapping=None):
             loss = bce(logits, label, reduction="sum")
             gradients = torch.autograd.grad(loss, leaves)
             with torch.no_grad():
-                user -= training.learning_rate * gradients[0]
+                user -= training.user_learning_rate * gradients[0]
                 step = gradients[1] if mapping is None else gradients[1] @ mapping
                 table -= training.learning_rate * step
                 for value, gradient in zip(theta.values(), gradients[2:], strict=True):
@@ -189,7 +189,7 @@ def test_colr_trains_the_factor(compiled, data):
             loss = bce(logits, torch.from_numpy(labels[own]), reduction="sum")
             user_gradient, gradient = torch.autograd.grad(loss, [user, factor])
             with torch.no_grad():
-                user -= TRAINING.learning_rate * user_gradient
+                user -= TRAINING.user_learning_rate * user_gradient
                 factor -= TRAINING.learning_rate * (rank / DIM) ** 0.5 * gradient
     expected = (factor @ basis).detach()[torch.from_numpy(sample.ids)]
     torch.testing.assert_close(trained.updates[0].rows, expected, rtol=1e-3, atol=1e-5)
@@ -204,7 +204,9 @@ def federation(fraction=1.0, rates=(0.0,), aggregation="inverse_frequency"):
 
 def test_everybody_one_step_no_compression_is_central_descent(data):
     """FedAvg of one full-batch step each is one step on the mean of all losses."""
-    training = LocalTraining(0.1, 0.1, local_epochs=1, batch_size=10**6, n_negatives=4)
+    training = LocalTraining(
+        0.1, 0.1, 0.1, local_epochs=1, batch_size=10**6, n_negatives=4
+    )
     model = mf()
     simulation = Simulation(
         model, data, NoCompression(), federation(aggregation="fedavg"), training
@@ -357,7 +359,7 @@ def test_state_restores_to_the_bit(data):
 
 def test_divergence_stops_before_anything_changes(data):
     model = mf(std=50.0)
-    training = LocalTraining(1e30, 1.0, 2, 16, 4)
+    training = LocalTraining(1e30, 1e30, 1.0, 2, 16, 4)
     simulation = Simulation(model, data, NoCompression(), federation(0.5), training)
     users, table = model.users.clone(), model.tables.clone()
     with torch.no_grad(), pytest.raises(NonFiniteError, match="round 0"):

@@ -158,6 +158,7 @@ def _train_compiled(
             own.labels,
             training.batch_size,
             training.learning_rate,
+            training.user_learning_rate,
             mapping,
         )
         for client, own in enumerate(samples)
@@ -222,7 +223,7 @@ def _train_batched(
         gradients = torch.autograd.grad(losses, [user, item, *own.values()])
         total += losses.detach()
 
-        user_rows[who] -= training.learning_rate * gradients[0][:, 0]
+        user_rows[who] -= training.user_learning_rate * gradients[0][:, 0]
         item_gradient = gradients[1].reshape(-1, dim)
         if gradient_map is not None:
             item_gradient = item_gradient @ gradient_map

@@ -15,7 +15,9 @@ class LocalTraining:
     Attributes
     ----------
     learning_rate : float
-        Of SGD on the *summed* binary cross-entropy of a batch, for both embeddings.
+        Of SGD on the *summed* binary cross-entropy of a batch, for item embeddings.
+    user_learning_rate : float
+        The same for user embeddings, each of which is in every sample of a batch.
     theta_learning_rate : float
         Of SGD on the *mean* binary cross-entropy of a batch, for the network.
     local_epochs : int
@@ -27,6 +29,7 @@ class LocalTraining:
     """
 
     learning_rate: float
+    user_learning_rate: float
     theta_learning_rate: float
     local_epochs: int
     batch_size: int

@@ -45,9 +45,10 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     #: Compiled local training on the CPU for a model without a network, or None:
     #: ``train_client(user, table, rows, labels, batch_size, learning_rate,
-    #: gradient_map) -> loss`` changes ``user`` (dim,) and ``table`` (n_rows, dim) in
-    #: place exactly as gradients of :meth:`score` would; ``rows`` and ``labels`` have
-    #: shape (local_epochs, n_samples), an empty ``gradient_map`` means none.
+    #: user_learning_rate, gradient_map) -> loss`` changes ``user`` (dim,) and ``table``
+    #: (n_rows, dim) in place exactly as gradients of :meth:`score` would; ``rows`` and
+    #: ``labels`` have shape (local_epochs, n_samples), an empty ``gradient_map`` means
+    #: none.
     train_client: Callable[..., float] | None = None
 
     def __init__(self, config: Any, dataset: Any) -> None:

@@ -26,6 +26,7 @@ def _train_client(
     labels: Floats,
     batch_size: int,
     learning_rate: float,
+    user_learning_rate: float,
     gradient_map: Floats,
 ) -> float:
     """Train one client in place; see ``FederatedRecommender.train_client``.
@@ -34,7 +35,7 @@ def _train_client(
     gradient is its slopes times the old user row, so items can be updated in passing.
     """
     dim = len(user)
-    rate = np.float32(learning_rate)
+    rate, user_rate = np.float32(learning_rate), np.float32(user_learning_rate)
     slopes = np.empty(batch_size, np.float32)
     user_gradient = np.empty(dim, np.float32)
     step = np.empty(dim, np.float32)
@@ -67,7 +68,7 @@ def _train_client(
                 for j in range(dim):
                     item[j] -= rate * slopes[i] * step[j]
             for j in range(dim):
-                user[j] -= rate * user_gradient[j]
+                user[j] -= user_rate * user_gradient[j]
     return loss
 
 
