@@ -170,12 +170,13 @@ def test_our_models_train_centrally_with_recboles_trainer(workspace):
         assert losses[-1] < losses[0]
 
 
-def test_recboles_bpr_works_through_our_config(workspace):
+@pytest.mark.parametrize("name", ["BPR", "LightGCN"])
+def test_recboles_own_models_work_through_our_config(workspace, name):
     from recbole.data import create_dataset, data_preparation
     from recbole.trainer import Trainer
     from recbole.utils import init_seed
 
-    config = Config("BPR", "tiny", config_dict={"epochs": 3, "show_progress": False})
+    config = Config(name, "tiny", config_dict={"epochs": 3, "show_progress": False})
     assert config["learner"] == "adam"  # RecBole's defaults, not ours
     assert config["embedding_size"] == 64
     init_seed(1, True)
@@ -184,8 +185,8 @@ def test_recboles_bpr_works_through_our_config(workspace):
     score, result = trainer.fit(train_data, valid_data, saved=False)
     assert 0 <= score <= 1
     assert "recall@10" in result
-    with pytest.raises(ValueError, match="model='BPR' is not a federated model"):
-        run_recbole_fedras("BPR", "tiny")
+    with pytest.raises(ValueError, match=f"model='{name}' is not a federated model"):
+        run_recbole_fedras(name, "tiny")
 
 
 @pytest.mark.parametrize("mode", ["full", "uni20", {"valid": "uni10", "test": "full"}])
