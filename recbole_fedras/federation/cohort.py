@@ -226,7 +226,7 @@ def _train_batched(
         user_rows[who] -= training.user_learning_rate * gradients[0][:, 0]
         item_gradient = gradients[1].reshape(-1, dim)
         if gradient_map is not None:
-            item_gradient = item_gradient @ gradient_map
+            item_gradient = item_gradient @ gradient_map.to(device)
         table.index_add_(
             0, row.reshape(-1), item_gradient, alpha=-training.learning_rate
         )
