@@ -472,7 +472,7 @@ def test_candidates_are_fixed_distinct_and_never_interacted(workspace):
         (first,), (second,) = list(loader), list(loader)
         items = first[0]["item_id"]
         assert torch.equal(items, second[0]["item_id"])
-        places = np.array(first[3])
+        places = first[3].numpy()
         for user, row, place in zip(first[0]["user_id"], items, places, strict=True):
             assert len(set(row.tolist())) == 21
             known = [item for item in row.tolist() if (int(user), item) in pairs]

@@ -12,6 +12,7 @@ Ints = NDArray[np.int64]
 
 BACKENDS = ("fast", "sklearn")
 
+_BLOCK = 256  # rows compared with all centroids at a time
 _TOLERANCE = 0.005  # relative gain in error below which iterations stop
 
 
@@ -54,8 +55,7 @@ def kmeans(
         raise ValueError("k-means: a row is not finite")
     # Squares of tiny or huge rows leave float32's range; a power of two is exact.
     scale = np.float32(2.0 ** -np.frexp(np.abs(rows).max(initial=0.0))[1])
-    padding = -rows.shape[1] % 4  # the kernel's stride; zeros change no distance
-    scaled = np.pad(rows * scale, ((0, 0), (0, padding)))
+    scaled = np.ascontiguousarray(rows * scale)
     if backend == "sklearn":
         model = KMeans(
             n_groups,
@@ -68,7 +68,7 @@ def kmeans(
     else:
         centroids, assignments = _lloyd(scaled, n_groups, n_iterations, rng)
     used, assignments = np.unique(assignments, return_inverse=True)
-    return centroids[used, : rows.shape[1]] / scale, assignments
+    return centroids[used] / scale, assignments
 
 
 @njit(nogil=True, cache=True)
@@ -120,7 +120,7 @@ def _seed(rows: Floats, n_groups: int, rng: np.random.Generator) -> Floats:
     distances = np.full(n, np.inf, np.float32)
     nearest = np.empty(n, np.int64)
     scores = np.empty(n, np.float32)
-    block = (n_groups + 79) // 80 * 8
+    block = (n_groups + 9) // 10
     first, k = 0, 1
     while True:
         _find_nearest(rows, seeds[first:k], nearest, scores)
@@ -154,44 +154,24 @@ def _find_nearest(
 ) -> None:
     """Find each row's nearest centroid and its score ``x.c - |c|^2 / 2``, the largest.
 
-    Four rows and four dimensions at a time, the inner loop over centroids: each value
-    loaded serves four or more multiplications. The dimension is a multiple of four.
+    Matrix products of blocks that stay in the cache; the loops after them vectorise.
     """
-    n, dim = rows.shape
-    k = (len(centroids) + 7) // 8 * 8  # whole vectors; the padding never wins
-    columns = np.zeros((dim, k), np.float32)
-    half_norms = np.full(k, np.float32(1e38))
-    for c in range(len(centroids)):
-        half_norms[c] = 0
-        for j in range(dim):
-            columns[j, c] = centroids[c, j]
-            half_norms[c] += np.float32(0.5) * centroids[c, j] * centroids[c, j]
-    tile = np.empty((4, k), np.float32)
-    t0, t1, t2, t3 = tile
-    for start in range(0, n, 4):
-        i1, i2 = min(start + 1, n - 1), min(start + 2, n - 1)
-        r0, r1, r2, r3 = rows[start], rows[i1], rows[i2], rows[min(start + 3, n - 1)]
+    n, k = len(rows), len(centroids)
+    columns = np.ascontiguousarray(centroids.T)  # (dim, k)
+    half_norms = np.zeros(k, np.float32)
+    for j in range(len(columns)):
         for c in range(k):
-            t0[c] = t1[c] = t2[c] = t3[c] = -half_norms[c]
-        for j in range(0, dim, 4):
-            c0, c1 = columns[j], columns[j + 1]
-            c2, c3 = columns[j + 2], columns[j + 3]
-            w0, w1, w2, w3 = r0[j], r0[j + 1], r0[j + 2], r0[j + 3]
-            x0, x1, x2, x3 = r1[j], r1[j + 1], r1[j + 2], r1[j + 3]
-            y0, y1, y2, y3 = r2[j], r2[j + 1], r2[j + 2], r2[j + 3]
-            z0, z1, z2, z3 = r3[j], r3[j + 1], r3[j + 2], r3[j + 3]
+            half_norms[c] += np.float32(0.5) * columns[j, c] * columns[j, c]
+    for start in range(0, n, _BLOCK):
+        products = np.dot(rows[start : start + _BLOCK], columns)
+        for i in range(len(products)):
+            row = products[i]
+            best = np.float32(-3e38)
             for c in range(k):
-                t0[c] += w0 * c0[c] + w1 * c1[c] + w2 * c2[c] + w3 * c3[c]
-                t1[c] += x0 * c0[c] + x1 * c1[c] + x2 * c2[c] + x3 * c3[c]
-                t2[c] += y0 * c0[c] + y1 * c1[c] + y2 * c2[c] + y3 * c3[c]
-                t3[c] += z0 * c0[c] + z1 * c1[c] + z2 * c2[c] + z3 * c3[c]
-        for i in range(start, min(start + 4, n)):
-            row = tile[i - start]
-            best = row[0]
-            for c in range(1, k):  # a vectorised maximum, then a short search
+                row[c] -= half_norms[c]
                 best = max(best, row[c])
-            place = 0
-            while row[place] != best and place < k - 1:
-                place += 1
-            nearest[i] = place
-            scores[i] = best
+            place = np.int32(0)
+            for c in range(k):
+                place = max(place, np.int32(c) if row[c] == best else np.int32(0))
+            nearest[start + i] = place
+            scores[start + i] = best

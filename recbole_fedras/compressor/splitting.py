@@ -46,9 +46,10 @@ class NestedGroups:
             else:
                 ancestors[group] = ancestors[self.parents[group]]
         assignments = ancestors[self.assignments]
-        sizes = np.bincount(assignments, minlength=n_groups)
-        sums = np.zeros((n_groups, self.rows.shape[1]))
-        np.add.at(sums, assignments, self.rows)
+        order = np.argsort(assignments, kind="stable")
+        sizes = np.bincount(assignments, minlength=n_groups)  # none is empty
+        starts = np.cumsum(sizes) - sizes
+        sums = np.add.reduceat(self.rows[order], starts, axis=0, dtype=np.float64)
         return (sums / sizes[:, None]).astype(np.float32), assignments
 
 

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from recbole_fedras.compressor.base import (
@@ -155,7 +156,7 @@ class Simulation:
         NonFiniteError
             If local training diverged; the state is still that of the round before.
         """
-        with _single_threaded_torch():
+        with _single_threaded():
             return self._run_round()
 
     def _run_round(self) -> RoundReport:
@@ -303,15 +304,17 @@ class Simulation:
 
 
 @contextmanager
-def _single_threaded_torch() -> Iterator[None]:
+def _single_threaded() -> Iterator[None]:
     """Leave the cores to our threads over clients, each single-threaded inside.
 
-    Torch's own pool splits small operations and stalls when a core is busy elsewhere.
+    The pools of torch and BLAS split small operations, stall when a core is busy
+    elsewhere, and may round differently with another number of threads.
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(n_threads)
 
