@@ -40,11 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser.parse_known_args(argv)
     files = arguments.config_files.split() if arguments.config_files else []
     try:
+        if arguments.list and rest:
+            raise ValueError(f"--list takes no other keys than --config_files: {rest}")
         if arguments.list:
             print(_listing(files))
             return 0
         run_recbole_fedras(arguments.model, arguments.dataset, files, argv=rest)
-    except (ValueError, FileNotFoundError, NonFiniteError) as error:
+    except (ValueError, OSError, ImportError, NonFiniteError) as error:
         print(f"recbole-fedras: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:

@@ -43,9 +43,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many unrelated types
-        raise ValueError(
-            f"resume={str(path)!r} is not a checkpoint: {error}"
-        ) from error
+        raise ValueError(f"resume={str(path)!r} is damaged or no checkpoint") from error
     if not isinstance(state, dict) or "simulation" not in state:
         raise ValueError(f"resume={str(path)!r} is not a checkpoint of a federated run")
     return state

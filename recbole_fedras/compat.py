@@ -1,8 +1,11 @@
 """The few shims that RecBole 1.2.1 needs on today's numpy and scipy."""
 
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from scipy.sparse import dok_matrix
@@ -35,6 +38,34 @@ def apply() -> None:
         warnings.filterwarnings(
             "ignore", message, FutureWarning, module=r"recbole\.data\."
         )
+
+
+def trust_recboles_checkpoints() -> None:
+    """Let RecBole's Trainer load the checkpoints that it wrote itself.
+
+    They hold its pickled Config, which ``torch.load`` refuses since torch 2.6. Ours are
+    plain and never loaded this way.
+    """
+    from recbole.trainer import Trainer
+
+    for name in ("evaluate", "resume_checkpoint"):
+        method = getattr(Trainer, name)
+        if not hasattr(method, "trusting"):
+            setattr(Trainer, name, _trusting(method))
+
+
+def _trusting(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def trusting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(self).__module__.startswith("recbole_fedras."):
+            return method(self, *args, **kwargs)
+        switch = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+        with warnings.catch_warnings(), patch.dict(os.environ, {switch: "1"}):
+            warnings.filterwarnings("ignore", f".*{switch}.*", UserWarning)
+            return method(self, *args, **kwargs)
+
+    trusting.trusting = True  # type: ignore[attr-defined]
+    return trusting
 
 
 def _dok_update(self: Any, data: Mapping[tuple[int, int], float]) -> None:

@@ -17,7 +17,7 @@ import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.utils import get_model
 
-from recbole_fedras import registry
+from recbole_fedras import compat, registry
 from recbole_fedras.checkpoint import plain, read_checkpoint
 from recbole_fedras.compressor import Compressor
 from recbole_fedras.federation.settings import (
@@ -50,6 +50,10 @@ _RESUMABLE = {
     "epochs", "stopping_step", "resume", "checkpoint_dir", "data_path", "show_progress",
     "state", "gpu_id", "use_gpu", "config_files", "log_wandb", "wandb_project",
 }  # fmt: skip
+
+
+_SPLITS = ("LS", "RS", "TS")
+_LEAVE_ONE_OUT = ("valid_and_test", "valid_only", "test_only")
 
 
 class Config(RecBoleConfig):  # type: ignore[misc]
@@ -91,13 +95,22 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         argv: Sequence[str] = (),
     ) -> None:
         self._argv = argv
+        self._named = {
+            key: value
+            for key, value in (("model", model), ("dataset", dataset))
+            if isinstance(value, str)
+        }
+        self._declared: set[str] = set()
         for file in config_file_list or []:
             if not Path(file).is_file():
                 raise FileNotFoundError(f"config_files: there is no file {file!r}")
         _make_importable(config_file_list or [])
-        super().__init__(
-            model, dataset, config_file_list, copy.deepcopy(config_dict or {})
-        )
+        try:
+            super().__init__(
+                model, dataset, config_file_list, copy.deepcopy(config_dict or {})
+            )
+        except (NotImplementedError, TypeError, KeyError, RuntimeError) as error:
+            raise ValueError(f"configuration: {error}") from error  # RecBole's checks
         if not self.final_config_dict["use_gpu"]:  # RecBole ignores it
             self.final_config_dict["device"] = torch.device("cpu")
 
@@ -116,10 +129,10 @@ class Config(RecBoleConfig):  # type: ignore[misc]
     def _load_config_files(self, file_list: Sequence[str] | None) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         for file in file_list or []:
-            text = Path(file).read_text(encoding="utf-8")
             try:
+                text = Path(file).read_text(encoding="utf-8")
                 values = yaml.load(text, Loader=self.yaml_loader)  # noqa: S506
-            except yaml.YAMLError as error:
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise ValueError(
                     f"config_files: {file!r} is not YAML: {error}"
                 ) from error
@@ -127,7 +140,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
                 raise ValueError(
                     f"config_files: {file!r} does not hold keys and values"
                 )
-            merged.update(values or {})
+            merged = self._merge(merged, values or {})
         return merged
 
     def _load_cmd_line(self) -> dict[str, Any]:
@@ -142,8 +155,15 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         return self._convert_config_dict(values)
 
     def _merge_external_config_dict(self) -> None:
-        super()._merge_external_config_dict()
-        given = self.external_config_dict
+        given: dict[str, Any] = {}
+        for source in (
+            self.file_config_dict,
+            self.variable_config_dict,
+            self.cmd_config_dict,
+            self._named,
+        ):
+            given = self._merge(given, source)
+        self.external_config_dict = given
         if not given.get("resume"):
             return
         saved = read_checkpoint(given["resume"])["config"]
@@ -153,7 +173,22 @@ class Config(RecBoleConfig):  # type: ignore[misc]
                     f"{key}={given[key]!r} cannot change when resuming: the run was "
                     f"started with {saved.get(key)!r}"
                 )
-        self.external_config_dict = saved | given
+        self.external_config_dict = self._merge(self._merge({}, saved), given)
+
+    def _merge(self, older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
+        """Put ``newer`` over ``older``; a class goes with the name that it came with.
+
+        A source that names a model's class declares that model's own keys.
+        """
+        shipped = registry.read_properties("model", str(newer.get("model")))
+        if newer.get("model_class") not in (None, shipped.get("model_class")):
+            self._declared |= newer.keys()
+        merged = older | newer
+        for kind in ("model", "compressor"):
+            renamed = newer.get(kind, older.get(kind)) != older.get(kind)
+            if renamed and f"{kind}_class" not in newer:
+                merged.pop(f"{kind}_class", None)
+        return merged
 
     def _get_model_and_dataset(self, model: Any, dataset: Any) -> tuple[str, Any, str]:
         given = self.external_config_dict
@@ -201,6 +236,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             }
         else:
             self.internal_config_dict = {**overall, **hyper_parameters, **recbole}
+            compat.trust_recboles_checkpoints()
         self._refuse_unknown_keys()
 
     def _find_compressor(self, path: str | None) -> type[Compressor]:
@@ -215,7 +251,10 @@ class Config(RecBoleConfig):  # type: ignore[misc]
 
     def _refuse_unknown_keys(self) -> None:
         known = {*self.internal_config_dict, *_RECBOLE_KEYS}
-        known |= {"model_class", "compressor_class"}
+        known |= {"model_class", "compressor_class", *self._declared}
+        for kind in ("model", "compressor"):  # files may hold keys of several
+            for name in registry.names(kind):
+                known |= registry.read_properties(kind, name).keys()
         known |= {key for keys in self.parameters.values() for key in keys}
         for key in self.external_config_dict:
             if key not in known:
@@ -248,7 +287,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
     def federation(self) -> Federation:
         """Return who takes part and how updates are combined."""
         return Federation(
-            seed=self._integer("seed", 0),
+            seed=self._integer("seed", 0, 2**32 - 1),
             client_fraction=self._number("client_fraction", above=0, at_most=1),
             compression_rates=self._compression_rates(),
             aggregation=self._choice("aggregation", AGGREGATIONS),
@@ -315,6 +354,8 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         for key in ("metrics", "topk", "eval_args", "valid_metric"):
             if self[key] is None:
                 self._refuse(key, "set")
+        if not isinstance(self["data_path"], str):
+            self._refuse("data_path", "a folder")
 
     def _check_federated(self) -> None:
         self._integer("epochs", 1)
@@ -328,7 +369,23 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         for key, only in _UNSUPPORTED.items():
             if self[key] != only:
                 self._refuse(key, f"{only!r} in federated training")
-        for phase, mode in self["eval_args"]["mode"].items():
+        self._check_dict("eval_args", {"split", "group_by", "order", "mode"})
+        negatives = {"distribution", "sample_num", "alpha", "dynamic", "candidate_num"}
+        self._check_dict("train_neg_sample_args", negatives)
+        eval_args = self["eval_args"]
+        split = eval_args["split"]
+        if not isinstance(split, dict) or len(split) != 1 or set(split) - {*_SPLITS}:
+            self._refuse("eval_args", f"with a split by one of {', '.join(_SPLITS)}")
+        (way, how), parts = next(iter(split.items())), ("train", "valid", "test")
+        if way == "LS" and how not in _LEAVE_ONE_OUT:
+            self._refuse("eval_args", f"with LS one of {', '.join(_LEAVE_ONE_OUT)}")
+        if way != "LS" and not (isinstance(how, list) and len(how) == len(parts)):
+            self._refuse("eval_args", f"with {way} three ratios, of {parts}")
+        if eval_args["order"] not in ("RO", "TO"):
+            self._refuse("eval_args", "with order RO or TO")
+        for phase, mode in eval_args["mode"].items():
+            if mode[:3] == "uni" and max(self["topk"]) > int(mode[3:]) + 1:
+                self._refuse("topk", f"at most the candidates of mode {phase}: {mode}")
             if self["eval_candidates"] == "fixed" and mode.startswith("pop"):
                 self._refuse(
                     "eval_candidates", f"'recbole' for eval_args mode {phase}: {mode}"
@@ -338,6 +395,11 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         names = [f"{metric}@{k}" for metric in metrics for k in self["topk"]]
         if valid_metric not in [*names, *metrics]:
             self._refuse("valid_metric", f"one of {names}, from metrics and topk")
+
+    def _check_dict(self, key: str, allowed: set[str]) -> None:
+        for name in set(self[key]) - allowed:
+            near = registry.nearest(str(name), sorted(allowed))
+            self._refuse(key, f"without {name!r}; {near}allowed: {sorted(allowed)}")
 
     def _number(
         self,
@@ -362,10 +424,10 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             self._refuse(key, f"a number {what}")
         return float(value)
 
-    def _integer(self, key: str, at_least: int) -> int:
+    def _integer(self, key: str, at_least: int, at_most: int = 2**62) -> int:
         value = self[key]
-        if type(value) is not int or value < at_least:
-            self._refuse(key, f"an integer >= {at_least}")
+        if type(value) is not int or not at_least <= value <= at_most:
+            self._refuse(key, f"an integer from {at_least} to {at_most}")
         return int(value)
 
     def _choice(self, key: str, choices: Iterable[str]) -> str:

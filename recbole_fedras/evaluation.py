@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from recbole.data.interaction import Interaction
 from recbole.evaluator import Collector
+from recbole.utils import EvaluatorType
 from torch import Tensor
 
 from recbole_fedras.federation.simulation import NonFiniteError
@@ -120,14 +121,16 @@ def fixed_candidates(loader: Any, phase: str, built: list[Any], config: Any) -> 
     Parameters
     ----------
     loader : AbstractDataLoader
-        RecBole's, returned as it is for other modes or ``eval_candidates: recbole``.
+        RecBole's, returned as it is for other modes, for value metrics, and for
+        ``eval_candidates: recbole``.
     phase : {'valid', 'test'}
     built : list of recbole.data.dataset.Dataset
         The training, validation and test parts.
     config : Config
     """
     mode = config["eval_args"]["mode"][phase]
-    if config["eval_candidates"] != "fixed" or not mode.startswith("uni"):
+    ranked = config["eval_type"] == EvaluatorType.RANKING
+    if config["eval_candidates"] != "fixed" or mode[:3] != "uni" or not ranked:
         return loader
     dataset = loader._dataset
     users = np.concatenate([part.inter_feat[part.uid_field] for part in built])

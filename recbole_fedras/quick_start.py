@@ -135,6 +135,12 @@ def prepare_data(config: Config) -> tuple[Any, Any, Any]:
     # RecBole looks a dataset class up by the model's name: its own way to extend it.
     setattr(recbole.data.dataset, f"{config['model']}Dataset", FederatedDataset)
     dataset = create_dataset(config)
+    dataset.config = config  # one that RecBole had saved splits as it once did
+    if max(config["topk"]) >= dataset.item_num:
+        raise ValueError(
+            f"topk={config['topk']} is not allowed; it must be at most the number of "
+            f"items, {dataset.item_num - 1}"
+        )
     getLogger().info(dataset)
     loaders = data_preparation(config, dataset)
     parts = [loader._dataset for loader in loaders]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,15 @@ class RunFolder:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write ``result.json``."""
-        text = json.dumps(plain(result), indent=2)
+        text = json.dumps(_without_infinity(plain(result)), indent=2, allow_nan=False)
         (self.path / "result.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _without_infinity(value: Any) -> Any:
+    """Replace what JSON has no number for by None."""
+    if isinstance(value, dict):
+        return {key: _without_infinity(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def round_row(round: int, report: RoundReport) -> dict[str, Any]:

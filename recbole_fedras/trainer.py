@@ -96,6 +96,8 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
 
         if self.start_epoch >= self.epochs:  # resumed at its end; keep the best state
             self.eval_collector.data_collect(train_data)
+            if saved:
+                self._save_last()
             return self.best_valid_score, self.best_valid_result
         with self._progress_bar(show_progress), self._delayed_interrupts():
             try:
@@ -120,7 +122,13 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
         self.best_valid_result = state["best_valid_result"]
-        self.model.load_state_dict(state["state_dict"])
+        try:
+            self.model.load_state_dict(state["state_dict"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"resume={str(resume_file)!r} does not fit the dataset at data_path="
+                f"{self.config['data_path']!r}: {error}"
+            ) from error
         self.model.load_other_parameter(state["other_parameter"])
         self.simulation.load_state_dict(state["simulation"])
         self.rows = state["rows"]

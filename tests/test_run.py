@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -85,6 +84,49 @@ def test_the_written_config_repeats_the_run(run, workspace):
     assert again["communication"] == result["communication"]
 
 
+def test_a_class_goes_with_the_name_that_it_came_with(run, workspace):
+    config = str(Path(run(epochs=2)["run_folder"]) / "config.yaml")
+    plain = run_recbole_fedras(
+        config_file_list=[config], config_dict={"compressor": "none"}
+    )
+    assert plain["communication"] == run(epochs=2, compressor="none")["communication"]
+    ncf = run_recbole_fedras("NCF", config_file_list=[config])
+    assert ncf["communication"]["parts"]["uplink"]["theta"] > 0
+
+
+def test_a_model_of_ones_own_declares_its_keys(workspace, capsys):
+    (workspace / "scaled.py").write_text(
+        '''
+from recbole_fedras.model import MF
+
+class Scaled(MF):
+    """MF with a scale."""
+
+    train_client = None
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        assert config["scale"] == 3
+'''
+    )
+    (workspace / "scaled.yaml").write_text(
+        "model: Scaled\nmodel_class: scaled.Scaled\nscale: 3\n"
+    )
+    assert main(["--config_files=scaled.yaml", "--list"]) == 0
+    assert "MF with a scale." in capsys.readouterr().out
+    assert main(["--config_files=scaled.yaml", *TINY]) == 0
+    (last,) = workspace.glob("saved/*/last.pth")
+    assert main([f"--resume={last}", "--epochs=4"]) == 0
+
+
+def test_a_saved_dataset_is_split_as_configured(run):
+    first = run(save_dataset=True)
+    eval_args = {"split": {"LS": "test_only"}, "order": "TO", "mode": "uni20"}
+    other = run(save_dataset=True, eval_args=eval_args)
+    assert first["best_valid_result"] is not None
+    assert other["best_valid_result"] is None
+
+
 def test_runs_at_the_same_time_get_folders_of_their_own(run):
     folders = {run(epochs=1)["run_folder"] for _ in range(3)}
     assert len(folders) == 3
@@ -135,6 +177,8 @@ def test_resuming_with_another_compressor_is_refused(run):
     last = str(Path(run()["run_folder"]) / "last.pth")
     with pytest.raises(ValueError, match="compressor='SVD' cannot change when resum"):
         run_recbole_fedras(config_dict={"resume": last, "compressor": "SVD"})
+    with pytest.raises(ValueError, match="model='NCF' cannot change when resum"):
+        run_recbole_fedras("NCF", config_dict={"resume": last})
 
 
 def test_recbole_reads_our_checkpoints(run):
@@ -180,11 +224,14 @@ def test_recboles_own_models_work_through_our_config(workspace, name):
     assert config["learner"] == "adam"  # RecBole's defaults, not ours
     assert config["embedding_size"] == 64
     init_seed(1, True)
-    train_data, valid_data, _ = data_preparation(config, create_dataset(config))
+    train_data, valid_data, test_data = data_preparation(config, create_dataset(config))
     trainer = Trainer(config, config.model_class(config, train_data._dataset))
-    score, result = trainer.fit(train_data, valid_data, saved=False)
+    score, result = trainer.fit(train_data, valid_data)
     assert 0 <= score <= 1
-    assert "recall@10" in result
+    assert set(trainer.evaluate(test_data)) == set(result)  # loads RecBole's checkpoint
+    resumed = Trainer(config, config.model_class(config, train_data._dataset))
+    resumed.resume_checkpoint(trainer.saved_model_file)
+    assert resumed.start_epoch > 0
     with pytest.raises(ValueError, match=f"model='{name}' is not a federated model"):
         run_recbole_fedras(name, "tiny")
 
@@ -328,7 +375,19 @@ class SignOfMine(Compressor):
         (["--epochs=0"], "epochs=0"),
         (["--epochs=ten"], "epochs='ten'"),
         (["--local_epochs=1.5"], "local_epochs=1.5"),
-        (["--topk_scope=row"], "unknown config key 'topk_scope'"),
+        (["--strength=2"], "unknown config key 'strength'"),
+        (["--topk=[30]"], "at most the candidates of mode valid: uni20"),
+        (["--topk=abc"], "topk"),
+        (["--metrics=Hits"], "no metric named 'Hits'"),
+        (["--seed=-1"], "seed=-1"),
+        (["--data_path=3"], "data_path=3"),
+        (["--ITEM_ID_FIELD=what"], "ITEM_ID_FIELD='what'"),
+        (["--load_col={'inter': ['nothing']}"], "USER_ID_FIELD='user_id'"),
+        (["--eval_args={'split': {'LS': 'last'}}"], "LS one of valid_and_test"),
+        (["--eval_args={'split': {'RS': [0.9, 0.1]}}"], "three ratios"),
+        (["--eval_args={'order': 'by_time'}"], "order RO or TO"),
+        (["--eval_args={'modes': 'uni20'}"], "did you mean 'mode'"),
+        (["--model=NCF", "--mlp_hidden_size=[0]"], "mlp_hidden_size=[0]"),
         (["--alpha=2"], "alpha=2"),
         (["--bandwidth=[0.9,0.1]"], "bandwidth=[0.9, 0.1]"),
         (["--valid_metric=AUC"], "valid_metric='AUC'"),

@@ -40,6 +40,13 @@ class FederatedDataset(Dataset):  # type: ignore[misc]
                     "set data_path to the folder that holds the folder of the dataset"
                 )
         super()._load_data(token, dataset_path)
+        for key in ("USER_ID_FIELD", "ITEM_ID_FIELD"):
+            if self.inter_feat is None or self.config[key] not in self.inter_feat:
+                loaded = [] if self.inter_feat is None else list(self.inter_feat)
+                raise ValueError(
+                    f"{key}={self.config[key]!r} is not among the fields loaded from "
+                    f"the .inter file: {loaded}; set it and load_col to fields of it"
+                )
         self._require_time_field()
 
     def _require_time_field(self) -> None:

@@ -27,7 +27,15 @@ class NCF(FederatedRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        sizes = [2 * self.dim, *config["mlp_hidden_size"], 1]
+        hidden = config["mlp_hidden_size"]
+        if not isinstance(hidden, list | tuple) or not all(
+            type(size) is int and size > 0 for size in hidden
+        ):
+            raise ValueError(
+                f"mlp_hidden_size={hidden!r} is not allowed; it must be a list of "
+                "positive integers"
+            )
+        sizes = [2 * self.dim, *hidden, 1]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for layer, (fan_in, fan_out) in enumerate(pairwise(sizes)):
