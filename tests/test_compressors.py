@@ -297,5 +297,34 @@ def test_empty_updates_travel():
         assert len(make(name).decode(payload, CTX)) == 0
 
 
+@pytest.mark.parametrize("scale", [1e-37, 1e-22, 1e19, 1e30])
+@pytest.mark.parametrize(("name", "keys"), VARIANTS)
+def test_tiny_and_huge_updates_keep_their_relative_error(name, keys, scale):
+    errors = []
+    for factor in (1.0, scale):
+        update = compatible(name, make_update(50, scale=factor), 0.75)
+        message = through_the_wire(make(name, **keys), update, 0.75, True)
+        decoded = table(make(name, **keys).decode(message.payload, CTX)).double()
+        exact = table(update).double()
+        errors.append(float((decoded - exact).norm() / exact.norm()))
+    assert errors[1] == pytest.approx(errors[0], abs=0.02)
+
+
+def test_coinciding_rows_need_fewer_groups():
+    update = make_update(50)
+    update.rows[:] = update.rows[:5].repeat(10, 1)
+    payload = FedRAS().encode(update, budget(0.75), CTX)
+    assert payload.floats("actions", None, DIM).shape == (5, DIM)
+    decoded = FedRAS().decode(payload, CTX)
+    torch.testing.assert_close(decoded.rows, update.rows)
+
+
+def test_a_row_that_is_not_finite_is_refused():
+    update = make_update(50)
+    update.rows[3, 2] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        FedRAS().encode(update, budget(0.75), CTX)
+
+
 def test_bits_helper_agrees():
     assert bits.rows_size(20, N_ITEMS) == row_set_bytes(20)

@@ -54,7 +54,8 @@ def kmeans(
     if not np.isfinite(rows).all():
         raise ValueError("k-means: a row is not finite")
     # Squares of tiny or huge rows leave float32's range; a power of two is exact.
-    scale = np.float32(2.0 ** -np.frexp(np.abs(rows).max(initial=0.0))[1])
+    exponent = int(np.frexp(np.abs(rows).max(initial=0.0))[1])
+    scale = np.float32(2.0 ** min(max(-exponent, -120), 120))
     scaled = np.ascontiguousarray(rows * scale)
     if backend == "sklearn":
         model = KMeans(
