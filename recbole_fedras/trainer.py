@@ -133,7 +133,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.simulation.load_state_dict(state["simulation"])
         self.rows = state["rows"]
         _restore_random_state(state["random"])
-        self._best = state["best"] or state
+        self._best = copy.deepcopy(state["best"] or state)
         write_checkpoint(self._best, Path(self.saved_model_file))
         self.logger.info(f"Resuming {resume_file} from round {self.start_epoch}")
 
@@ -170,7 +170,14 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self, valid_data: Any, show_progress: bool = False
     ) -> tuple[float, dict[str, float]]:
         start = perf_counter()
-        score, result = super()._valid_epoch(valid_data, show_progress=False)
+        try:
+            score, result = super()._valid_epoch(valid_data, show_progress=False)
+        except NonFiniteError as error:
+            done = self.simulation.round - 1
+            kept = self.folder.path if self.folder else "no folder"
+            raise NonFiniteError(
+                f"round {done}: {error}; checkpoints from before are in {kept}"
+            ) from error
         seconds = perf_counter() - start
         row = self.rows[-1]
         self._valid_result = plain(dict(result))

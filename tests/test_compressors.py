@@ -158,6 +158,10 @@ def test_papers_compression_rates_are_read_as_printed():
     for rate, columns in ((0.9063, 3), (0.9375, 2), (0.9688, 1), (0.96875, 1)):
         assert Budget(1682, 32, rate).columns == columns
     assert Budget(1682, 32, 0.9375).rows == 105
+    assert Budget(12399, 32, 0.9375).rows == 774  # 774.9
+    assert Budget(12399, 32, 0.5).rows == 6199
+    assert Budget(100_000, 32, 0.9375).rows == 6250
+    assert Budget(100_000, 32, 0.9375).values == 200_000
     assert Budget(1682, 32, 0.0).rows == 1682
 
 
@@ -223,7 +227,7 @@ def test_colr_is_exact_in_its_subspace_and_linear():
     torch.testing.assert_close(two, 2 * one)
 
 
-def test_fedras_uplink_rows_are_means_of_their_group():
+def test_fedras_uplink_rows_get_the_nearest_action_sent():
     update = make_update(50)
     payload = FedRAS().encode(update, budget(0.75), CTX)
     actions = payload.floats("actions", None, DIM)

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,20 @@ def test_a_resumed_run_ends_with_the_same_bits(run, workspace, model, candidates
     )
 
 
+def test_a_best_checkpoint_survives_resuming_from_it(run):
+    best = Path(run(epochs=4)["run_folder"]) / "best.pth"
+    before = read_checkpoint(best)
+    resumed = run_recbole_fedras(config_dict={"resume": str(best), "epochs": 7})
+    after = read_checkpoint(Path(resumed["run_folder"]) / "last.pth")["best"]
+    if after["epoch"] == before["epoch"]:
+        assert len(after["rows"]) == len(before["rows"])
+        assert torch.equal(
+            after["simulation"]["replica"]["held"],
+            before["simulation"]["replica"]["held"],
+        )
+    assert len(after["rows"]) == after["epoch"] + 1
+
+
 def test_resuming_with_another_compressor_is_refused(run):
     last = str(Path(run()["run_folder"]) / "last.pth")
     with pytest.raises(ValueError, match="compressor='SVD' cannot change when resum"):
@@ -181,11 +196,12 @@ def test_resuming_with_another_compressor_is_refused(run):
         run_recbole_fedras("NCF", config_dict={"resume": last})
 
 
-def test_recbole_reads_our_checkpoints(run):
+@pytest.mark.parametrize("bandwidth", [None, [0.2, 0.8]])
+def test_recbole_reads_our_checkpoints(run, bandwidth):
     """RecBole's own evaluate(load_best_model=True), on our file, by its own Trainer."""
     from recbole.trainer import Trainer
 
-    result = run(eval_candidates="recbole", eval_args={
+    result = run(eval_candidates="recbole", bandwidth=bandwidth, eval_args={
         "split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"
     })  # fmt: skip
     config = Config(config_file_list=[str(Path(result["run_folder"]) / "config.yaml")])
@@ -269,8 +285,8 @@ def test_metrics_that_need_ranked_items(run):
 
 def test_early_stopping_and_callbacks_are_recboles(workspace):
     config = Config("MF", "tiny", config_dict={"show_progress": False}, argv=[
-        *TINY[:1], *TINY[2:], "--epochs=50", "--stopping_step=2",
-        "--learning_rate=1e-9",
+        *TINY[:1], *TINY[2:], "--epochs=50", "--stopping_step=1",
+        "--learning_rate=3",
     ])  # fmt: skip
     train_data, valid_data, _ = prepare_data(config)
     model = config.model_class(config, train_data._dataset)
@@ -280,7 +296,8 @@ def test_early_stopping_and_callbacks_are_recboles(workspace):
         train_data, valid_data, saved=False, callback_fn=lambda *call: seen.append(call)
     )
     assert [epoch for epoch, _ in seen] == list(range(len(seen)))
-    assert len(trainer.rows) == len(seen)
+    assert len(trainer.rows) == len(seen) < 50
+    assert seen[-1][1] < max(score for _, score in seen)
 
 
 def test_bandwidth_tiers_run_and_cost_by_tier(run):
@@ -435,11 +452,30 @@ def test_bad_data_is_refused_by_line_and_field(workspace, tiny_rows, capsys):
     assert "TIME_FIELD='timestamp'" in capsys.readouterr().err
 
 
-def test_divergence_keeps_the_last_good_state(workspace, capsys):
+def test_divergence_keeps_the_last_good_state(workspace, capsys, monkeypatch):
+    from recbole_fedras.federation import simulation
+
     assert main([*TINY, "--learning_rate=1e25", "--compressor=none"]) == 2
+    assert "round 0: local training is not finite" in capsys.readouterr().err
+
+    train = simulation.train_cohort
+
+    def diverge(*arguments):
+        trained = train(*arguments)
+        rounds.append(trained.loss)
+        return replace(trained, loss=torch.nan) if len(rounds) == 3 else trained
+
+    rounds = []
+    monkeypatch.setattr(simulation, "train_cohort", diverge)
+    assert main(TINY) == 2
     error = capsys.readouterr().err
-    assert "not finite" in error
-    assert "round" in error
+    last = Path(error[error.index("--resume=") + len("--resume=") :].strip())
+    state = read_checkpoint(last)
+    assert "round 2: local training is not finite" in error
+    assert (state["epoch"], len(state["rows"])) == (1, 2)
+    monkeypatch.undo()
+    monkeypatch.chdir(workspace)
+    assert main([f"--resume={last}"]) == 0
 
 
 def test_a_score_that_is_not_finite_stops_the_run(workspace, monkeypatch):

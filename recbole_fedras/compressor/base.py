@@ -75,8 +75,9 @@ class CohortUpdate:
 class Budget:
     """What a compression rate leaves of a table.
 
-    A rate is read as rounded to four decimals, as papers print it: 0.9688 of 32
-    dimensions is the paper's 96.88 %, one dimension, although 32 * 0.0312 < 1.
+    For values per row and ranks a rate is read as rounded to four decimals, as papers
+    print it: 0.9688 of 32 dimensions is the paper's 96.88 %, one dimension, although
+    32 * 0.0312 < 1.
 
     Attributes
     ----------
@@ -93,20 +94,18 @@ class Budget:
     @property
     def rows(self) -> int:
         """Whole rows, the FedRAS paper's C_e or e_u: ``floor(N (1 - CR))``."""
-        return self._floor(self.n_items)
+        return _floor(self.n_items * (1 - self.compression_rate))
 
     @property
     def columns(self) -> int:
         """Values per row, or the rank: ``floor(d (1 - CR))``."""
-        return self._floor(self.dim)
+        kept = 1 - self.compression_rate + 5e-5
+        return min(_floor(self.dim * kept), self.dim)
 
     @property
     def values(self) -> int:
         """Values in all: ``floor(N d (1 - CR))``."""
-        return self._floor(self.n_items * self.dim)
-
-    def _floor(self, amount: int) -> int:
-        return min(amount, floor(amount * (1 - self.compression_rate + 5e-5) + 1e-9))
+        return _floor(self.n_items * self.dim * (1 - self.compression_rate))
 
     def require(self, what: str, amount: int) -> None:
         """Raise a ValueError that names the remedy if ``amount`` is not positive."""
@@ -222,6 +221,11 @@ class Compressor(ABC):
     def metrics(self) -> dict[str, float]:
         """Figures of the last broadcast worth a column in ``rounds.csv``."""
         return {}
+
+
+def _floor(amount: float) -> int:
+    """Round down, but not what is a whole number but for float rounding."""
+    return floor(amount + 1e-9)
 
 
 def put_update_rows(payload: Payload, update: RowUpdate, n_items: int) -> Payload:

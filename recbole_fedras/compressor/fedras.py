@@ -63,7 +63,10 @@ class FedRAS(Compressor):
     centroids only, so it does not say). The paper stops when quality "falls below" the
     threshold, but quality rises by splitting: here it stops when it reaches it. With
     unequal bandwidth the paper gives no count range: k-means starts at
-    ``floor((1 - alpha) min e_u)``, ``C_e`` and ``C_m`` are ``max e_u``.
+    ``floor((1 - alpha) min e_u)``, ``C_e`` and ``C_m`` are the largest ``e_u`` below
+    the number of changed rows (tiers above it get the rows as they are). ``fast``
+    k-means seeds by D^2-sampling in blocks and stops when an iteration gains less than
+    0.5 % of the error; rows are assigned to the centroids that are sent.
     """
 
     def __init__(

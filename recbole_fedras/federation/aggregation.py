@@ -38,8 +38,9 @@ def aggregate_rows(
         counts[ids] += 1
     if aggregation == "fedavg":
         counts[:] = len(updates)
-    ids = np.flatnonzero(total.any(axis=1))  # a network may pass no gradient to a row
-    return row_update(ids, total[ids] / counts[ids])
+    mean = total / np.maximum(counts, 1)
+    ids = np.flatnonzero(mean.any(axis=1))  # a network may pass no gradient to a row
+    return row_update(ids, mean[ids])
 
 
 def aggregate_theta(changes: Tensor) -> Tensor:

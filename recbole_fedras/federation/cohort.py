@@ -57,8 +57,8 @@ def train_cohort(
 
     Each client copies the rows that he touches into a compact local table and runs
     ``local_epochs`` of SGD in steps of ``batch_size`` samples. Step k of all clients
-    is one tensor operation over a padded batch (n_clients, batch_size); clients never
-    see each other's rows, and results do not depend on who else is in the cohort.
+    is one tensor operation over a padded batch (n_clients, batch_size). Clients never
+    see each other's rows: but for rounding, who else is in the cohort changes nothing.
 
     Parameters
     ----------

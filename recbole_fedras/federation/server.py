@@ -75,7 +75,8 @@ class Server:
 
     def drift(self, replica: Tensor) -> float:
         """Return how far a replica has departed: ``|Q - replica| / |Q|``."""
-        return float((self.item_table - replica).norm() / self.item_table.norm())
+        norm = float(self.item_table.norm())
+        return float((self.item_table - replica).norm()) / norm if norm else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next round depends on."""

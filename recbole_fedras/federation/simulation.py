@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -187,7 +188,7 @@ class Simulation:
         )
 
     def _download(self, cohort: Tensor) -> None:
-        """Send the newest downlink to the cohort, who then hold the newest replica."""
+        """Send the newest downlink to the cohort; its bytes are those applied."""
         receivers = torch.bincount(
             self._tier_of_client[cohort], minlength=len(self._budgets)
         )
@@ -225,7 +226,8 @@ class Simulation:
                 self._model.train_client,
             )
         tensors = (trained.user_rows, trained.updates.rows, trained.updates.theta)
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        finite = all(bool(tensor.isfinite().all()) for tensor in tensors)
+        if not finite or not isfinite(trained.loss):
             raise NonFiniteError(
                 f"round {round}: local training is not finite any more (loss "
                 f"{trained.loss:.4g}); lower learning_rate="

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -113,22 +113,28 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     def theta(self) -> dict[str, Tensor]:
         """Parameters of the scoring network, by name; views."""
-        embeddings = ("user_embedding.", "item_embedding.")
-        return {
-            name: parameter.data
-            for name, parameter in self.named_parameters()
-            if not name.startswith(embeddings)
-        }
+        return {name: parameter.data for name, parameter in self._network()}
+
+    def _network(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self.named_parameters():
+            if not name.startswith(("user_embedding.", "item_embedding.")):
+                yield name, parameter
 
     # What RecBole expects of a model.
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load parameters; with as many replicas as the state holds."""
+        table = state_dict["item_embedding.weight"]
+        held = self.item_embedding.weight
+        if len(table) != len(held) and len(table) % self.n_items == 0:
+            self.item_embedding = nn.Embedding(len(table), self.dim).to(held.device)
+        return super().load_state_dict(state_dict, strict, assign)
+
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """Logits of pairs: users (n,) with items (n,) or with candidates (n, m)."""
-        theta = {
-            name: parameter[None]
-            for name, parameter in self.named_parameters()
-            if not name.startswith(("user_embedding.", "item_embedding."))
-        }
+        theta = {name: parameter[None] for name, parameter in self._network()}
         shift = self.replica_of_user[user] * self.n_items
         user_rows = self.user_embedding(user)
         if item.dim() == 2:

@@ -63,7 +63,8 @@ class Ledger:
 class Channel:
     """Hands messages over and counts exactly the bytes that the receiver decodes.
 
-    The simulator's carrier is memory; a deployment replaces :meth:`send` only.
+    The simulator's carrier is memory. A downlink is applied to the replicas from these
+    very bytes when it is published, and charged here for each client who is sent it.
     """
 
     def __init__(self, ledger: Ledger) -> None:

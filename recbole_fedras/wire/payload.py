@@ -51,9 +51,14 @@ class Payload:
         data = np.ascontiguousarray(values, FLOAT32).tobytes()
         return self._put(name, values.shape, data, part)
 
-    def put_ints(self, name: str, values: bits.Ints, bound: int) -> Payload:
-        """Add integers in ``[0, bound)``, a bound that the receiver knows."""
-        return self._put(name, values.shape, bits.pack(values.ravel(), bound), "ids")
+    def put_ints(
+        self, name: str, values: bits.Ints, bound: int, part: str = "ids"
+    ) -> Payload:
+        """Add integers in ``[0, bound)``, a bound that the receiver knows.
+
+        A method that sends values of items as integers books them under ``items``.
+        """
+        return self._put(name, values.shape, bits.pack(values.ravel(), bound), part)
 
     def put_rows(self, name: str, ids: bits.Ints, n_rows: int) -> Payload:
         """Add a set of row ids of a table of ``n_rows`` rows."""
