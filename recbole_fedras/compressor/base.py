@@ -157,8 +157,6 @@ class Compressor(ABC):
     context. State of the sending side is kept only through :meth:`state_dict`.
     """
 
-    #: Whether ``compression_rate`` matters to this method.
-    uses_compression_rate: ClassVar[bool] = True
     #: Whether clients of one run may have different compression rates.
     heterogeneous: ClassVar[bool] = True
 

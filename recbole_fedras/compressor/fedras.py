@@ -164,9 +164,10 @@ class FedRAS(Compressor):
             if limit >= len(update):
                 payloads.append(raw_payload(update, ctx.n_items))
             else:
-                fitting = limit if not homogeneous else groups.n_adaptive
-                snapshot = groups.snapshot(min(fitting, groups.n_adaptive))
-                payloads.append(_payload(update, ctx, *snapshot))
+                count = groups.n_adaptive
+                if not homogeneous:
+                    count = min(count, limit)
+                payloads.append(_payload(update, ctx, *groups.snapshot(count)))
         return payloads
 
     def decode(self, payload: Payload, ctx: RoundContext) -> RowUpdate:

@@ -21,8 +21,6 @@ class NoCompression(Compressor):
     ``dense_bytes`` says what that would have been.
     """
 
-    uses_compression_rate = False
-
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Send ids and rows."""
         return raw_payload(update, ctx.n_items)
