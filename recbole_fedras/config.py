@@ -48,7 +48,8 @@ _UNSUPPORTED = {
 #: Keys that may differ when a run is resumed: they do not change what was computed.
 _RESUMABLE = {
     "epochs", "stopping_step", "resume", "checkpoint_dir", "data_path", "show_progress",
-    "state", "gpu_id", "use_gpu", "config_files", "log_wandb", "wandb_project",
+    "state", "gpu_id", "use_gpu", "n_jobs", "config_files", "log_wandb",
+    "wandb_project",
 }  # fmt: skip
 
 
@@ -363,6 +364,8 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         self._integer("eval_batch_size", 1)
         self._integer("stopping_step", 0)
         self._integer("eval_step", 0)
+        if self["n_jobs"] != -1:
+            self._integer("n_jobs", 1)
         self._number("init_std", at_least=0)
         self._choice("eval_candidates", ("fixed", "recbole"))
         self._choice("short_users", ("refuse", "keep"))

@@ -3,6 +3,7 @@
 from enum import IntEnum
 
 import numpy as np
+from numba import njit, uint64
 
 
 class Stream(IntEnum):
@@ -32,6 +33,40 @@ def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
     *key : int
         Non-negative integers that tell the draws of one stream apart.
     """
-    return np.random.Generator(
-        np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(int(stream), *key)))
-    )
+    return np.random.Generator(np.random.PCG64(_sequence(seed, stream, *key)))
+
+
+def counter_key(seed: int, stream: Stream, *key: int) -> np.uint64:
+    """Return the key of ``stream`` for :func:`uniform`, as good as a generator."""
+    state: np.uint64 = _sequence(seed, stream, *key).generate_state(1, np.uint64)[0]
+    return state
+
+
+def _sequence(seed: int, stream: Stream, *key: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence(seed, spawn_key=(int(stream), *key))
+
+
+@njit(uint64(uint64), inline="always", cache=True)
+def mix(bits):  # type: ignore[no-untyped-def]
+    """Scramble 64 bits one to one: the finaliser of SplitMix64."""
+    bits = (bits ^ (bits >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> uint64(27))) * uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> uint64(31))
+
+
+@njit(inline="always", cache=True)
+def uniform(key, counter):  # type: ignore[no-untyped-def]
+    """Return the number in [0, 1) at a place of a key's sequence, in compiled code.
+
+    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) by counter: compiled loops take 1 ns
+    a number where a numpy generator takes 12, and 14 us to be handed over.
+
+    Parameters
+    ----------
+    key : uint64
+        Of :func:`counter_key`; ``mix(key ^ mix(i))`` is the key of the i-th client.
+    counter : int
+        From 0.
+    """
+    bits = mix(key + uint64(0x9E3779B97F4A7C15) * uint64(counter + 1))
+    return float(bits >> uint64(11)) * 2.0**-53

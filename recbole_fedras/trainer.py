@@ -60,6 +60,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             config.make_compressor(),
             config.federation(),
             config.local_training(),
+            config["n_jobs"],
         )
         super().__init__(config, model)
         self.eval_collector = FairCollector(config)

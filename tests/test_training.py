@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -12,15 +14,16 @@ from recbole_fedras.compressor import Budget, Compressor, RoundContext, RowUpdat
 from recbole_fedras.compressor.colr import CoLR
 from recbole_fedras.compressor.fedras import FedRAS
 from recbole_fedras.compressor.none import NoCompression
-from recbole_fedras.data.clients import ClientData, draw_samples
-from recbole_fedras.federation import cohort
-from recbole_fedras.federation.aggregation import aggregate_rows
+from recbole_fedras.data.clients import ClientData, Samples, draw_samples
+from recbole_fedras.federation import simulation as rounds
+from recbole_fedras.federation.aggregation import RowMean
 from recbole_fedras.federation.cohort import train_cohort
 from recbole_fedras.federation.sampling import cohort_size, select_cohort
 from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.federation.simulation import NonFiniteError, Simulation
 from recbole_fedras.model import MF, NCF
-from recbole_fedras.rng import Stream, generator
+from recbole_fedras.parallel import threads
+from recbole_fedras.rng import Stream, counter_key
 
 N_CLIENTS, N_ITEMS, DIM = 12, 40, 8
 TRAINING = LocalTraining(0.1, 0.07, 0.2, local_epochs=2, batch_size=16, n_negatives=4)
@@ -31,7 +34,7 @@ class Clients:
 
     def __init__(self, model: type, theta_sizes=(), std: float = 0.5) -> None:
         rng = torch.Generator().manual_seed(0)
-        self.score, self.train_client = model.score, model.train_client
+        self.score, self.train_clients = model.score, model.train_clients
         self.users = torch.randn(N_CLIENTS, DIM, generator=rng) * std
         self.tables = torch.randn(1, N_ITEMS, DIM, generator=rng) * std
         self._theta = {
@@ -75,17 +78,22 @@ def data() -> ClientData:
     return ClientData.from_pairs(users, items, N_CLIENTS, N_ITEMS)
 
 
-def samples_of(data: ClientData, clients, training=TRAINING, round=0):
-    return [
-        draw_samples(
-            data,
-            client,
-            training.n_negatives,
-            training.local_epochs,
-            generator(1, Stream.SAMPLES, round, client),
-        )
-        for client in clients
-    ]
+class Sample(NamedTuple):
+    """What one client trains on."""
+
+    ids: np.ndarray
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+def draw(data: ClientData, clients, training=TRAINING, round=0) -> Samples:
+    key = counter_key(1, Stream.SAMPLES, round)
+    group = np.array(clients)
+    return draw_samples(data, group, training.n_negatives, training.local_epochs, key)
+
+
+def samples_of(data: ClientData, clients, training=TRAINING) -> list[Sample]:
+    return [Sample(*draw(data, [client], training).of(0)) for client in clients]
 
 
 def naive_client(model, client, sample, training, mapping=None):
@@ -119,29 +127,37 @@ def naive_client(model, client, sample, training, mapping=None):
     return user.detach(), (table - model.tables[0]).detach(), flat
 
 
-def train(model, data, clients, compiled, training=TRAINING, mapping=None):
+def train(
+    model, data, clients, compiled, training=TRAINING, mapping=None, group=64, n_jobs=1
+):
+    starts = range(0, len(clients), group)
+    groups = [draw(data, clients[start : start + group], training) for start in starts]
+    with threads(n_jobs):
+        return train_groups(model, clients, groups, compiled, training, mapping)
+
+
+def train_groups(model, clients, groups, compiled, training, mapping):
     return train_cohort(
         model.score,
         torch.tensor(clients),
-        samples_of(data, clients, training),
+        groups,
         model.users[clients],
         model.tables,
         torch.zeros(len(clients), dtype=torch.int64),
         model.theta(),
         training,
         mapping,
-        model.train_client if compiled else None,
+        model.train_clients if compiled else None,
     )
 
 
-@pytest.mark.parametrize("chunk", [64, 3])
+@pytest.mark.parametrize(("group", "n_jobs"), [(64, 1), (4, 1), (1, 3)])
 @pytest.mark.parametrize(("make", "compiled"), [(mf, False), (mf, True), (ncf, False)])
 def test_cohort_training_equals_a_naive_loop_over_clients(
-    make, compiled, chunk, data, monkeypatch
+    make, compiled, group, n_jobs, data
 ):
-    monkeypatch.setattr(cohort, "CHUNK", chunk)
     model, clients = make(), [0, 2, 3, 7, 8, 11]
-    trained = train(model, data, clients, compiled)
+    trained = train(model, data, clients, compiled, group=group, n_jobs=n_jobs)
     for index, client in enumerate(clients):
         sample = samples_of(data, [client])[0]
         user, change, theta = naive_client(model, client, sample, TRAINING)
@@ -161,8 +177,37 @@ def test_cohort_training_equals_a_naive_loop_over_clients(
 def test_a_client_does_not_depend_on_his_cohort(compiled, data):
     together = train(mf(), data, [1, 4, 9], compiled)
     alone = train(mf(), data, [4], compiled)
-    assert torch.equal(together.user_rows[1], alone.user_rows[0])
-    assert torch.equal(together.updates[1].rows, alone.updates[0].rows)
+    pairs = [
+        (together.user_rows[1], alone.user_rows[0]),
+        (together.updates[1].rows, alone.updates[0].rows),
+    ]
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        assert torch.equal(one, other) or not compiled
+
+
+@pytest.mark.parametrize("make", [mf, ncf])
+def test_a_cohort_in_parts_and_threads_gives_the_same_bits(make, data, monkeypatch):
+    """However much memory and however many cores there are."""
+    results = []
+    monkeypatch.setattr(rounds, "GROUP", 2)
+    for part_bytes, n_jobs in ((2**28, 1), (1, 3), (4000, 2)):
+        monkeypatch.setattr(rounds, "PART_BYTES", part_bytes)
+        model = make()
+        simulation = Simulation(
+            model, data, FedRAS(), federation(1.0, (0.75,)), TRAINING, n_jobs
+        )
+        with torch.no_grad():
+            parts = len(simulation._parts(np.arange(N_CLIENTS)))
+            for _ in range(3):
+                report = simulation.run_round()
+        state = [model.tables, model.users, *model.theta().values()]
+        results.append((parts, report.bytes, report.loss, state))
+    first = results[0]
+    assert [parts for parts, *_ in results] == [1, 6, 4]
+    for _, sizes, loss, state in results[1:]:
+        assert (sizes, loss) == (first[1], pytest.approx(first[2], rel=1e-12))
+        assert all(map(torch.equal, state, first[3]))
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -230,16 +275,23 @@ def test_everybody_one_step_no_compression_is_central_descent(data):
     )  # fmt: skip
 
 
+def mean_of(updates, aggregation):
+    mean = RowMean(5, 1, aggregation)
+    for update in updates:
+        mean.add(update)
+    return mean.update()
+
+
 def test_inverse_frequency_is_the_mean_over_those_who_trained_the_item():
     updates = [
         RowUpdate(torch.tensor([0, 2]), torch.tensor([[1.0], [2.0]])),
         RowUpdate(torch.tensor([2, 3]), torch.tensor([[4.0], [8.0]])),
         RowUpdate(torch.tensor([2]), torch.tensor([[6.0]])),
     ]
-    mean = aggregate_rows(updates, 5, 1, "inverse_frequency")
+    mean = mean_of(updates, "inverse_frequency")
     assert mean.ids.tolist() == [0, 2, 3]
     assert mean.rows.flatten().tolist() == [1.0, 4.0, 8.0]
-    plain = aggregate_rows(updates, 5, 1, "fedavg")
+    plain = mean_of(updates, "fedavg")
     torch.testing.assert_close(plain.rows.flatten(), torch.tensor([1 / 3, 4.0, 8 / 3]))
 
 
@@ -387,8 +439,8 @@ def test_samples_hold_each_positive_once_and_no_positive_as_negative(data):
 
 def test_negatives_are_uniform_over_what_is_left():
     clients = ClientData.from_pairs(np.zeros(2, int), np.array([0, 3]), 1, 6)
-    rng = generator(0, Stream.SAMPLES)
-    sample = draw_samples(clients, 0, 2000, 5, rng)
+    key = counter_key(0, Stream.SAMPLES)
+    sample = Sample(*draw_samples(clients, np.array([0]), 2000, 5, key).of(0))
     items = sample.ids[sample.rows[sample.labels == 0]]
     counts = np.bincount(items, minlength=6)
     assert counts[[0, 3]].tolist() == [0, 0]

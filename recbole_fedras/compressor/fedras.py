@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from math import floor
-from os import cpu_count
 from typing import Any
 
 from recbole_fedras.compressor.base import (
@@ -21,6 +19,7 @@ from recbole_fedras.compressor.base import (
 )
 from recbole_fedras.compressor.kmeans import BACKENDS, Floats, Ints, kmeans
 from recbole_fedras.compressor.splitting import split_groups
+from recbole_fedras.parallel import thread_map
 from recbole_fedras.wire.payload import Payload
 
 
@@ -122,15 +121,8 @@ class FedRAS(Compressor):
         ctxs: Sequence[RoundContext],
     ) -> list[Payload]:
         """Encode the clients' updates in threads, one client each."""
-        with ThreadPoolExecutor(cpu_count()) as pool:
-            return list(
-                pool.map(
-                    self.encode,
-                    map(updates.__getitem__, range(len(updates))),
-                    budgets,
-                    ctxs,
-                )
-            )
+        own = map(updates.__getitem__, range(len(updates)))
+        return thread_map(self.encode, own, budgets, ctxs)
 
     def encode_broadcast(
         self, update: RowUpdate, budgets: Sequence[Budget], ctx: RoundContext

@@ -12,8 +12,9 @@ Ints = NDArray[np.int64]
 
 BACKENDS = ("fast", "sklearn")
 
-_BLOCK = 256  # rows compared with all centroids at a time
 _TOLERANCE = 0.005  # relative gain in error below which iterations stop
+_RESOLUTION = 1e-7  # of the rows' energy: what float32 distances resolve
+_FLAT = 2**30  # rows x groups x dim up to which all rows meet all centroids
 
 
 def kmeans(
@@ -35,9 +36,10 @@ def kmeans(
     n_iterations : int
         Lloyd iterations at most.
     backend : {'fast', 'sklearn'}
-        ``fast`` seeds by D^2-sampling in blocks and iterates in compiled code that
-        holds no interpreter lock; ``sklearn`` is :class:`sklearn.cluster.KMeans` with
-        its greedy k-means++ and default tolerance.
+        ``fast`` is compiled code that holds no interpreter lock: k-means|| seeding
+        (Bahmani et al., VLDB 2012), then Lloyd, nested in cells where rows and groups
+        are many. ``sklearn`` is :class:`sklearn.cluster.KMeans` with its greedy
+        k-means++ and default tolerance.
 
     Returns
     -------
@@ -67,28 +69,86 @@ def kmeans(
         centroids = model.cluster_centers_
         assignments = model.labels_.astype(np.int64)
     else:
-        centroids, assignments = _lloyd(scaled, n_groups, n_iterations, rng)
+        centroids, assignments = _cluster(scaled, n_groups, n_iterations, rng)
     used, assignments = np.unique(assignments, return_inverse=True)
     return centroids[used] / scale, assignments
+
+
+def _cluster(
+    rows: Floats, n_groups: int, n_iterations: int, rng: np.random.Generator
+) -> tuple[Floats, Ints]:
+    """Cluster at once where that is cheap, else in ``2 sqrt(n_groups)`` cells.
+
+    Rows sampled by energy are clustered into the cells. A cell gets as many groups as
+    a sample by squared distance to the cells takes rows of it, and is clustered on its
+    own: an iteration over all cells takes O(n sqrt(n_groups) dim) time.
+    """
+    n = len(rows)
+    if rows.size * n_groups <= _FLAT:
+        return _lloyd(rows, n_groups, n_iterations, rng)
+    n_cells = int(2 * np.sqrt(n_groups))
+    norms = np.einsum("ij,ij->i", rows, rows)
+    samples = rows[_sample(norms, n_groups, rng)]
+    cells, _ = _lloyd(samples, n_cells, n_iterations, rng)
+    cell_of_row, distances = np.empty(n, np.int64), np.empty_like(norms)
+    _find_nearest(rows, norms, cells, cell_of_row, distances)
+    sampled = cell_of_row[_sample(distances, n_groups - n_cells, rng)]
+    counts = 1 + np.bincount(sampled, minlength=len(cells))
+    order = np.argsort(cell_of_row, kind="stable")
+    ends = np.cumsum(np.bincount(cell_of_row, minlength=len(cells)))
+
+    centroids, assignments, n_found = [], np.empty(n, np.int64), 0
+    for own, count in zip(np.split(order, ends[:-1]), counts, strict=True):
+        if len(own):
+            size = min(int(count), len(own))
+            found, nearest = _cluster(rows[own], size, n_iterations, rng)
+            assignments[own] = n_found + nearest
+            centroids.append(found)
+            n_found += len(found)
+    return np.concatenate(centroids), assignments
+
+
+def _sample(weights: Floats, count: int, rng: np.random.Generator) -> Ints:
+    """Sample distinct places by weight; the heaviest are certain."""
+    order = np.argsort(-weights)
+    ordered = weights[order].astype(np.float64)
+    left = np.cumsum(ordered[::-1])[::-1]
+    certain = ordered[:count] * np.arange(count, 0, -1) >= left[:count]
+    n_certain = count if certain.all() else int(certain.argmin())
+    rest = order[n_certain:]
+    if n_certain == count or left[n_certain] == 0:
+        return order[:n_certain]
+    passed = np.cumsum(ordered[n_certain:])
+    drawn = rest[_systematic(passed, count - n_certain, rng.random())]
+    return np.concatenate([order[:n_certain], drawn])
 
 
 @njit(nogil=True, cache=True)
 def _lloyd(
     rows: Floats, n_groups: int, n_iterations: int, rng: np.random.Generator
 ) -> tuple[Floats, Ints]:
+    """Seed, then iterate; a group that loses all rows keeps its centroid."""
     n, dim = rows.shape
-    centroids = _seed(rows, n_groups, rng)
+    norms = np.zeros(n, np.float32)
+    for i in range(n):
+        for j in range(dim):
+            norms[i] += rows[i, j] * rows[i, j]
+    energy = np.float64(0)
+    for i in range(n):
+        energy += norms[i]
+    centroids = _seed(rows, norms, n_groups, rng)
     k = len(centroids)
     nearest = np.empty(n, np.int64)
-    scores = np.empty(n, np.float32)
+    distances = np.empty(n, np.float32)
     sizes = np.empty(k, np.int64)
     sums = np.empty((k, dim), np.float32)
-    energy = np.float64((rows * rows).sum())
     error = np.inf
     for _ in range(n_iterations):
-        _find_nearest(rows, centroids, nearest, scores)
-        previous, error = error, energy - 2 * np.float64(scores.sum())
-        if error >= (1 - _TOLERANCE) * previous:
+        _find_nearest(rows, norms, centroids, nearest, distances)
+        previous, error = error, np.float64(0)
+        for i in range(n):
+            error += distances[i]
+        if error > min((1 - _TOLERANCE) * previous, previous - _RESOLUTION * energy):
             return centroids, nearest
         sizes[:] = 0
         sums[:] = 0
@@ -97,82 +157,145 @@ def _lloyd(
             for j in range(dim):
                 sums[nearest[i], j] += rows[i, j]
         for group in range(k):
-            if sizes[group]:  # an empty group keeps its centroid
+            if sizes[group]:
                 for j in range(dim):
                     centroids[group, j] = sums[group, j] / sizes[group]
-    _find_nearest(rows, centroids, nearest, scores)
+    _find_nearest(rows, norms, centroids, nearest, distances)
     return centroids, nearest
 
 
 @njit(nogil=True, cache=True)
-def _seed(rows: Floats, n_groups: int, rng: np.random.Generator) -> Floats:
-    """Sample distinct rows as seeds, by squared distance, in about ten blocks.
+def _seed(
+    rows: Floats, norms: Floats, n_groups: int, rng: np.random.Generator
+) -> Floats:
+    """k-means||: twice as many candidates as seeds, reduced by greedy k-means++.
 
-    A block is a systematic sample: points evenly spaced, from a random start, along
-    the cumulative squared distances to the seeds so far.
+    Candidates are sampled by squared distance to those before them, in about ten
+    blocks, each a systematic sample.
     """
-    n, dim = rows.shape
-    norms = np.zeros(n, np.float32)
-    for i in range(n):
-        for j in range(dim):
-            norms[i] += rows[i, j] * rows[i, j]
-    seeds = np.empty((n_groups, dim), np.float32)
-    seeds[0] = rows[min(int(rng.random() * n), n - 1)]
-    distances = np.full(n, np.inf, np.float32)
+    n = len(rows)
+    n_candidates = min(2 * n_groups, n)
+    chosen = np.empty(n_candidates, np.int64)
+    chosen[0] = min(int(rng.random() * n), n - 1)
+    closest = np.full(n, np.inf, np.float32)
+    owner = np.zeros(n, np.int64)
     nearest = np.empty(n, np.int64)
-    scores = np.empty(n, np.float32)
-    block = (n_groups + 9) // 10
+    distances = np.empty(n, np.float32)
+    passed = np.empty(n, np.float64)
+    block = (n_candidates + 9) // 10
     first, k = 0, 1
     while True:
-        _find_nearest(rows, seeds[first:k], nearest, scores)
+        _find_nearest(rows, norms, rows[chosen[first:k]], nearest, distances)
         total = 0.0
         for i in range(n):
-            distance = norms[i] - 2 * scores[i]
-            if distance <= np.float32(1e-6) * norms[i]:  # a seed, but for rounding
-                distance = np.float32(0)
-            distances[i] = min(distances[i], distance)
-            total += distances[i]
-        if k == n_groups or total == 0:
-            return seeds[:k].copy()
+            if distances[i] <= np.float32(1e-6) * norms[i]:  # alike, but for rounding
+                distances[i] = np.float32(0)
+            if distances[i] < closest[i]:
+                closest[i] = distances[i]
+                owner[i] = first + nearest[i]
+            total += closest[i]
+            passed[i] = total
+        if k == n_candidates or total == 0:
+            break
+        sample = _systematic(passed, min(block, n_candidates - k), rng.random())
         first = k
-        gap = total / min(block, n_groups - k)
-        point = rng.random() * gap
-        passed = 0.0
-        for i in range(n):
-            passed += distances[i]
-            if point < passed and k < n_groups:
-                seeds[k] = rows[i]
+        for i in range(len(sample)):
+            if i == 0 or sample[i] != sample[i - 1]:
+                chosen[k] = sample[i]
                 k += 1
-                point += gap * np.ceil((passed - point) / gap)
-        if k == first:  # the point lies beyond the sum by rounding
-            seeds[k] = rows[np.argmax(distances)]
-            k += 1
+    weights = np.zeros(k, np.float32)
+    for i in range(n):
+        weights[owner[i]] += 1
+    candidates = rows[chosen[:k]]
+    if k <= n_groups:
+        return candidates
+    return candidates[_greedy(candidates, weights, n_groups, rng)]
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _greedy(
+    points: Floats, weights: Floats, n_groups: int, rng: np.random.Generator
+) -> Ints:
+    """Greedy k-means++ of weighted points: of a few samples, the best joins the seeds.
+
+    Source: Arthur and Vassilvitskii (SODA 2007), with ``2 + log(n_groups)`` trials a
+    seed like scikit-learn.
+    """
+    n = len(points)
+    between = np.dot(points, np.ascontiguousarray(points.T))  # squared distances
+    norms = np.empty(n, np.float32)
+    for i in range(n):
+        norms[i] = between[i, i]
+    for i in range(n):
+        for j in range(n):
+            square = norms[i] + norms[j] - 2 * between[i, j]
+            between[i, j] = max(square, np.float32(0))
+    chosen = np.empty(n_groups, np.int64)
+    passed = np.cumsum(weights.astype(np.float64))
+    chosen[0] = _systematic(passed, 1, rng.random())[0]
+    closest = weights * between[chosen[0]]
+    for k in range(1, n_groups):
+        total = 0.0
+        for i in range(n):
+            total += closest[i]
+            passed[i] = total
+        if total == 0:
+            return chosen[:k]
+        least = np.float32(np.inf)
+        for _ in range(2 + int(np.log(n_groups))):
+            trial = _systematic(passed, 1, rng.random())[0]
+            left = np.float32(0)
+            for i in range(n):
+                left += min(closest[i], weights[i] * between[trial, i])
+            if left <= least:
+                least, chosen[k] = left, trial
+        for i in range(n):
+            closest[i] = min(closest[i], weights[i] * between[chosen[k], i])
+    return chosen
+
+
+@njit(nogil=True, cache=True)
+def _systematic(passed: NDArray[np.float64], count: int, start: float) -> Ints:
+    """Sample by weight: places of points spaced evenly along cumulative weights.
+
+    A place whose weight exceeds the spacing may stand several times.
+    """
+    gap = passed[-1] / count
+    points = (start + np.arange(count)) * gap
+    places = np.searchsorted(passed, points, side="right")
+    return np.minimum(places, len(passed) - 1)  # type: ignore[no-any-return]
 
 
 @njit(nogil=True, cache=True, fastmath=True)
 def _find_nearest(
-    rows: Floats, centroids: Floats, nearest: Ints, scores: Floats
+    rows: Floats, norms: Floats, centroids: Floats, nearest: Ints, distances: Floats
 ) -> None:
-    """Find each row's nearest centroid and its score ``x.c - |c|^2 / 2``, the largest.
+    """Find each row's nearest centroid and the squared distance to it.
 
     Matrix products of blocks that stay in the cache; the loops after them vectorise.
+    For that the minimum is taken over the bits of the distances as integers: floats
+    that are not negative are in the same order.
     """
-    n, k = len(rows), len(centroids)
+    k = len(centroids)
     columns = np.ascontiguousarray(centroids.T)  # (dim, k)
-    half_norms = np.zeros(k, np.float32)
+    squares = np.zeros(k, np.float32)
     for j in range(len(columns)):
         for c in range(k):
-            half_norms[c] += np.float32(0.5) * columns[j, c] * columns[j, c]
-    for start in range(0, n, _BLOCK):
-        products = np.dot(rows[start : start + _BLOCK], columns)
+            squares[c] += columns[j, c] * columns[j, c]
+            columns[j, c] *= np.float32(-2)
+    block = max(min(256, 2**18 // k), 16)
+    for start in range(0, len(rows), block):
+        products = np.dot(rows[start : start + block], columns)
+        bits = products.view(np.int32)
         for i in range(len(products)):
-            row = products[i]
-            best = np.float32(-3e38)
+            row, row_bits, norm = products[i], bits[i], norms[start + i]
             for c in range(k):
-                row[c] -= half_norms[c]
-                best = max(best, row[c])
-            place = np.int32(0)
+                row[c] = max(row[c] + squares[c] + norm, np.float32(0))
+            least = row_bits[0]
             for c in range(k):
-                place = max(place, np.int32(c) if row[c] == best else np.int32(0))
+                least = min(least, row_bits[c])
+            place = np.int32(k)
+            for c in range(np.int32(k)):
+                place = min(place, np.int32(c) if row_bits[c] == least else place)
             nearest[start + i] = place
-            scores[start + i] = best
+            distances[start + i] = row[place]

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
+from numba import njit, uint64
 from numpy.typing import NDArray
 
+from recbole_fedras.rng import mix, uniform
+
 Ints = NDArray[np.int64]
+
+_SPARSE = 32  # items per row above which sorting rows beats passing over all items
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,66 +68,148 @@ class ClientData:
 
 
 @dataclass(frozen=True, slots=True)
-class ClientSamples:
-    """What one client trains on in one participation.
+class Samples:
+    """What a group of clients trains on in one participation, one behind the other.
 
     Attributes
     ----------
+    n_epochs : int
+    row_offsets, sample_offsets : ndarray of int64, shape (n_clients + 1,)
+        Client c owns ``ids[row_offsets[c]:row_offsets[c + 1]]`` and
+        ``rows[sample_offsets[c]:sample_offsets[c + 1]]``.
     ids : ndarray of int64, shape (n_rows,)
-        Items that occur, increasing: the rows of his local table.
-    rows : ndarray of int64, shape (local_epochs, n_samples)
-        Local row of each sample, shuffled within each epoch.
-    labels : ndarray of float32, shape (local_epochs, n_samples)
+        Items that occur, increasing within a client: the rows of his local table.
+    rows : ndarray of int32, shape (n_samples,)
+        Local row of each sample, epoch by epoch, shuffled within each.
+    labels : ndarray of float32, shape (n_samples,)
         1 for his items, 0 for negatives.
     """
 
+    n_epochs: int
+    row_offsets: Ints
+    sample_offsets: Ints
     ids: Ints
-    rows: Ints
+    rows: NDArray[np.int32]
     labels: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.row_offsets) - 1
+
+    def slices(self) -> list[slice]:
+        """Return each client's part of ``ids``."""
+        return list(map(slice, self.row_offsets[:-1], self.row_offsets[1:]))
+
+    def of(self, client: int) -> tuple[Ints, NDArray[np.int32], NDArray[np.float32]]:
+        """Return a client's ids (n_rows,), and rows and labels (n_epochs, n)."""
+        ids = slice(*self.row_offsets[client : client + 2])
+        own = slice(*self.sample_offsets[client : client + 2])
+        shape = (self.n_epochs, -1)
+        return (
+            self.ids[ids],
+            self.rows[own].reshape(shape),
+            self.labels[own].reshape(shape),
+        )
 
 
 def draw_samples(
     clients: ClientData,
-    client: int,
+    group: Ints,
     n_negatives: int,
     n_epochs: int,
-    rng: np.random.Generator,
-) -> ClientSamples:
-    """Draw fresh negatives and a fresh order for every local epoch.
+    key: np.uint64,
+) -> Samples:
+    """Draw fresh negatives and a fresh order for every client and local epoch.
 
     Negatives are uniform over the items that the client has not interacted with *in
-    the training data*; to spare the held-out items too would leak them.
+    the training data*; to spare the held-out items too would leak them. What a client
+    draws depends on ``key`` and his number, not on the group.
+
+    Parameters
+    ----------
+    clients : ClientData
+    group : ndarray of int64, shape (n_clients,)
+        Clients that have something to train on.
+    n_negatives : int
+        For each interaction and epoch.
+    n_epochs : int
+    key : uint64
+        Of :func:`recbole_fedras.rng.counter_key`, for the round.
     """
-    positives = clients.of(client)
-    items, labels = _draw(positives, clients.n_items, n_negatives, n_epochs, rng)
-    ids, rows = np.unique(items, return_inverse=True)
-    return ClientSamples(ids, rows.reshape(items.shape), labels)
+    counts = clients.offsets[group + 1] - clients.offsets[group]
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    sample_offsets = offsets * (n_epochs * (1 + n_negatives))
+    # His items, and negatives that are as many as he can draw or as there are.
+    most = np.minimum(counts * (1 + n_epochs * n_negatives), clients.n_items)
+    ids = np.empty(most.sum(), np.int64)
+    rows = np.empty(sample_offsets[-1], np.int32)
+    labels = np.zeros(sample_offsets[-1], np.float32)
+    row_offsets = _draw(
+        clients.offsets, clients.items, clients.n_items, group, n_negatives, n_epochs,
+        key, sample_offsets, ids, rows, labels,
+    )  # fmt: skip
+    return Samples(
+        n_epochs, row_offsets, sample_offsets, ids[: row_offsets[-1]], rows, labels
+    )
 
 
 @njit(nogil=True, cache=True)
-def _draw(
-    positives: Ints,
-    n_items: int,
-    n_negatives: int,
-    n_epochs: int,
-    rng: np.random.Generator,
-) -> tuple[Ints, NDArray[np.float32]]:
-    n = len(positives)
-    size = n * (1 + n_negatives)
-    items = np.empty((n_epochs, size), np.int64)
-    labels = np.zeros((n_epochs, size), np.float32)
-    for epoch in range(n_epochs):
-        items[epoch, :n] = positives
-        labels[epoch, :n] = 1
-        for i in range(n, size):
-            while True:
-                item = int(rng.random() * n_items)
-                place = np.searchsorted(positives, item)
-                if place == n or positives[place] != item:
-                    break
-            items[epoch, i] = item
-        for i in range(size - 1, 0, -1):  # Fisher-Yates
-            j = int(rng.random() * (i + 1))
-            items[epoch, i], items[epoch, j] = items[epoch, j], items[epoch, i]
-            labels[epoch, i], labels[epoch, j] = labels[epoch, j], labels[epoch, i]
-    return items, labels
+def _draw(  # type: ignore[no-untyped-def]
+    offsets, items, n_items, group, n_negatives, n_epochs, key, sample_offsets, ids,
+    rows, labels,
+):  # fmt: skip
+    """Fill ``ids``, ``rows`` and ``labels``; return the row offsets."""
+    place = np.zeros(n_items, np.int32)  # all zero again after each client
+    row_offsets = np.zeros(len(group) + 1, np.int64)
+    for c in range(len(group)):
+        positives = items[offsets[group[c]] : offsets[group[c] + 1]]
+        n, size = len(positives), len(positives) * (1 + n_negatives)
+        own_ids = ids[row_offsets[c] :]
+        own_rows = rows[sample_offsets[c] : sample_offsets[c + 1]]
+        own_labels = labels[sample_offsets[c] : sample_offsets[c + 1]]
+        client_key = mix(key ^ mix(uint64(group[c])))
+        counter = n_rows = 0
+        for item in positives:
+            place[item] = -1
+        for epoch in range(n_epochs):
+            row = own_rows[epoch * size : (epoch + 1) * size]
+            label = own_labels[epoch * size : (epoch + 1) * size]
+            row[:n] = positives
+            label[:n] = 1
+            for i in range(n, size):
+                item = int(uniform(client_key, counter) * n_items)
+                counter += 1
+                while place[item] < 0:
+                    item = int(uniform(client_key, counter) * n_items)
+                    counter += 1
+                row[i] = item
+                own_ids[n_rows] = item
+                n_rows += 1 - place[item]
+                place[item] = 1
+            # Negatives are exchangeable: it is enough to send each of his items to a
+            # uniform place, by a partial Fisher-Yates shuffle inverted.
+            for i in range(n - 1, -1, -1):
+                j = i + int(uniform(client_key, counter) * (size - i))
+                counter += 1
+                row[i], row[j] = row[j], row[i]
+                label[i], label[j] = label[j], label[i]
+        for item in positives:
+            if place[item] < 0:
+                own_ids[n_rows] = item
+                n_rows += 1
+                place[item] = 1
+        if n_items > _SPARSE * n_rows:
+            own_ids[:n_rows].sort()
+        else:
+            n_rows = 0
+            for item in range(n_items):
+                if place[item]:
+                    own_ids[n_rows] = item
+                    n_rows += 1
+        for r in range(n_rows):
+            place[own_ids[r]] = r
+        for i in range(len(own_rows)):
+            own_rows[i] = place[own_rows[i]]
+        for r in range(n_rows):
+            place[own_ids[r]] = 0
+        row_offsets[c + 1] = row_offsets[c] + n_rows
+    return row_offsets

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from os import cpu_count
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recbole_fedras.compressor.base import CohortUpdate
-from recbole_fedras.data.clients import ClientSamples, Ints
+from recbole_fedras.data.clients import Samples
 from recbole_fedras.federation.settings import LocalTraining
+from recbole_fedras.parallel import thread_map
 
 Score = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
-
-#: Clients trained together: their gathered rows stay within a processor's cache.
-CHUNK = 32
+TrainClients = Callable[..., float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,40 +33,61 @@ class Trained:
     updates : CohortUpdate
         Change of the shared parameters, for the server.
     loss : float
-        Mean binary cross-entropy of a sample over the whole training.
+        Binary cross-entropy, summed over all samples when they were trained on; not
+        finite if anything else here is not.
+    n_samples : int
     """
 
     user_rows: Tensor
     updates: CohortUpdate
     loss: float
+    n_samples: int
+
+
+class Workspace:
+    """Memory for the rows of a cohort's updates, used again and again.
+
+    To touch fresh memory for the first time takes longer than to train in it.
+    """
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.float32)
+
+    def rows(self, n: int, dim: int) -> Tensor:
+        """Return (n, dim) floats, which overwrite those of the call before."""
+        if self._memory.size < n * dim:
+            self._memory = np.empty(n * dim, np.float32)
+        return torch.from_numpy(self._memory[: n * dim].reshape(n, dim))
 
 
 def train_cohort(
     score: Score,
     clients: Tensor,
-    samples: list[ClientSamples],
+    groups: Sequence[Samples],
     user_rows: Tensor,
     tables: Tensor,
     table_of_client: Tensor,
     theta: Mapping[str, Tensor],
     training: LocalTraining,
     gradient_map: Tensor | None = None,
-    train_client: Callable[..., float] | None = None,
+    train_clients: TrainClients | None = None,
+    workspace: Workspace | None = None,
 ) -> Trained:
     """Train every client of a cohort from the shared parameters that he holds.
 
     Each client copies the rows that he touches into a compact local table and runs
     ``local_epochs`` of SGD in steps of ``batch_size`` samples. Step k of all clients
-    is one tensor operation over a padded batch (n_clients, batch_size). Clients never
-    see each other's rows: but for rounding, who else is in the cohort changes nothing.
+    of a group is one tensor operation over a padded batch (n_clients, batch_size).
+    Clients never see each other's rows: but for rounding, who else is in the cohort
+    changes nothing. Groups run in threads.
 
     Parameters
     ----------
     score : callable
         ``score(user_rows, item_rows, theta)``, see ``FederatedRecommender.score``.
     clients : Tensor of int64, shape (n_clients,)
-    samples : list of ClientSamples
-        One per client, none empty.
+    groups : sequence of Samples
+        Of all clients in their order, some at a time; no client's are empty.
     user_rows : Tensor, shape (n_clients, dim)
     tables : Tensor, shape (n_tables, n_items, dim)
         Replicas; client c holds ``tables[table_of_client[c]]``.
@@ -75,196 +96,168 @@ def train_cohort(
     training : LocalTraining
     gradient_map : Tensor, shape (dim, dim), optional
         Applied to item gradients, see ``Compressor.gradient_map``.
-    train_client : callable, optional
-        Compiled training of one client, ``FederatedRecommender.train_client``. It is
-        used on the CPU, in threads over clients; its results equal those of the
-        general path to rounding.
+    train_clients : callable, optional
+        Compiled training, ``FederatedRecommender.train_clients``. It is used on the
+        CPU; its results equal those of the general path to rounding.
+    workspace : Workspace, optional
+        Holds the updates returned, until it is used again.
     """
-    chunks = [slice(start, start + CHUNK) for start in range(0, len(samples), CHUNK)]
+    device, dim = tables.device, tables.shape[-1]
+    bounds = np.cumsum([0, *map(len, groups)])
+    row_bounds = np.cumsum([0, *(len(samples.ids) for samples in groups)])
+    user_rows = user_rows.clone()
+    rows = (workspace or Workspace()).rows(int(row_bounds[-1]), dim).to(device)
+    n_theta = sum(value.numel() for value in theta.values())
+    theta_changes = torch.empty(len(clients), n_theta, device=device)
+    compiled = train_clients if device.type == "cpu" and not theta else None
 
-    def train(own: slice) -> _Chunk:
-        chunk = (samples[own], user_rows[own], tables, table_of_client[own])
-        if train_client is not None and tables.device.type == "cpu" and not theta:
-            return _train_compiled(train_client, *chunk, training, gradient_map)
-        return _train_batched(score, *chunk, theta, training, gradient_map)
+    def train(index: int) -> Tensor:
+        own = slice(*bounds[index : index + 2])
+        users, changes = user_rows[own], rows[slice(*row_bounds[index : index + 2])]
+        group = (groups[index], users, changes, tables, table_of_client[own])
+        if compiled is not None:
+            loss = _train_compiled(compiled, *group, training, gradient_map)
+        else:
+            loss = _train_batched(
+                score, *group, theta, theta_changes[own], training, gradient_map
+            )
+        # 0 times a number that is not finite is NaN.
+        return loss + 0 * (users.sum() + changes.sum() + theta_changes[own].sum())
 
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        parts = list(pool.map(train, chunks))
-    n_rows = torch.tensor([len(own.ids) for own in samples])
+    losses = thread_map(train, range(len(groups)))
+    offsets = [
+        samples.row_offsets[:-1] + start
+        for samples, start in zip(groups, row_bounds, strict=False)
+    ]
     updates = CohortUpdate(
         clients=clients,
-        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), n_rows.cumsum(0)]),
-        ids=torch.cat([part.ids for part in parts]),
-        rows=torch.cat([part.rows for part in parts]),
-        theta=torch.cat([part.theta for part in parts]),
+        offsets=torch.from_numpy(np.concatenate([*offsets, row_bounds[-1:]])),
+        ids=torch.from_numpy(np.concatenate([samples.ids for samples in groups])),
+        rows=rows,
+        theta=theta_changes,
     )
-    loss = sum(float(part.loss) for part in parts)
-    n_samples = sum(own.labels.size for own in samples)
-    return Trained(
-        torch.cat([part.user_rows for part in parts]), updates, loss / n_samples
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    user_rows: Tensor
-    ids: Tensor
-    rows: Tensor
-    theta: Tensor
-    loss: Tensor
-
-
-def _local_tables(
-    samples: list[ClientSamples], tables: Tensor, table_of_client: Tensor
-) -> tuple[Tensor, Tensor, Ints]:
-    """Gather the rows that clients touch.
-
-    Returns
-    -------
-    ids : Tensor of int64, shape (n,)
-    rows : Tensor, shape (n, dim)
-        One client's rows behind the other's.
-    offsets : ndarray of int64, shape (n_clients + 1,)
-    """
-    n_rows = [len(own.ids) for own in samples]
-    offsets = np.concatenate([[0], np.cumsum(n_rows)])
-    ids = torch.from_numpy(np.concatenate([own.ids for own in samples]))
-    owner = torch.from_numpy(np.repeat(np.arange(len(samples)), n_rows))
-    ids, owner = ids.to(tables.device), owner.to(tables.device)
-    return ids, tables[table_of_client.to(owner.device)[owner], ids], offsets
+    n_samples = sum(len(samples.rows) for samples in groups)
+    return Trained(user_rows, updates, float(torch.stack(losses).sum()), n_samples)
 
 
 def _train_compiled(
-    train_client: Callable[..., float],
-    samples: list[ClientSamples],
+    train_clients: TrainClients,
+    samples: Samples,
     user_rows: Tensor,
+    changes: Tensor,
     tables: Tensor,
     table_of_client: Tensor,
     training: LocalTraining,
     gradient_map: Tensor | None,
-) -> _Chunk:
-    ids, before, offsets = _local_tables(samples, tables, table_of_client)
-    table, user_rows = before.clone(), user_rows.clone()
-    users, rows = user_rows.numpy(), table.numpy()
-    mapping = np.empty((0, 0), np.float32)
-    if gradient_map is not None:
-        mapping = gradient_map.numpy()
-
-    losses = [
-        train_client(
-            users[client],
-            rows[offsets[client] : offsets[client + 1]],
-            own.rows,
-            own.labels,
+) -> Tensor:
+    """Train client after client, each in his part of ``changes``; return the loss."""
+    if gradient_map is None:
+        gradient_map = torch.empty(0, 0)
+    loss, end = 0.0, 0
+    for table, run in groupby(table_of_client.tolist()):
+        start, end = end, end + len(list(run))
+        loss += train_clients(
+            user_rows.numpy()[start:end],
+            tables[table].numpy(),
+            changes.numpy(),
+            samples.ids,
+            samples.row_offsets[start : end + 1],
+            samples.rows,
+            samples.labels,
+            samples.sample_offsets[start : end + 1],
+            samples.n_epochs,
             training.batch_size,
             training.learning_rate,
             training.user_learning_rate,
-            mapping,
+            gradient_map.numpy(),
         )
-        for client, own in enumerate(samples)
-    ]
-    return _Chunk(
-        user_rows=user_rows,
-        ids=ids,
-        rows=table - before,
-        theta=table.new_zeros(len(samples), 0),
-        loss=torch.tensor(sum(losses)),
-    )
+    return torch.tensor(loss, dtype=torch.float64)
 
 
 def _train_batched(
     score: Score,
-    samples: list[ClientSamples],
+    samples: Samples,
     user_rows: Tensor,
+    changes: Tensor,
     tables: Tensor,
     table_of_client: Tensor,
     theta: Mapping[str, Tensor],
+    theta_changes: Tensor,
     training: LocalTraining,
     gradient_map: Tensor | None,
-) -> _Chunk:
-    device, n_clients, dim = tables.device, len(samples), tables.shape[-1]
-    ids, before, offsets = _local_tables(samples, tables, table_of_client)
-    table = before.clone()
-    rows = torch.from_numpy(
-        np.concatenate(
-            [own.rows.ravel() + at for own, at in zip(samples, offsets, strict=False)]
-        )
-    ).to(device)
-    labels = torch.from_numpy(
-        np.concatenate([own.labels.ravel() for own in samples])
-    ).to(device)
+) -> Tensor:
+    """Train all clients of a group side by side; return the loss.
 
-    plan = _plan_steps(samples, training.batch_size)
-    user_rows = user_rows.clone()
+    Those with most steps stand first, so that the ones still training are a prefix.
+    Sizes are known on the host: nothing waits for the device.
+    """
+    device, dim, batch_size = tables.device, tables.shape[-1], training.batch_size
+    per_epoch = np.diff(samples.sample_offsets) // samples.n_epochs
+    n_batches = -(-per_epoch // batch_size)
+    order = np.argsort(-n_batches, kind="stable")
+    sizes, n_batches = per_epoch[order], n_batches[order]
+
+    def place(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    owner = np.repeat(table_of_client.numpy(), np.diff(samples.row_offsets))
+    before = tables[place(owner), place(samples.ids)]
+    table = before.clone()
+    shift = np.repeat(samples.row_offsets[:-1], np.diff(samples.sample_offsets))
+    rows, labels = place(samples.rows + shift), place(samples.labels)
+    first, own_sizes, own_batches, who = map(
+        place, (samples.sample_offsets[:-1][order], sizes, n_batches, order)
+    )
+    users = user_rows[who]
     network = {
-        name: value.expand(n_clients, *value.shape).clone()
+        name: value.expand(len(order), *value.shape).clone()
         for name, value in theta.items()
     }
-    width = torch.arange(training.batch_size, device=device)
+    column = torch.arange(batch_size, device=device)
+    if gradient_map is not None:
+        gradient_map = gradient_map.to(device)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for active, starts, sizes in plan:
-        # Clients are addressed by `active`; the batch is padded with its first sample.
-        who = torch.from_numpy(active).to(device)
-        size = torch.from_numpy(sizes).to(device)[:, None]
-        column = width[: int(sizes.max())]
-        valid = column < size  # (n_active, batch)
-        start = torch.from_numpy(starts).to(device)[:, None]
-        place = torch.where(valid, start + column, start)
-        row, label = rows[place], labels[place]
+    for step in range(samples.n_epochs * int(n_batches[0])):
+        n = int(np.count_nonzero(step < samples.n_epochs * n_batches))
+        done = step % n_batches[:n] * batch_size
+        width = min(int((sizes[:n] - done).max()), batch_size)
+        begin = step % own_batches[:n] * batch_size
+        size = (own_sizes[:n] - begin).clamp(max=batch_size)
+        start = first[:n] + step // own_batches[:n] * own_sizes[:n] + begin
+        valid = column[:width] < size[:, None]  # (n, width)
+        # Batches are padded with their first sample.
+        batch = torch.where(valid, start[:, None] + column[:width], start[:, None])
+        row, label = rows[batch], labels[batch]
 
-        user = user_rows[who][:, None].requires_grad_()  # (n_active, 1, dim)
-        item = table[row].requires_grad_()  # (n_active, batch, dim)
-        own = {name: value[who].requires_grad_() for name, value in network.items()}
+        user = users[:n, None].detach().requires_grad_()  # (n, 1, dim)
+        item = table[row].requires_grad_()  # (n, width, dim)
+        own = {
+            name: value[:n].detach().requires_grad_() for name, value in network.items()
+        }
         with torch.enable_grad():
             logits = score(user, item, own)
-            losses = binary_cross_entropy_with_logits(
+            loss = binary_cross_entropy_with_logits(
                 logits, label, weight=valid.to(logits.dtype), reduction="sum"
             )
-        gradients = torch.autograd.grad(losses, [user, item, *own.values()])
-        total += losses.detach()
+        gradients = torch.autograd.grad(loss, [user, item, *own.values()])
+        total += loss.detach()
 
-        user_rows[who] -= training.user_learning_rate * gradients[0][:, 0]
+        users[:n] -= training.user_learning_rate * gradients[0][:, 0]
         item_gradient = gradients[1].reshape(-1, dim)
         if gradient_map is not None:
-            item_gradient = item_gradient @ gradient_map.to(device)
+            item_gradient = item_gradient @ gradient_map
         table.index_add_(
             0, row.reshape(-1), item_gradient, alpha=-training.learning_rate
         )
-        for name, gradient in zip(own, gradients[2:], strict=True):
+        for value, gradient in zip(network.values(), gradients[2:], strict=True):
             mean = gradient / size.reshape(-1, *[1] * (gradient.dim() - 1))
-            network[name][who] -= training.theta_learning_rate * mean
+            value[:n] -= training.theta_learning_rate * mean
 
-    changes = [
-        (network[name] - value).reshape(n_clients, -1) for name, value in theta.items()
-    ]
-    return _Chunk(
-        user_rows=user_rows,
-        ids=ids,
-        rows=table - before,
-        theta=torch.cat(changes, 1) if changes else table.new_zeros(n_clients, 0),
-        loss=total,
-    )
-
-
-def _plan_steps(
-    samples: list[ClientSamples], batch_size: int
-) -> list[tuple[Ints, Ints, Ints]]:
-    """For each step: clients still active, where their batches start, and their sizes.
-
-    Samples of client c stand from the sum of the sizes of those before him, epoch by
-    epoch; no batch crosses the end of an epoch.
-    """
-    per_epoch = np.array([own.labels.shape[1] for own in samples])
-    n_epochs = samples[0].labels.shape[0]
-    offsets = np.concatenate([[0], np.cumsum(per_epoch * n_epochs)[:-1]])
-    n_batches = -(-per_epoch // batch_size)
-    plan = []
-    for step in range(int(n_batches.max()) * n_epochs):
-        active = np.flatnonzero(step < n_batches * n_epochs)
-        epoch, batch = np.divmod(step, n_batches[active])
-        begin = batch * batch_size
-        sizes = np.minimum(batch_size, per_epoch[active] - begin)
-        plan.append(
-            (active, offsets[active] + epoch * per_epoch[active] + begin, sizes)
-        )
-    return plan
+    user_rows[who] = users
+    torch.sub(table, before, out=changes)
+    for name, value in network.items():
+        value -= theta[name]
+    if network:
+        flat = [value.flatten(1) for value in network.values()]
+        theta_changes[who] = torch.cat(flat, 1)
+    return total

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from time import perf_counter
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from recbole_fedras.compressor.base import (
     SERVER,
     Budget,
+    CohortUpdate,
     Compressor,
     RoundContext,
     RowUpdate,
     raw_payload,
 )
-from recbole_fedras.data.clients import ClientData, draw_samples
-from recbole_fedras.federation.aggregation import aggregate_rows, aggregate_theta
-from recbole_fedras.federation.cohort import Score, Trained, train_cohort
+from recbole_fedras.data.clients import ClientData, Ints, Samples, draw_samples
+from recbole_fedras.federation.aggregation import RowMean, mean_theta
+from recbole_fedras.federation.cohort import (
+    Score,
+    TrainClients,
+    Trained,
+    Workspace,
+    train_cohort,
+)
 from recbole_fedras.federation.replica import BroadcastReplica
 from recbole_fedras.federation.sampling import (
     assign_tiers,
@@ -32,11 +39,18 @@ from recbole_fedras.federation.sampling import (
 )
 from recbole_fedras.federation.server import Server, get_theta, put_theta
 from recbole_fedras.federation.settings import Federation, LocalTraining
-from recbole_fedras.rng import Stream, generator
+from recbole_fedras.parallel import thread_map, threads
+from recbole_fedras.rng import Stream, counter_key
 from recbole_fedras.wire.channel import Channel, Ledger
 from recbole_fedras.wire.payload import Message
 
 PHASES = ("local_training", "compression", "serialisation", "aggregation")
+
+#: Clients that a thread draws and trains at a time; on another device, all together.
+GROUP = 16
+
+#: Updates of a cohort held at a time, at most; the rest waits its turn.
+PART_BYTES = 2**27
 
 
 class NonFiniteError(ArithmeticError):
@@ -47,7 +61,7 @@ class FederatedModel(Protocol):
     """What the simulation needs of a model; ids count from 0."""
 
     score: Score
-    train_client: Callable[..., float] | None
+    train_clients: TrainClients | None
 
     def hold_replicas(self, replica_of_client: Tensor, n_replicas: int) -> None:
         """Give each bandwidth tier a replica of its own."""
@@ -97,6 +111,8 @@ class Simulation:
     compressor : Compressor
     federation : Federation
     training : LocalTraining
+    n_jobs : int
+        Threads, -1 for one per core; results do not depend on it.
 
     Raises
     ------
@@ -111,7 +127,9 @@ class Simulation:
         compressor: Compressor,
         federation: Federation,
         training: LocalTraining,
+        n_jobs: int = 1,
     ) -> None:
+        self._n_jobs = n_jobs
         self.clients = clients
         self.compressor = compressor
         self.federation = federation
@@ -142,6 +160,7 @@ class Simulation:
         self._dense_participation = 2 * 4 * (n_items * dim + len(theta))
         self.ledger = Ledger()
         self._channel = Channel(self.ledger)
+        self._workspace = Workspace()
         self._seconds: dict[str, float] = {}
 
     @property
@@ -152,40 +171,65 @@ class Simulation:
     def run_round(self) -> RoundReport:
         """Select, send down, train, send up, aggregate, publish.
 
+        A cohort whose updates would not fit in memory together trains and sends in
+        parts, one after the other; the result is the same.
+
         Raises
         ------
         NonFiniteError
             If local training diverged; the state is still that of the round before.
         """
-        with _single_threaded():
+        with threads(self._n_jobs):
             return self._run_round()
 
     def _run_round(self) -> RoundReport:
         self._seconds = dict.fromkeys(PHASES, 0.0)
-        round = self.server.round
-        cohort = torch.from_numpy(
-            select_cohort(
-                self._eligible, self._cohort_size, self.federation.seed, round
-            )
-        )
-        trained = self._train(cohort)
-        self._download(cohort)
-        self._model.client_rows()[cohort] = trained.user_rows
-        received, theta_change = self._upload(trained)
+        self.ledger.open_round()
+        round, seed = self.server.round, self.federation.seed
+        cohort = select_cohort(self._eligible, self._cohort_size, seed, round)
+        n_items, dim = self.server.item_table.shape
+        mean = RowMean(n_items, dim, self.federation.aggregation)
+        theta_changes: list[Tensor] = []
+        user_rows: list[Tensor] = []
+        loss, n_samples = 0.0, 0
+        for part in self._parts(cohort):
+            trained = self._train(part)
+            user_rows.append(trained.user_rows)
+            loss += trained.loss
+            n_samples += trained.n_samples
+            for update, theta_change in self._upload(trained.updates):
+                theta_changes.append(theta_change)
+                with self._time("aggregation"):
+                    mean.add(update)
+        self._download(torch.from_numpy(cohort))
+        self._model.client_rows()[cohort] = torch.cat(user_rows)
         with self._time("aggregation"):
-            n_items, dim = self.server.item_table.shape
-            update = aggregate_rows(received, n_items, dim, self.federation.aggregation)
-        self._publish(update, theta_change)
+            update = mean.update()
+        self._publish(update, mean_theta(theta_changes))
         metrics = self.compressor.metrics() | {
             "drift": self.server.drift(self.replica.tables[0])
         }
         return RoundReport(
-            trained.loss,
+            loss / n_samples,
             len(cohort),
             self.ledger.close_round(),
             metrics,
             self._seconds,
         )
+
+    def _parts(self, cohort: Ints) -> list[Ints]:
+        """Split a cohort where the updates of a part would exceed ``PART_BYTES``.
+
+        Groups stay whole, so that parts of another size change no bit.
+        """
+        n_items, dim = self.server.item_table.shape
+        counts = self.clients.offsets[cohort + 1] - self.clients.offsets[cohort]
+        n_negatives = self.training.local_epochs * self.training.n_negatives
+        n_rows = np.minimum(counts * (1 + n_negatives), n_items)
+        starts = np.arange(0, len(cohort), GROUP)
+        sizes = np.add.reduceat(n_rows, starts) * dim * 4
+        filled = np.cumsum(sizes) // PART_BYTES
+        return np.split(cohort, starts[1:][np.diff(filled) > 0])
 
     def _download(self, cohort: Tensor) -> None:
         """Send the newest downlink to the cohort; its bytes are those applied."""
@@ -197,47 +241,45 @@ class Simulation:
         self.ledger.note("catch_up_bytes", self.replica.receive(cohort))
         self.ledger.note("dense_bytes", self._dense_participation * len(cohort))
 
-    def _train(self, cohort: Tensor) -> Trained:
+    def _train(self, part: Ints) -> Trained:
+        training, round = self.training, self.server.round
+        clients = torch.from_numpy(part)
+        tables = self.replica.tables
+        width = GROUP if tables.device.type == "cpu" else len(part)
+        key = counter_key(self.federation.seed, Stream.SAMPLES, round)
+
+        def draw(start: int) -> Samples:
+            group = part[start : start + width]
+            n_negatives, n_epochs = training.n_negatives, training.local_epochs
+            return draw_samples(self.clients, group, n_negatives, n_epochs, key)
+
         with self._time("local_training"):
-            round, seed = self.server.round, self.federation.seed
-            samples = [
-                draw_samples(
-                    self.clients,
-                    client,
-                    self.training.n_negatives,
-                    self.training.local_epochs,
-                    generator(seed, Stream.SAMPLES, round, client),
-                )
-                for client in cohort.tolist()
-            ]
-            gradient_map = self.compressor.gradient_map(
-                self._budgets[0], self._context(round, SERVER)
-            )
             trained = train_cohort(
                 self._model.score,
-                cohort,
-                samples,
-                self._model.client_rows()[cohort],
-                self.replica.tables,
-                self._tier_of_client[cohort],
+                clients,
+                thread_map(draw, range(0, len(part), width)),
+                self._model.client_rows()[clients],
+                tables,
+                self._tier_of_client[clients],
                 self._model.theta(),
-                self.training,
-                gradient_map,
-                self._model.train_client,
+                training,
+                self.compressor.gradient_map(
+                    self._budgets[0], self._context(round, SERVER)
+                ),
+                self._model.train_clients,
+                self._workspace,
             )
-        tensors = (trained.user_rows, trained.updates.rows, trained.updates.theta)
-        finite = all(bool(tensor.isfinite().all()) for tensor in tensors)
-        if not finite or not isfinite(trained.loss):
+        if not isfinite(trained.loss):
             raise NonFiniteError(
                 f"round {round}: local training is not finite any more (loss "
-                f"{trained.loss:.4g}); lower learning_rate="
-                f"{self.training.learning_rate} or theta_learning_rate="
-                f"{self.training.theta_learning_rate}"
+                f"{trained.loss / trained.n_samples:.4g}); lower learning_rate="
+                f"{training.learning_rate} or theta_learning_rate="
+                f"{training.theta_learning_rate}"
             )
         return trained
 
-    def _upload(self, trained: Trained) -> tuple[list[RowUpdate], Tensor]:
-        updates = trained.updates
+    def _upload(self, updates: CohortUpdate) -> Iterator[tuple[RowUpdate, Tensor]]:
+        """Send each client's update; yield what the server decodes."""
         ctxs = [
             self._context(self.server.round, client)
             for client in updates.clients.tolist()
@@ -247,20 +289,14 @@ class Simulation:
             payloads = self.compressor.encode_cohort(
                 updates, [self._budgets[tier] for tier in tiers], ctxs
             )
-        with self._time("serialisation"):
-            messages = [
-                Message.of(put_theta(payload, theta))
-                for payload, theta in zip(payloads, updates.theta, strict=True)
-            ]
-            payloads = [self._channel.send("uplink", message) for message in messages]
-        with self._time("compression"):
-            received = [
-                self.compressor.decode(payload, ctx)
-                for payload, ctx in zip(payloads, ctxs, strict=True)
-            ]
         n_theta = len(self.server.theta)
-        changes = torch.stack([get_theta(payload, n_theta) for payload in payloads])
-        return received, aggregate_theta(changes)
+        for payload, theta, ctx in zip(payloads, updates.theta, ctxs, strict=True):
+            with self._time("serialisation"):
+                message = Message.of(put_theta(payload, theta))
+                received = self._channel.send("uplink", message)
+            with self._time("compression"):
+                update = self.compressor.decode(received, ctx)
+            yield update, get_theta(received, n_theta)
 
     def _publish(self, update: RowUpdate, theta_change: Tensor) -> None:
         """Encode the aggregate; every client applies what he decodes from it."""
@@ -303,22 +339,6 @@ class Simulation:
         self.server.load_state_dict(state["server"])
         self.replica.load_state_dict(state["replica"])
         self.ledger.load_state_dict(state["ledger"])
-
-
-@contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Leave the cores to our threads over clients, each single-threaded inside.
-
-    The pools of torch and BLAS split small operations, stall when a core is busy
-    elsewhere, and may round differently with another number of threads.
-    """
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1, user_api="blas"):
-            yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def _flatten(theta: Mapping[str, Tensor]) -> Tensor:

@@ -44,12 +44,14 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     input_type = InputType.POINTWISE
 
     #: Compiled local training on the CPU for a model without a network, or None:
-    #: ``train_client(user, table, rows, labels, batch_size, learning_rate,
-    #: user_learning_rate, gradient_map) -> loss`` changes ``user`` (dim,) and ``table``
-    #: (n_rows, dim) in place exactly as gradients of :meth:`score` would; ``rows`` and
-    #: ``labels`` have shape (local_epochs, n_samples), an empty ``gradient_map`` means
-    #: none.
-    train_client: Callable[..., float] | None = None
+    #: ``train_clients(users, table, changes, ids, row_offsets, rows, labels,
+    #: sample_offsets, n_epochs, batch_size, learning_rate, user_learning_rate,
+    #: gradient_map) -> loss`` updates ``users`` (n_clients, dim) in place and writes
+    #: to ``changes`` (n_rows, dim) by how much the clients' copies of the rows ``ids``
+    #: of ``table`` change, exactly as gradients of :meth:`score` would. The samples are
+    #: those of :class:`recbole_fedras.data.clients.Samples`; an empty ``gradient_map``
+    #: means none.
+    train_clients: Callable[..., float] | None = None
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

@@ -44,12 +44,15 @@ class Ledger:
         """Book bytes that were not sent: ``catch_up_bytes`` or ``dense_bytes``."""
         self._round[key] += size
 
+    def open_round(self) -> None:
+        """Begin a round, and forget one that was not closed."""
+        self._round = self._empty()
+
     def close_round(self) -> dict[str, int]:
         """Add the round to the totals and return it."""
-        closed, self._round = self._round, self._empty()
-        for key, size in closed.items():
+        for key, size in self._round.items():
             self.totals[key] += size
-        return closed
+        return self._round
 
     def state_dict(self) -> dict[str, Any]:
         """Return the totals, for a checkpoint at the end of a round."""

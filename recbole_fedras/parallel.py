@@ -1,0 +1,48 @@
+"""Threads over clients, whose kernels are single-threaded and hold no lock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import torch
+from joblib import cpu_count
+from threadpoolctl import threadpool_limits
+
+Result = TypeVar("Result")
+
+_pool: ContextVar[ThreadPoolExecutor | None] = ContextVar("pool", default=None)
+
+
+def thread_map(
+    function: Callable[..., Result], *iterables: Iterable[Any]
+) -> list[Result]:
+    """Map like :func:`map`, in the threads that :func:`threads` allows; in order."""
+    pool = _pool.get()
+    return list((pool.map if pool else map)(function, *iterables))
+
+
+@contextmanager
+def threads(n_jobs: int) -> Iterator[None]:
+    """Let :func:`thread_map` use ``n_jobs`` threads (-1: one per core), nobody else.
+
+    The pools of torch and BLAS split small operations, stall when a core is busy
+    elsewhere, and may round differently with another number of threads.
+    """
+    n_torch = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with (
+            threadpool_limits(1, user_api="blas"),
+            ThreadPoolExecutor(cpu_count() if n_jobs == -1 else n_jobs) as pool,
+        ):
+            token = _pool.set(pool if n_jobs != 1 else None)
+            try:
+                yield
+            finally:
+                _pool.reset(token)
+    finally:
+        torch.set_num_threads(n_torch)
