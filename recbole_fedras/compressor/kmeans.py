@@ -222,19 +222,19 @@ def _greedy(
     seed like scikit-learn.
     """
     n = len(points)
-    between = np.dot(points, np.ascontiguousarray(points.T))  # squared distances
+    gains = np.dot(points, np.ascontiguousarray(points.T))  # weighted distances
     norms = np.empty(n, np.float32)
     for i in range(n):
-        norms[i] = between[i, i]
+        norms[i] = gains[i, i]
     for i in range(n):
+        row, norm = gains[i], norms[i]
         for j in range(n):
-            square = norms[i] + norms[j] - 2 * between[i, j]
-            between[i, j] = max(square, np.float32(0))
+            square = norms[j] - 2 * row[j] + norm
+            row[j] = weights[j] * max(square, np.float32(0))
     chosen = np.empty(n_groups, np.int64)
-    passed = np.cumsum(weights.astype(np.float64))
-    chosen[0] = _systematic(passed, 1, rng.random())[0]
-    closest = weights * between[chosen[0]]
-    for k in range(1, n_groups):
+    closest = weights.copy()  # the first is drawn by weight
+    passed = np.empty(n, np.float64)
+    for k in range(n_groups):
         total = 0.0
         for i in range(n):
             total += closest[i]
@@ -243,14 +243,16 @@ def _greedy(
             return chosen[:k]
         least = np.float32(np.inf)
         for _ in range(2 + int(np.log(n_groups))):
-            trial = _systematic(passed, 1, rng.random())[0]
-            left = np.float32(0)
+            place = np.searchsorted(passed, rng.random() * total, side="right")
+            trial = min(place, n - 1)
+            row, left = gains[trial], np.float32(0)
             for i in range(n):
-                left += min(closest[i], weights[i] * between[trial, i])
+                left += min(closest[i], row[i]) if k else row[i]
             if left <= least:
                 least, chosen[k] = left, trial
+        row = gains[chosen[k]]
         for i in range(n):
-            closest[i] = min(closest[i], weights[i] * between[chosen[k], i])
+            closest[i] = min(closest[i], row[i]) if k else row[i]
     return chosen
 
 
@@ -283,19 +285,21 @@ def _find_nearest(
         for c in range(k):
             squares[c] += columns[j, c] * columns[j, c]
             columns[j, c] *= np.float32(-2)
-    block = max(min(256, 2**18 // k), 16)
+    block = min(max(min(64, 2**18 // k), 16), len(rows))
+    products, last = np.empty((block, k), np.float32), np.int32(k - 1)
+    bits = products.view(np.int32)
     for start in range(0, len(rows), block):
-        products = np.dot(rows[start : start + block], columns)
-        bits = products.view(np.int32)
-        for i in range(len(products)):
-            row, row_bits, norm = products[i], bits[i], norms[start + i]
+        first = min(start, len(rows) - block)  # the last block may repeat some rows
+        np.dot(rows[first : first + block], columns, products)
+        for i in range(block):
+            row, row_bits, norm = products[i], bits[i], norms[first + i]
             for c in range(k):
                 row[c] = max(row[c] + squares[c] + norm, np.float32(0))
             least = row_bits[0]
             for c in range(k):
                 least = min(least, row_bits[c])
-            place = np.int32(k)
-            for c in range(np.int32(k)):
-                place = min(place, np.int32(c) if row_bits[c] == least else place)
-            nearest[start + i] = place
-            distances[start + i] = row[place]
+            place = last
+            for c in range(last):
+                place = min(place, np.int32(c) if row_bits[c] == least else last)
+            nearest[first + i] = place
+            distances[first + i] = row[place]
