@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-_CHUNK = 1024  # rows of a group compared at a time
+_EXACT = 2048  # rows up to which all pairs are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,8 @@ def split_groups(
     Source: FedRAS (KDD 2025), section 4.2 and Algorithm 1. The quality of a group is
     the mean cosine of its rows with its centroid. The two rows of lowest mutual cosine
     of the worst group are the seeds, each other row joins the seed of higher cosine.
+    In groups above 2,048 rows the seeds are found by sweeps: each is then the row of
+    lowest cosine with the other, but another pair's may be lower.
     Splitting stops when the worst quality reaches the threshold or ``n_max`` groups
     exist; if that is before ``n_recorded`` groups, it goes on to that count only to
     record the worst quality there.
@@ -134,14 +136,28 @@ def _quality(rows: Floats, units: Floats, own: Ints) -> float:
 
 def _split(units: Floats) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Masks of the two halves around the pair of lowest cosine."""
-    seeds, lowest = (0, 1), np.inf
-    for start in range(0, len(units), _CHUNK):
-        cosines = units[start : start + _CHUNK] @ units.T
-        place = int(cosines.argmin())
-        i, j = divmod(place, len(units))
-        if cosines[i, j] < lowest and start + i != j:
-            lowest, seeds = cosines[i, j], (start + i, j)
-    first, second = seeds
+    first, second = (_opposite if len(units) <= _EXACT else _nearly_opposite)(units)
     joins_second = units @ units[second] > units @ units[first]
     joins_second[first], joins_second[second] = False, True
     return ~joins_second, joins_second
+
+
+def _opposite(units: Floats) -> tuple[int, int]:
+    """Find the pair of lowest cosine."""
+    cosines = units @ units.T
+    np.fill_diagonal(cosines, np.inf)
+    first, second = divmod(int(cosines.argmin()), len(units))
+    return first, second
+
+
+def _nearly_opposite(units: Floats) -> tuple[int, int]:
+    """Find a pair each of which has the lowest cosine with the other, in O(n d)."""
+    first = int((units @ units.sum(axis=0)).argmin())
+    lowest = np.inf
+    while True:
+        cosines = units @ units[first]
+        cosines[first] = np.inf
+        second = int(cosines.argmin())
+        if cosines[second] >= lowest:
+            return first, second
+        lowest, first = cosines[second], second

@@ -80,7 +80,7 @@ def pack_rows(ids: Ints, n_rows: int) -> bytes:
     ValueError
         If the ids are not strictly increasing or out of range.
     """
-    if ids.size and (ids[0] < 0 or ids[-1] >= n_rows or (np.diff(ids) <= 0).any()):
+    if ids.size and (ids[0] < 0 or ids[-1] >= n_rows or (ids[1:] <= ids[:-1]).any()):
         raise ValueError(f"row ids must be strictly increasing in [0, {n_rows})")
     if len(ids) == n_rows:
         return b""
@@ -108,9 +108,11 @@ def unpack_rows(data: bytes, count: int, n_rows: int) -> Ints:
             raise ValueError(f"a bitmap of {n_rows} rows, got {len(data)} bytes")
         bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
         ids = np.flatnonzero(bits)
+        valid = len(ids) == count and not bits[n_rows:].any()
     else:
         ids = unpack(data, count, n_rows)
-    if len(ids) != count or (count and ids[-1] >= n_rows) or (np.diff(ids) <= 0).any():
+        valid = bool((ids[1:] > ids[:-1]).all())
+    if not valid:
         raise ValueError(f"not a set of {count} increasing row ids below {n_rows}")
     return ids
 
