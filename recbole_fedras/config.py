@@ -364,8 +364,9 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         self._integer("eval_batch_size", 1)
         self._integer("stopping_step", 0)
         self._integer("eval_step", 0)
-        if self["n_jobs"] != -1:
-            self._integer("n_jobs", 1)
+        n_jobs = self["n_jobs"]
+        if type(n_jobs) is not int or (n_jobs < 1 and n_jobs != -1):
+            self._refuse("n_jobs", "-1 or an integer from 1")
         self._number("init_std", at_least=0)
         self._choice("eval_candidates", ("fixed", "recbole"))
         self._choice("short_users", ("refuse", "keep"))

@@ -23,7 +23,7 @@ from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.federation.simulation import NonFiniteError, Simulation
 from recbole_fedras.model import MF, NCF
 from recbole_fedras.parallel import threads
-from recbole_fedras.rng import Stream, counter_key
+from recbole_fedras.rng import Stream, counter_key, uniform
 
 N_CLIENTS, N_ITEMS, DIM = 12, 40, 8
 TRAINING = LocalTraining(0.1, 0.07, 0.2, local_epochs=2, batch_size=16, n_negatives=4)
@@ -464,3 +464,39 @@ def test_cohorts_are_reproducible_and_never_empty():
     assert set(first) <= set(eligible)
     with pytest.raises(ValueError, match=r"client_fraction=0\.001 of 100 clients"):
         cohort_size(100, 0.001)
+
+
+def test_counter_based_numbers_are_splitmix64():
+    """The first outputs of the reference implementation for seed 0."""
+    reference = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    numbers = [uniform(np.uint64(0), counter) for counter in range(3)]
+    assert numbers == [(output >> 11) * 2.0**-53 for output in reference]
+
+
+def test_positives_stand_at_uniform_places():
+    clients = ClientData.from_pairs(np.zeros(2, int), np.array([0, 3]), 1, 60)
+    counts = np.zeros((2, 10), int)
+    for round in range(3000):
+        key = counter_key(0, Stream.SAMPLES, round)
+        ids, rows, _ = draw_samples(clients, np.array([0]), 4, 1, key).of(0)
+        for index, item in enumerate((0, 3)):
+            counts[index] += ids[rows[0]] == item
+    # 3,000 draws over 10 places: 300 each, standard deviation 16.
+    assert np.abs(counts - 300).max() < 80
+
+
+@pytest.mark.parametrize("n_items", [25, 5000])
+def test_a_client_draws_the_same_in_any_group(n_items):
+    """Whether his rows are found by passing over all items or by sorting."""
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(4), 6)
+    items = np.concatenate([rng.choice(n_items, 6, replace=False) for _ in range(4)])
+    clients = ClientData.from_pairs(users, items, 4, n_items)
+    key = counter_key(5, Stream.SAMPLES)
+    together = draw_samples(clients, np.array([0, 2, 3]), 3, 2, key)
+    alone = draw_samples(clients, np.array([3]), 3, 2, key)
+    for one, other in zip(together.of(2), alone.of(0), strict=True):
+        assert np.array_equal(one, other)
+    for client in range(3):
+        ids, rows, _ = together.of(client)
+        assert np.array_equal(ids, np.unique(ids[rows]))

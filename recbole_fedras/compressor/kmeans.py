@@ -79,16 +79,16 @@ def _cluster(
 ) -> tuple[Floats, Ints]:
     """Cluster at once where that is cheap, else in ``2 sqrt(n_groups)`` cells.
 
-    Rows sampled by energy are clustered into the cells. A cell gets as many groups as
-    a sample by squared distance to the cells takes rows of it, and is clustered on its
+    Rows sampled by norm are clustered into the cells. A cell gets as many groups as a
+    sample by squared distance to the cells takes rows of it, and is clustered on its
     own: an iteration over all cells takes O(n sqrt(n_groups) dim) time.
     """
     n = len(rows)
-    if rows.size * n_groups <= _FLAT:
+    if rows.size * n_groups <= _FLAT or n_groups < 16:
         return _lloyd(rows, n_groups, n_iterations, rng)
     n_cells = int(2 * np.sqrt(n_groups))
     norms = np.einsum("ij,ij->i", rows, rows)
-    samples = rows[_sample(norms, n_groups, rng)]
+    samples = rows[_sample(np.sqrt(norms), n_groups, rng)]
     cells, _ = _lloyd(samples, n_cells, n_iterations, rng)
     cell_of_row, distances = np.empty(n, np.int64), np.empty_like(norms)
     _find_nearest(rows, norms, cells, cell_of_row, distances)
