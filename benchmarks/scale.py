@@ -81,7 +81,6 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
 
     clients = power_law(args.clients, args.items, args.interactions)
-    start = perf_counter()
     simulation = Simulation(
         Embeddings(args.clients, args.items, args.dim),
         clients,

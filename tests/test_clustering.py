@@ -126,3 +126,14 @@ def test_splits_are_those_of_the_definition(exact, monkeypatch):
         if count == 8:
             expected = min(quality(own) for own in members)
             assert groups.worst_quality == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("exact", [10**6, 1])
+def test_rows_of_zeros_have_no_direction(exact, monkeypatch):
+    monkeypatch.setattr(splitting, "_EXACT", exact)
+    rows = heavy_tailed(50, 4)
+    rows[::7] = 0
+    groups = split_groups(rows, np.zeros(50, np.int64), 2.0, 5, 8)
+    centroids, nearest = groups.snapshot(8)
+    assert np.isfinite(centroids).all()
+    assert sorted(set(nearest)) == list(range(8))

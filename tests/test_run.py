@@ -103,7 +103,7 @@ from recbole_fedras.model import MF
 class Scaled(MF):
     """MF with a scale."""
 
-    train_client = None
+    train_clients = None
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

@@ -500,3 +500,24 @@ def test_a_client_draws_the_same_in_any_group(n_items):
     for client in range(3):
         ids, rows, _ = together.of(client)
         assert np.array_equal(ids, np.unique(ids[rows]))
+
+
+def test_another_score_does_not_inherit_compiled_training():
+    class Halved(MF):
+        @staticmethod
+        def score(user_rows, item_rows, theta):
+            return MF.score(user_rows, item_rows, theta) / 2
+
+    class Renamed(MF):
+        pass
+
+    assert Halved.train_clients is None
+    assert Renamed.train_clients is MF.train_clients
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_batch_larger_than_all_samples_is_the_whole_epoch(compiled, data):
+    whole = LocalTraining(0.01, 0.01, 0.01, 2, 10**12, 4)
+    exact = LocalTraining(0.01, 0.01, 0.01, 2, 5 * N_ITEMS, 4)
+    pairs = [train(mf(), data, [1, 4], compiled, own) for own in (whole, exact)]
+    assert torch.equal(*(trained.updates.rows for trained in pairs))

@@ -27,7 +27,7 @@ class RowUpdate:
     Attributes
     ----------
     ids : Tensor of int64, shape (n,)
-        Rows that changed, strictly increasing.
+        Rows that changed, strictly increasing; on the CPU.
     rows : Tensor of float32, shape (n, dim)
         Their change.
     """
@@ -41,7 +41,9 @@ class RowUpdate:
 
 @dataclass(frozen=True, slots=True)
 class CohortUpdate:
-    """The updates of all clients of a cohort, stored one behind the other.
+    """The updates of clients of a cohort, stored one behind the other.
+
+    Their memory is used again for the clients that follow: copy what is to be kept.
 
     Attributes
     ----------
@@ -228,7 +230,7 @@ def _floor(amount: float) -> int:
 
 def put_update_rows(payload: Payload, update: RowUpdate, n_items: int) -> Payload:
     """Add the ids of the changed rows as field ``rows``."""
-    return payload.put_rows("rows", update.ids.cpu().numpy(), n_items)
+    return payload.put_rows("rows", update.ids.numpy(), n_items)
 
 
 def raw_payload(update: RowUpdate, n_items: int) -> Payload:

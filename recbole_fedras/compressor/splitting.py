@@ -74,7 +74,7 @@ def split_groups(
     Parameters
     ----------
     rows : ndarray of float32, shape (n, dim)
-        Non-zero; n must exceed ``n_recorded``.
+        n must exceed ``n_recorded``.
     assignments : ndarray of int64, shape (n,)
         A first clustering with at most ``n_recorded`` groups, none empty.
     threshold : float or None
@@ -82,8 +82,9 @@ def split_groups(
     n_recorded, n_max : int
         C_e and C_m of the paper.
     """
-    scaled = rows / np.abs(rows).max(axis=1, keepdims=True)
-    units = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+    tiny = np.finfo(np.float32).tiny  # a row of zeros has no direction
+    scaled = rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True), tiny)
+    units = scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), tiny)
     order = np.argsort(assignments, kind="stable")
     bounds = np.cumsum(np.bincount(assignments))[:-1]
     members = np.split(order, bounds)
@@ -158,6 +159,6 @@ def _nearly_opposite(units: Floats) -> tuple[int, int]:
         cosines = units @ units[first]
         cosines[first] = np.inf
         second = int(cosines.argmin())
-        if cosines[second] >= lowest:
+        if not cosines[second] < lowest:
             return first, second
         lowest, first = cosines[second], second

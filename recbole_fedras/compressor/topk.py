@@ -62,7 +62,7 @@ class TopK(Compressor):
         row, columns = places // ctx.dim, places % ctx.dim
         kept, counts = torch.unique_consecutive(row, return_counts=True)
         payload = Payload().put_floats("values", flat[0, places].cpu().numpy())
-        payload.put_rows("rows", update.ids[kept].cpu().numpy(), ctx.n_items)
+        payload.put_rows("rows", update.ids[kept.cpu()].numpy(), ctx.n_items)
         payload.put_ints("counts", counts.cpu().numpy(), ctx.dim + 1)
         return payload.put_ints("columns", columns.cpu().numpy(), ctx.dim)
 

@@ -1,4 +1,4 @@
-"""Local training of a whole cohort at once, each client for himself."""
+"""Local training of a cohort: many clients at once, each for himself."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Trained:
         New private rows, for the clients themselves.
     updates : CohortUpdate
         Change of the shared parameters, for the server.
-    loss : float
+    losses : Tensor of float64, shape (n_groups,)
         Binary cross-entropy, summed over all samples when they were trained on; not
         finite if anything else here is not.
     n_samples : int
@@ -40,7 +40,7 @@ class Trained:
 
     user_rows: Tensor
     updates: CohortUpdate
-    loss: float
+    losses: Tensor
     n_samples: int
 
 
@@ -53,8 +53,10 @@ class Workspace:
     def __init__(self) -> None:
         self._memory = np.empty(0, np.float32)
 
-    def rows(self, n: int, dim: int) -> Tensor:
+    def rows(self, n: int, dim: int, device: torch.device) -> Tensor:
         """Return (n, dim) floats, which overwrite those of the call before."""
+        if device.type != "cpu":
+            return torch.empty(n, dim, device=device)
         if self._memory.size < n * dim:
             self._memory = np.empty(n * dim, np.float32)
         return torch.from_numpy(self._memory[: n * dim].reshape(n, dim))
@@ -106,7 +108,7 @@ def train_cohort(
     bounds = np.cumsum([0, *map(len, groups)])
     row_bounds = np.cumsum([0, *(len(samples.ids) for samples in groups)])
     user_rows = user_rows.clone()
-    rows = (workspace or Workspace()).rows(int(row_bounds[-1]), dim).to(device)
+    rows = (workspace or Workspace()).rows(int(row_bounds[-1]), dim, device)
     n_theta = sum(value.numel() for value in theta.values())
     theta_changes = torch.empty(len(clients), n_theta, device=device)
     compiled = train_clients if device.type == "cpu" and not theta else None
@@ -137,7 +139,7 @@ def train_cohort(
         theta=theta_changes,
     )
     n_samples = sum(len(samples.rows) for samples in groups)
-    return Trained(user_rows, updates, float(torch.stack(losses).sum()), n_samples)
+    return Trained(user_rows, updates, torch.stack(losses).cpu(), n_samples)
 
 
 def _train_compiled(
@@ -194,6 +196,7 @@ def _train_batched(
     device, dim, batch_size = tables.device, tables.shape[-1], training.batch_size
     per_epoch = np.diff(samples.sample_offsets) // samples.n_epochs
     n_batches = -(-per_epoch // batch_size)
+    batch_size = min(batch_size, int(per_epoch.max()))
     order = np.argsort(-n_batches, kind="stable")
     sizes, n_batches = per_epoch[order], n_batches[order]
 

@@ -49,7 +49,7 @@ PHASES = ("local_training", "compression", "serialisation", "aggregation")
 #: Clients that a thread draws and trains at a time; on another device, all together.
 GROUP = 16
 
-#: Updates of a cohort held at a time, at most; the rest waits its turn.
+#: Updates of a cohort held at a time, about; the rest waits its turn.
 PART_BYTES = 2**27
 
 
@@ -191,11 +191,12 @@ class Simulation:
         mean = RowMean(n_items, dim, self.federation.aggregation)
         theta_changes: list[Tensor] = []
         user_rows: list[Tensor] = []
-        loss, n_samples = 0.0, 0
+        losses: list[Tensor] = []
+        n_samples = 0
         for part in self._parts(cohort):
             trained = self._train(part)
             user_rows.append(trained.user_rows)
-            loss += trained.loss
+            losses.append(trained.losses)
             n_samples += trained.n_samples
             for update, theta_change in self._upload(trained.updates):
                 theta_changes.append(theta_change)
@@ -210,7 +211,7 @@ class Simulation:
             "drift": self.server.drift(self.replica.tables[0])
         }
         return RoundReport(
-            loss / n_samples,
+            float(torch.cat(losses).sum()) / n_samples,
             len(cohort),
             self.ledger.close_round(),
             metrics,
@@ -218,9 +219,9 @@ class Simulation:
         )
 
     def _parts(self, cohort: Ints) -> list[Ints]:
-        """Split a cohort where the updates of a part would exceed ``PART_BYTES``.
+        """Split a cohort where the updates of a part reach ``PART_BYTES``.
 
-        Groups stay whole, so that parts of another size change no bit.
+        On the CPU groups stay whole, so that parts of another size change no bit.
         """
         n_items, dim = self.server.item_table.shape
         counts = self.clients.offsets[cohort + 1] - self.clients.offsets[cohort]
@@ -269,10 +270,11 @@ class Simulation:
                 self._model.train_clients,
                 self._workspace,
             )
-        if not isfinite(trained.loss):
+        loss = float(trained.losses.sum()) / trained.n_samples
+        if not isfinite(loss):
             raise NonFiniteError(
                 f"round {round}: local training is not finite any more (loss "
-                f"{trained.loss / trained.n_samples:.4g}); lower learning_rate="
+                f"{loss:.4g}); lower learning_rate="
                 f"{training.learning_rate} or theta_learning_rate="
                 f"{training.theta_learning_rate}"
             )

@@ -53,6 +53,12 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     #: means none.
     train_clients: Callable[..., float] | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let nobody inherit compiled training of another ``score``."""
+        super().__init_subclass__(**kwargs)
+        if "score" in vars(cls) and "train_clients" not in vars(cls):
+            cls.train_clients = None
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.label_field = config["LABEL_FIELD"]

@@ -34,7 +34,7 @@ def _train_client(
     Every sample's slope is taken at the parameters from before the batch. An item's
     gradient is its slopes times the old user row, so items can be updated in passing.
     """
-    dim = len(user)
+    dim, batch_size = len(user), min(batch_size, rows.shape[1])
     rate, user_rate = np.float32(learning_rate), np.float32(user_learning_rate)
     slopes = np.empty(batch_size, np.float32)
     user_gradient = np.empty(dim, np.float32)
