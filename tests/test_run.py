@@ -465,8 +465,9 @@ def test_divergence_keeps_the_last_good_state(workspace, capsys, monkeypatch):
 
     def diverge(*arguments):
         trained = train(*arguments)
-        rounds.append(trained.loss)
-        return replace(trained, loss=torch.nan) if len(rounds) == 3 else trained
+        rounds.append(trained)
+        nowhere = trained.losses * torch.nan
+        return replace(trained, losses=nowhere) if len(rounds) == 3 else trained
 
     rounds = []
     monkeypatch.setattr(simulation, "train_cohort", diverge)
