@@ -16,6 +16,8 @@ LIBRARIES = ("torch", "numpy", "scikit-learn", "numba", "recbole")
 def pytest_terminal_summary(terminalreporter, config):
     """Print medians, their ratio to the group's naive way, and figures beside them."""
     done = [bench for bench in config._benchmarksession.benchmarks if bench.stats.data]
+    groups = list(dict.fromkeys(bench.group for bench in done))
+    done.sort(key=lambda bench: groups.index(bench.group))
     rows = []
     for group, benches in groupby(done, key=lambda bench: bench.group):
         own = list(benches)

@@ -64,8 +64,10 @@ class FedRAS(Compressor):
     unequal bandwidth the paper gives no count range: k-means starts at
     ``floor((1 - alpha) min e_u)``, ``C_e`` and ``C_m`` are the largest ``e_u`` below
     the number of changed rows (tiers above it get the rows as they are). ``fast``
-    k-means seeds by D^2-sampling in blocks and stops when an iteration gains less than
-    0.5 % of the error; rows are assigned to the centroids that are sent.
+    k-means seeds by k-means|| and stops when an iteration gains less than 0.5 % of the
+    error; rows are assigned to the centroids that are sent. Where rows x groups x dim
+    exceed 2^30 it is nested in cells, with an error 10 to 20 % above; groups of more
+    than 2,048 rows are split around a pair that sweeps find.
     """
 
     def __init__(
