@@ -16,7 +16,7 @@ from recbole_fedras.compressor.fedras import FedRAS
 from recbole_fedras.compressor.svd import SVD
 from recbole_fedras.compressor.topk import TopK
 from recbole_fedras.wire import bits
-from recbole_fedras.wire.payload import Message
+from recbole_fedras.wire.payload import Message, PayloadError
 
 NAMES = list(registry.names("compressor"))
 VARIANTS = [
@@ -148,6 +148,7 @@ def test_bytes_equal_the_documented_formulas(n):
             row_set_bytes(n) + -(-n * bits_for(groups) // 8),
         ),
     }
+    assert {*expected, "KLT"} == set(NAMES)  # KLT's: below
     for name, (items, ids) in expected.items():
         parts = through_the_wire(make(name), update, rate, False).part_bytes
         assert (parts["items"], parts["ids"]) == (items, ids), name
@@ -165,7 +166,7 @@ def test_papers_compression_rates_are_read_as_printed():
     assert Budget(1682, 32, 0.0).rows == 1682
 
 
-@pytest.mark.parametrize("name", ["TopK", "SVD", "CoLR", "FedRAS"])
+@pytest.mark.parametrize("name", ["TopK", "SVD", "CoLR", "FedRAS", "KLT"])
 def test_a_budget_of_nothing_is_refused(name):
     with pytest.raises(ValueError, match=r"compression_rate=0\.999 leaves"):
         make(name).validate(budget(0.999))
@@ -328,6 +329,88 @@ def test_a_row_that_is_not_finite_is_refused():
     update.rows[3, 2] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         FedRAS().encode(update, budget(0.75), CTX)
+
+
+LARGE = Budget(2000, 16, 0.9375)
+LARGE_CTX = replace(CTX, n_items=2000, dim=16)
+
+
+def large_update(n: int = 1900, decay: float = 0.8) -> RowUpdate:
+    """Rows of unequal norms whose spectrum decays."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((n, 16)) * decay ** np.arange(16)
+    rows = rows * rng.lognormal(0, 1, (n, 1))
+    rotation, _ = np.linalg.qr(rng.standard_normal((16, 16)))
+    ids = np.sort(rng.choice(2000, n, replace=False))
+    return RowUpdate(torch.from_numpy(ids), torch.from_numpy(rows @ rotation).float())
+
+
+@pytest.mark.parametrize("rate", [0.75, 0.9375])
+def test_klt_fills_its_bytes_and_errs_less_than_clusters(rate):
+    """Within 1 % of the bytes of the budget's floats, never above."""
+    update, own = large_update(), Budget(2000, 16, rate)
+    errors = {}
+    for name in ("KLT", "FedRAS", "SVD"):
+        message = Message.of(make(name).encode(update, own, LARGE_CTX))
+        decoded = make(name).decode(message.payload, LARGE_CTX)
+        assert torch.equal(decoded.ids, update.ids)
+        errors[name] = float((decoded.rows - update.rows).square().sum())
+        if name == "KLT":
+            assert 0.99 * 4 * own.values < message.part_bytes["items"] <= 4 * own.values
+            assert message.part_bytes["ids"] == bits.rows_size(1900, 2000)
+    assert errors["KLT"] < 0.5 * min(errors["FedRAS"], errors["SVD"])
+
+
+def test_klt_rounds_every_coefficient_to_the_step():
+    """The definition: an orthogonal rotation, multiples of one step."""
+    update = large_update()
+    payload = make("KLT").encode(update, LARGE, LARGE_CTX)
+    rotation = payload.floats("rotation", None, 16).astype(float)
+    step = float(payload.floats("step", 1)[0])
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(len(rotation)), atol=1e-6)
+    decoded = make("KLT").decode(payload, LARGE_CTX).rows.numpy()
+    integers = decoded @ rotation.T / step
+    np.testing.assert_allclose(integers, integers.round(), atol=1e-2)
+    exact = update.rows.numpy() @ rotation.T / step
+    assert np.abs(exact - integers).max() < 0.51
+    _, vectors = np.linalg.eigh(update.rows.double().T @ update.rows.double())
+    aligned = np.abs(rotation @ vectors.flip(1).numpy()[:, : len(rotation)])
+    np.testing.assert_allclose(aligned.diagonal(), 1, atol=1e-4)
+
+
+def test_klt_sends_the_columns_of_a_low_rank_update_only():
+    update = large_update(decay=1.0)
+    low = RowUpdate(update.ids, update.rows[:, :1] @ torch.ones(1, 16))
+    message = Message.of(make("KLT").encode(low, LARGE, LARGE_CTX))
+    assert message.payload.floats("rotation", None, 16).shape == (1, 16)
+    decoded = make("KLT").decode(message.payload, LARGE_CTX)
+    assert (decoded.rows - low.rows).norm() < 1e-3 * low.rows.norm()
+    assert message.part_bytes["items"] < 2 * 1900 + 100  # 16 bits a row at most
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mutated_payloads_are_refused_or_decode_within_their_shape(name):
+    """Bytes flipped, dropped, doubled: a PayloadError or an update, nothing else."""
+    compressor, rng = make(name), np.random.default_rng(0)
+    data = Message.of(compressor.encode(make_update(50), budget(0.75), CTX)).data
+    for _ in range(500):
+        broken = bytearray(data)
+        for _ in range(rng.integers(1, 4)):
+            at, how = rng.integers(len(broken)), rng.integers(3)
+            if how == 0:
+                broken[at] ^= 1 << rng.integers(8)
+            elif how == 1:
+                del broken[at : at + rng.integers(1, 30)]
+            else:
+                broken[at:at] = broken[at : at + rng.integers(1, 30)]
+            if not broken:
+                break
+        try:
+            decoded = compressor.decode(Message(bytes(broken)).payload, CTX)
+        except PayloadError:
+            continue
+        assert decoded.rows.shape == (len(decoded.ids), DIM)
+        assert len(decoded.ids) <= N_ITEMS
 
 
 def test_bits_helper_agrees():

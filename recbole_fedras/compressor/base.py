@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recbole_fedras.parallel import thread_map
 from recbole_fedras.rng import Stream, generator
 from recbole_fedras.wire.payload import Payload
 
@@ -162,6 +163,10 @@ class Compressor(ABC):
     #: Whether clients of one run may have different compression rates.
     heterogeneous: ClassVar[bool] = True
 
+    #: Whether clients' updates are encoded in threads. That pays where :meth:`encode`
+    #: is mostly compiled code without the interpreter lock; it must keep no state.
+    threaded: ClassVar[bool] = False
+
     def validate(self, budget: Budget) -> None:  # noqa: B027 - optional
         """Raise a ValueError if the method cannot work within ``budget``."""
 
@@ -186,10 +191,10 @@ class Compressor(ABC):
         ctxs: Sequence[RoundContext],
     ) -> list[Payload]:
         """Encode each client's update; override to treat a cohort at once."""
-        return [
-            self.encode(updates[index], budget, ctx)
-            for index, (budget, ctx) in enumerate(zip(budgets, ctxs, strict=True))
-        ]
+        own = map(updates.__getitem__, range(len(updates)))
+        return list(
+            (thread_map if self.threaded else map)(self.encode, own, budgets, ctxs)
+        )
 
     def encode_broadcast(
         self, update: RowUpdate, budgets: Sequence[Budget], ctx: RoundContext

@@ -8,7 +8,6 @@ from typing import Any
 
 from recbole_fedras.compressor.base import (
     Budget,
-    CohortUpdate,
     Compressor,
     RoundContext,
     RowUpdate,
@@ -19,7 +18,6 @@ from recbole_fedras.compressor.base import (
 )
 from recbole_fedras.compressor.kmeans import BACKENDS, Floats, Ints, kmeans
 from recbole_fedras.compressor.splitting import split_groups
-from recbole_fedras.parallel import thread_map
 from recbole_fedras.wire.payload import Payload
 
 
@@ -70,6 +68,8 @@ class FedRAS(Compressor):
     than 2,048 rows are split around a pair that sweeps find.
     """
 
+    threaded = True
+
     def __init__(
         self,
         alpha: float = 0.2,
@@ -115,16 +115,6 @@ class FedRAS(Compressor):
         if len(update) <= budget.rows:
             return raw_payload(update, ctx.n_items)
         return _payload(update, ctx, *self._kmeans(update, budget.rows, ctx))
-
-    def encode_cohort(
-        self,
-        updates: CohortUpdate,
-        budgets: Sequence[Budget],
-        ctxs: Sequence[RoundContext],
-    ) -> list[Payload]:
-        """Encode the clients' updates in threads, one client each."""
-        own = map(updates.__getitem__, range(len(updates)))
-        return thread_map(self.encode, own, budgets, ctxs)
 
     def encode_broadcast(
         self, update: RowUpdate, budgets: Sequence[Budget], ctx: RoundContext
