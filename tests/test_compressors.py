@@ -302,6 +302,16 @@ def test_empty_updates_travel():
         assert len(make(name).decode(payload, CTX)) == 0
 
 
+@pytest.mark.parametrize("broadcast", [False, True])
+@pytest.mark.parametrize(("name", "keys"), VARIANTS)
+def test_rows_of_zeros_stay_zeros(name, keys, broadcast):
+    update = make_update(50)
+    update.rows[:] = 0
+    message = through_the_wire(make(name, **keys), update, 0.75, broadcast)
+    decoded = make(name, **keys).decode(message.payload, CTX)
+    assert not decoded.rows.any()
+
+
 @pytest.mark.parametrize("scale", [1e-37, 1e-22, 1e19, 1e30])
 @pytest.mark.parametrize(("name", "keys"), VARIANTS)
 def test_tiny_and_huge_updates_keep_their_relative_error(name, keys, scale):

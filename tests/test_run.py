@@ -373,7 +373,7 @@ class SignOfMine(Compressor):
     ("arguments", "said"),
     [
         (["--compressor=fedras"], "did you mean 'FedRAS'"),
-        (["--compressor=Gzip"], "known: CoLR, FedRAS, SVD, TopK, none"),
+        (["--compressor=Gzip"], "known: CoLR, FedRAS, KLT, SVD, TopK, none"),
         (["--model=MFF"], "did you mean 'MF'"),
         (["--model=bpr"], "model='bpr' is unknown"),
         (["--compresion_rate=0.5"], "did you mean 'compression_rate'"),

@@ -102,7 +102,7 @@ class KLT(Compressor):
 
 def _find_step(coefficients: Floats, limit: int) -> np.float32:
     """Bisect for the smallest step, as float32, whose code fits ``limit`` bytes."""
-    most = np.abs(coefficients).max()
+    most = np.abs(coefficients).max() or 1.0
     fine, coarse = most * 2.0 ** (2 - _CLASSES), 4 * most
     if _size(_histograms(coefficients, fine), len(coefficients)) <= limit:
         return np.float32(fine)
