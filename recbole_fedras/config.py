@@ -293,6 +293,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             compression_rates=self._compression_rates(),
             aggregation=self._choice("aggregation", AGGREGATIONS),
             replica=self._choice("replica", REPLICAS),
+            downlink_feedback=self._downlink_feedback(),
         )
 
     def local_training(self) -> LocalTraining:
@@ -349,6 +350,16 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         n_tiers = self._integer("bandwidth_tiers", 1)
         rates = np.unique(np.linspace(bandwidth[0], bandwidth[1], n_tiers).round(10))
         return tuple(rates.tolist())
+
+    def _downlink_feedback(self) -> bool:
+        feedback = self["downlink_feedback"]
+        if type(feedback) is not bool:
+            self._refuse("downlink_feedback", "True or False")
+        if feedback and self["bandwidth"] is not None:
+            self._refuse(
+                "downlink_feedback", "False with bandwidth, whose tiers differ"
+            )
+        return bool(feedback)
 
     def _check_common(self) -> None:
         """Check what RecBole would stumble over later."""

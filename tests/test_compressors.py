@@ -143,6 +143,7 @@ def test_bytes_equal_the_documented_formulas(n):
         "TopK": (4 * n * k, row_set_bytes(n) + -(-n * k * bits_for(DIM) // 8)),
         "SVD": (4 * r * (n + DIM), row_set_bytes(n)),
         "CoLR": (4 * n * r, row_set_bytes(n)),
+        "Quantize": (4 * n + -(-n * DIM * 8 // 8), row_set_bytes(n) + 1),
         "FedRAS": (
             4 * groups * DIM,
             row_set_bytes(n) + -(-n * bits_for(groups) // 8),
@@ -166,7 +167,7 @@ def test_papers_compression_rates_are_read_as_printed():
     assert Budget(1682, 32, 0.0).rows == 1682
 
 
-@pytest.mark.parametrize("name", ["TopK", "SVD", "CoLR", "FedRAS", "KLT"])
+@pytest.mark.parametrize("name", ["TopK", "SVD", "CoLR", "FedRAS", "KLT", "Quantize"])
 def test_a_budget_of_nothing_is_refused(name):
     with pytest.raises(ValueError, match=r"compression_rate=0\.999 leaves"):
         make(name).validate(budget(0.999))
@@ -339,6 +340,22 @@ def test_a_row_that_is_not_finite_is_refused():
     update.rows[3, 2] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         FedRAS().encode(update, budget(0.75), CTX)
+
+
+@pytest.mark.parametrize("rate", [0.75, 0.875, 0.9375])
+def test_quantize_is_unbiased_and_errs_by_less_than_a_level(rate):
+    update = make_update(20)
+    n_levels = 2 ** (round(32 * (1 - rate)) - 1) - 1
+    level = update.rows.abs().amax(1, keepdim=True) / n_levels
+    total = torch.zeros_like(update.rows)
+    for sender in range(2000):
+        ctx = replace(CTX, sender=sender)
+        payload = make("Quantize").encode(update, budget(rate), ctx)
+        decoded = make("Quantize").decode(payload, ctx).rows
+        assert ((decoded - update.rows).abs() <= 1.0001 * level).all()
+        total += decoded
+    # The mean of 2,000 has a standard deviation of at most level / 2 / sqrt(2000).
+    assert ((total / 2000 - update.rows).abs() < 5 * level / 2 / 2000**0.5).all()
 
 
 LARGE = Budget(2000, 16, 0.9375)

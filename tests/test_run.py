@@ -373,7 +373,7 @@ class SignOfMine(Compressor):
     ("arguments", "said"),
     [
         (["--compressor=fedras"], "did you mean 'FedRAS'"),
-        (["--compressor=Gzip"], "known: CoLR, FedRAS, KLT, SVD, TopK, none"),
+        (["--compressor=Gzip"], "known: CoLR, FedRAS, KLT, Quantize, SVD, TopK, none"),
         (["--model=MFF"], "did you mean 'MF'"),
         (["--model=bpr"], "model='bpr' is unknown"),
         (["--compresion_rate=0.5"], "did you mean 'compression_rate'"),
@@ -384,6 +384,11 @@ class SignOfMine(Compressor):
         (["--compression_rate=0.99"], "number of groups"),
         (["--client_fraction=0.01"], "selects nobody"),
         (["--client_fraction=0"], "client_fraction=0 is not allowed"),
+        (["--downlink_feedback=1"], "downlink_feedback=1 is not allowed"),
+        (
+            ["--downlink_feedback=True", "--bandwidth=[0.5,0.7]"],
+            "downlink_feedback=True is not allowed; it must be False with bandwidth",
+        ),
         (["--n_jobs=0"], "n_jobs=0 is not allowed; it must be -1 or"),
         (["--n_jobs=-2"], "n_jobs=-2 is not allowed; it must be -1 or"),
         (["--n_jobs=True"], "n_jobs=True is not allowed; it must be -1 or"),

@@ -243,8 +243,10 @@ def test_colr_trains_the_factor(compiled, data):
     )
 
 
-def federation(fraction=1.0, rates=(0.0,), aggregation="inverse_frequency"):
-    return Federation(1, fraction, rates, aggregation, "broadcast")
+def federation(
+    fraction=1.0, rates=(0.0,), aggregation="inverse_frequency", feedback=False
+):
+    return Federation(1, fraction, rates, aggregation, "broadcast", feedback)
 
 
 def test_everybody_one_step_no_compression_is_central_descent(data):
@@ -369,6 +371,40 @@ def test_catch_up_is_what_a_client_missed_but_at_most_the_table(data):
             sizes.append(len(simulation.server.messages[0].data))
             assert report.bytes["catch_up_bytes"] == expected
     assert simulation.ledger.totals["catch_up_bytes"] > 0
+
+
+@pytest.mark.parametrize("name", list(registry.names("compressor")))
+def test_feedback_sends_all_that_replicas_lack(name, data, monkeypatch):
+    """Law: what is decoded and what is still owed are what was to be sent."""
+    path = registry.read_properties("compressor", name)["compressor_class"]
+    compressor = registry.load_class("compressor_class", path, Compressor)()
+    drift = {}
+    for feedback in (False, True):
+        model, settings = mf(), federation(0.5, (0.75,), feedback=feedback)
+        simulation = Simulation(model, data, compressor, settings, TRAINING)
+        sent = []
+
+        def encode(update, budgets, ctx, sent=sent):
+            sent.append(update)
+            return type(compressor).encode_broadcast(compressor, update, budgets, ctx)
+
+        monkeypatch.setattr(compressor, "encode_broadcast", encode)
+        with torch.no_grad():
+            for _ in range(8):
+                before = model.tables[0].clone()
+                report = simulation.run_round()
+                table = simulation.server.item_table
+                if feedback:
+                    due = torch.zeros(N_ITEMS, DIM)
+                    due[sent[-1].ids] = sent[-1].rows
+                    torch.testing.assert_close(due, table - before)
+                    decoded, owed = model.tables[0] - before, table - model.tables[0]
+                    torch.testing.assert_close(decoded + owed, due)
+        drift[feedback] = report.metrics["drift"]
+    if name in ("TopK", "FedRAS", "SVD"):
+        assert drift[True] < 0.8 * drift[False]
+    else:  # exact, or nearly
+        assert drift[True] < 1.2 * drift[False] + 1e-3
 
 
 def test_tiers_hold_their_own_replicas(data):

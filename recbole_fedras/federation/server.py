@@ -58,17 +58,34 @@ class Server:
         )
 
     def publish(
-        self, update: RowUpdate, theta_change: Tensor, ctx: RoundContext
+        self,
+        update: RowUpdate,
+        theta_change: Tensor,
+        ctx: RoundContext,
+        replica: Tensor | None = None,
     ) -> None:
-        """Apply a round's aggregate and encode it for the clients."""
+        """Apply a round's aggregate and encode it for the clients.
+
+        Given the ``replica`` that all of them hold, shape (n_items, dim), encode
+        instead how far the table is ahead of it: error feedback, as in EF-SGD (Seide et
+        al., Interspeech 2014; Karimireddy et al., ICML 2019), with ``Q - replica`` as
+        the memory of what was not sent.
+        """
         self.item_table.index_add_(
             0, update.ids.to(self.item_table.device), update.rows.to(self.item_table)
         )
         self.theta += theta_change.to(self.theta)
+        if replica is not None:
+            update = self._ahead_of(replica)
         self.messages = self._with_theta(
             self._compressor.encode_broadcast(update, self._budgets, ctx)
         )
         self.round += 1
+
+    def _ahead_of(self, replica: Tensor) -> RowUpdate:
+        ahead = self.item_table - replica
+        ids = ahead.any(dim=1).nonzero().flatten()
+        return RowUpdate(ids.cpu(), ahead[ids])
 
     def _with_theta(self, payloads: list[Payload]) -> list[Message]:
         return [Message.of(put_theta(payload, self.theta)) for payload in payloads]

@@ -50,6 +50,9 @@ class Federation:
     aggregation : {'inverse_frequency', 'fedavg'}
     replica : {'broadcast'}
         Which downlinks clients hold.
+    downlink_feedback : bool
+        Whether the server encodes what its table is ahead of the replica, the errors
+        of earlier downlinks included, instead of the newest aggregate.
     """
 
     seed: int
@@ -57,3 +60,4 @@ class Federation:
     compression_rates: tuple[float, ...]
     aggregation: str
     replica: str
+    downlink_feedback: bool = False

@@ -304,7 +304,9 @@ class Simulation:
         """Encode the aggregate; every client applies what he decodes from it."""
         ctx = self._context(self.server.round, SERVER)
         with self._time("compression"):
-            self.server.publish(update, theta_change, ctx)
+            feedback = self.federation.downlink_feedback
+            held = self.replica.tables[0] if feedback else None
+            self.server.publish(update, theta_change, ctx, held)
             payloads = [message.payload for message in self.server.messages]
             decoded = [self.compressor.decode(payload, ctx) for payload in payloads]
         # A client who missed it would not need its theta: the next one replaces it.
