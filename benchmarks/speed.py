@@ -9,6 +9,8 @@ file (``ml-1m/ml-1m.inter``), else ML-100K. The table of ratios stands at the en
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,22 @@ def test_training(model, compiled, n_jobs, simulations, benchmark, monkeypatch):
         benchmark.pedantic(train_all(simulation), rounds=ROUNDS, warmup_rounds=1)
 
 
+@JOBS
+def test_training_beside_a_busy_process(n_jobs, simulations, benchmark):
+    """One core is taken."""
+    benchmark.group = "local training of a cohort, MF, one core busy elsewhere"
+    benchmark.name = f"ours: compiled, {n_jobs} thread{'s'[: n_jobs - 1]}"
+    simulation = simulations["MF"]
+    benchmark.extra_info["per client"] = len(cohort_of(simulation))
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        with threads(n_jobs):
+            args = {"rounds": 4 * ROUNDS, "warmup_rounds": 1}
+            benchmark.pedantic(train_all(simulation), **args)
+    finally:
+        busy.kill()
+
+
 @pytest.fixture(scope="module")
 def uplink(simulations) -> tuple[CohortUpdate, list[Budget], list[RoundContext]]:
     """Return the first 100 updates of a cohort."""
@@ -249,18 +267,24 @@ def test_server(splits, benchmark):
     benchmark.extra_info["error"] = inertia(rows, *found)
 
 
-@pytest.mark.parametrize(("n", "n_groups"), [(100_000, 3_120), (1_000_000, 31_200)])
-def test_nested(n, n_groups, benchmark):
+@pytest.mark.parametrize(
+    ("n", "n_groups", "flat"),
+    [(100_000, 3_120, True), (100_000, 3_120, False), (1_000_000, 31_200, False)],
+)
+def test_nested(n, n_groups, flat, benchmark, monkeypatch):
     """Tables beyond what all centroids can meet."""
     benchmark.group = f"server k-means, {n:,} x 64 into {n_groups:,} groups, one thread"
-    benchmark.name = "ours, nested"
+    benchmark.name = "naive: ours, flat" if flat else "ours, nested"
+    if flat:
+        monkeypatch.setattr("recbole_fedras.compressor.kmeans._FLAT", 2**62)
     rows = heavy_tailed(n, 64)
 
-    def run() -> None:
-        kmeans(rows, n_groups, np.random.default_rng(0), 10)
+    def run() -> tuple[np.ndarray, np.ndarray]:
+        return kmeans(rows, n_groups, np.random.default_rng(0), 10)
 
     with threads(1):
-        benchmark.pedantic(run, rounds=1)
+        found = benchmark.pedantic(run, rounds=1)
+    benchmark.extra_info["error"] = inertia(rows, *found)
 
 
 DECOMPOSITION = "SVD of 3,706 x 32, rank 2"

@@ -186,6 +186,21 @@ def test_a_client_does_not_depend_on_his_cohort(compiled, data):
         assert torch.equal(one, other) or not compiled
 
 
+def test_both_paths_send_as_many_bytes_and_learn_the_same(data):
+    results = []
+    for compiled in (True, False):
+        model = mf()
+        model.train_clients = model.train_clients if compiled else None
+        simulation = Simulation(model, data, NoCompression(), federation(0.5), TRAINING)
+        with torch.no_grad():
+            reports = [simulation.run_round() for _ in range(3)]
+        results.append((model, [report.bytes for report in reports]))
+    (one, sizes), (other, other_sizes) = results
+    assert sizes == other_sizes
+    torch.testing.assert_close(one.tables, other.tables, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one.users, other.users, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("make", [mf, ncf])
 def test_a_cohort_in_parts_and_threads_gives_the_same_bits(make, data, monkeypatch):
     """However much memory and however many cores there are."""

@@ -95,10 +95,6 @@ class Samples:
     def __len__(self) -> int:
         return len(self.row_offsets) - 1
 
-    def slices(self) -> list[slice]:
-        """Return each client's part of ``ids``."""
-        return list(map(slice, self.row_offsets[:-1], self.row_offsets[1:]))
-
     def of(self, client: int) -> tuple[Ints, NDArray[np.int32], NDArray[np.float32]]:
         """Return a client's ids (n_rows,), and rows and labels (n_epochs, n)."""
         ids = slice(*self.row_offsets[client : client + 2])
