@@ -64,8 +64,8 @@ class FedRAS(Compressor):
     the number of changed rows (tiers above it get the rows as they are). ``fast``
     k-means seeds by k-means|| and stops when an iteration gains less than 0.5 % of the
     error; rows are assigned to the centroids that are sent. Where rows x groups x dim
-    exceed 2^30 it is nested in cells, at more error (docs/performance.md); groups of more
-    than 2,048 rows are split around a pair that sweeps find.
+    exceed 2^30 it is nested in cells, at more error (docs/performance.md); groups of
+    more than 2,048 rows are split around a pair that sweeps find.
     """
 
     threaded = True
