@@ -34,14 +34,21 @@ class Embeddings:
         rng = generator(0, Stream.INITIALISATION)
         rows = rng.standard_normal((n_clients + n_items, dim), np.float32) * 0.01
         tensor = torch.from_numpy(rows)
+        self._replica = torch.zeros(n_clients, dtype=torch.int64)
         self._users, self._items = tensor[:n_clients], tensor[None, n_clients:]
 
-    def hold_replicas(self, replica_of_client: torch.Tensor, n_replicas: int) -> None:
+    networks = None
+
+    def hold_replicas(self, n_replicas: int) -> None:
         """Hold one table."""
 
     def client_rows(self) -> torch.Tensor:
         """Return the private rows, shape (n_clients, dim)."""
         return self._users
+
+    def replica_of_client(self) -> torch.Tensor:
+        """Return which table each client holds: the one."""
+        return self._replica
 
     def replicas(self) -> torch.Tensor:
         """Return the item tables, shape (1, n_items, dim)."""
@@ -84,6 +91,7 @@ def main(argv: list[str]) -> None:
     simulation = Simulation(
         Embeddings(args.clients, args.items, args.dim),
         clients,
+        FedRAS(),
         FedRAS(),
         Federation(1, 0.01, (0.9688,), "inverse_frequency", "broadcast"),
         LocalTraining(0.05, 0.05, 0.05, local_epochs=2, batch_size=256, n_negatives=4),

@@ -41,9 +41,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"resume={str(path)!r}: there is no such file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, "cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many unrelated types
         raise ValueError(f"resume={str(path)!r} is damaged or no checkpoint") from error
     if not isinstance(state, dict) or "simulation" not in state:
         raise ValueError(f"resume={str(path)!r} is not a checkpoint of a federated run")
     return state
+
+
+def best_of(path: str | Path) -> Path:
+    """Return the checkpoint of the best round of the run that ``path`` is from.
+
+    It stands beside the newest one; a run that was stopped before its first evaluation
+    has none, and its newest is the best.
+    """
+    best = Path(path).with_name("best.pth")
+    return best if best.is_file() else Path(path)

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import ast
 import copy
-import operator
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.utils import get_model
 
-from recbole_fedras import compat, registry
+from recbole_fedras import compat, keys, registry
 from recbole_fedras.checkpoint import plain, read_checkpoint
 from recbole_fedras.compressor import Compressor
-from recbole_fedras.federation.settings import (
-    AGGREGATIONS,
-    REPLICAS,
-    Federation,
-    LocalTraining,
-)
+from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.model import FederatedRecommender
+from recbole_fedras.wire.channel import DIRECTIONS
 
 #: Keys that RecBole reads although none of its YAML files sets them.
 _RECBOLE_KEYS = {
@@ -36,25 +30,12 @@ _RECBOLE_KEYS = {
     "token_num_threshold", "training_neg_sample_num", "world_size",
 }  # fmt: skip
 
-#: RecBole's training options that a federated client does not have, and their values.
-_UNSUPPORTED = {
-    "learner": "sgd",
-    "weight_decay": 0,
-    "clip_grad_norm": None,
-    "enable_amp": False,
-    "enable_scaler": False,
-}
-
 #: Keys that may differ when a run is resumed: they do not change what was computed.
 _RESUMABLE = {
     "epochs", "stopping_step", "resume", "checkpoint_dir", "data_path", "show_progress",
     "state", "gpu_id", "use_gpu", "n_jobs", "config_files", "log_wandb",
     "wandb_project",
 }  # fmt: skip
-
-
-_SPLITS = ("LS", "RS", "TS")
-_LEAVE_ONE_OUT = ("valid_and_test", "valid_only", "test_only")
 
 
 class Config(RecBoleConfig):  # type: ignore[misc]
@@ -220,35 +201,56 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         recbole = self.internal_config_dict
         overall = registry.read_properties(".", "overall")
         given = self.external_config_dict
-        self.compressor_name = str(given.get("compressor", overall["compressor"]))
-        compressor = registry.read_properties("compressor", self.compressor_name)
-        self._compressor_class = self._find_compressor(
-            given.get("compressor_class", compressor.get("compressor_class"))
-        )
-        hyper_parameters = registry.hyper_parameters(self._compressor_class)
+        overall |= self._preset(given.get("preset"))
+        self._find_compressors(overall | given)
+        own: dict[str, Any] = {}
+        for name, compressor_class in self._compressors.values():
+            own |= registry.hyper_parameters(compressor_class)
+            own |= registry.read_properties("compressor", name)
         if issubclass(model_class, FederatedRecommender):
             self.internal_config_dict = {
                 **recbole,
                 **overall,
                 **registry.read_properties("model", model),
-                **hyper_parameters,
-                **compressor,
+                **own,
                 **registry.read_properties("dataset", dataset),
             }
         else:
-            self.internal_config_dict = {**overall, **hyper_parameters, **recbole}
+            self.internal_config_dict = {**overall, **own, **recbole}
             compat.trust_recboles_checkpoints()
         self._refuse_unknown_keys()
 
-    def _find_compressor(self, path: str | None) -> type[Compressor]:
-        if path:
-            return registry.load_class("compressor_class", path, Compressor)
-        valid = list(registry.names("compressor"))
-        raise ValueError(
-            f"compressor={self.compressor_name!r} is unknown; "
-            f"{registry.nearest(self.compressor_name, valid)}"
-            f"known: {', '.join(valid)}, or set compressor_class"
-        )
+    def _preset(self, name: str | None) -> dict[str, Any]:
+        valid = list(registry.names("preset"))
+        if name is not None and name not in valid:
+            raise ValueError(
+                f"preset={name!r} is unknown; {registry.nearest(str(name), valid)}"
+                f"known: {', '.join(valid)}"
+            )
+        return registry.read_properties("preset", name) if name else {}
+
+    def _find_compressors(self, chosen: dict[str, Any]) -> None:
+        """Find name and class for either direction."""
+        self.compressor_name = str(chosen["compressor"])
+        self._compressors: dict[str, tuple[str, type[Compressor]]] = {}
+        for direction in DIRECTIONS:
+            key = f"{direction}_compressor"
+            name = chosen.get(key)
+            if name is None:
+                key, name = "compressor", self.compressor_name
+            path = chosen.get("compressor_class")
+            if name != self.compressor_name or not path:
+                shipped = registry.read_properties("compressor", str(name))
+                path = shipped.get("compressor_class")
+            if not path:
+                valid = list(registry.names("compressor"))
+                raise ValueError(
+                    f"{key}={name!r} is unknown; "
+                    f"{registry.nearest(str(name), valid)}"
+                    f"known: {', '.join(valid)}, or set compressor_class"
+                )
+            found = registry.load_class("compressor_class", path, Compressor)
+            self._compressors[direction] = str(name), found
 
     def _refuse_unknown_keys(self) -> None:
         known = {*self.internal_config_dict, *_RECBOLE_KEYS}
@@ -277,185 +279,40 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         return final
 
     def _set_default_parameters(self) -> None:
-        self._check_common()
+        keys.check_common(self)
         super()._set_default_parameters()
         if issubclass(self.model_class, FederatedRecommender):
-            self.federation(), self.local_training(), self.make_compressor()
-            self._check_federated()
+            self.federation(), self.local_training(), self.make_compressors()
+            keys.check_federated(self)
 
     # Typed settings.
 
     def federation(self) -> Federation:
         """Return who takes part and how updates are combined."""
-        return Federation(
-            seed=self._integer("seed", 0, 2**32 - 1),
-            client_fraction=self._number("client_fraction", above=0, at_most=1),
-            compression_rates=self._compression_rates(),
-            aggregation=self._choice("aggregation", AGGREGATIONS),
-            replica=self._choice("replica", REPLICAS),
-            downlink_feedback=self._downlink_feedback(),
-        )
+        return keys.federation(self)
 
     def local_training(self) -> LocalTraining:
         """Return how clients train."""
-        negatives = self["train_neg_sample_args"]
-        if not isinstance(negatives, dict):
-            self._refuse("train_neg_sample_args", "a dict with sample_num")
-        if negatives.get("distribution") != "uniform" or negatives.get("dynamic"):
-            self._refuse(
-                "train_neg_sample_args",
-                "distribution: uniform and not dynamic, as a client knows neither the "
-                "popularity of items nor others' scores",
-            )
-        sample_num = negatives.get("sample_num")
-        if type(sample_num) is not int or sample_num < 1:
-            self._refuse("train_neg_sample_args", "an integer sample_num >= 1")
-        return LocalTraining(
-            learning_rate=self._number("learning_rate", above=0),
-            user_learning_rate=self._number(
-                "learning_rate"
-                if self["user_learning_rate"] is None
-                else "user_learning_rate",
-                above=0,
-            ),
-            theta_learning_rate=self._number("theta_learning_rate", above=0),
-            local_epochs=self._integer("local_epochs", 1),
-            batch_size=self._integer("train_batch_size", 1),
-            n_negatives=sample_num,
-        )
+        return keys.local_training(self)
 
-    def make_compressor(self) -> Compressor:
-        """Build the compressor from the keys named like its constructor parameters."""
-        keys = registry.hyper_parameters(self._compressor_class)
+    def make_compressors(self) -> tuple[Compressor, Compressor]:
+        """Build the uplink's and the downlink's compressor.
+
+        Their parameters are the keys named like those of their constructors.
+        """
+        uplink, downlink = map(self._make_compressor, DIRECTIONS)
+        return uplink, downlink
+
+    def _make_compressor(self, direction: str) -> Compressor:
+        name, compressor_class = self._compressors[direction]
+        parameters = registry.hyper_parameters(compressor_class)
         try:
-            compressor = self._compressor_class(**{key: self[key] for key in keys})
+            compressor = compressor_class(**{key: self[key] for key in parameters})
         except TypeError as error:
-            raise ValueError(f"compressor={self.compressor_name!r}: {error}") from error
+            raise ValueError(f"compressor={name!r}: {error}") from error
         if self["bandwidth"] is not None and not compressor.heterogeneous:
-            self._refuse("bandwidth", f"None: {self.compressor_name} needs equal rates")
+            keys.refuse(self, "bandwidth", f"None: {name} needs equal rates")
         return compressor
-
-    def _compression_rates(self) -> tuple[float, ...]:
-        bandwidth = self["bandwidth"]
-        if bandwidth is None:
-            return (self._number("compression_rate", at_least=0, below=1),)
-        allowed = "None or two rates [lowest, highest] with 0 <= lowest <= highest < 1"
-        if not (
-            isinstance(bandwidth, list | tuple)
-            and len(bandwidth) == 2
-            and all(_is_number(rate) for rate in bandwidth)
-            and 0 <= bandwidth[0] <= bandwidth[1] < 1
-        ):
-            self._refuse("bandwidth", allowed)
-        n_tiers = self._integer("bandwidth_tiers", 1)
-        rates = np.unique(np.linspace(bandwidth[0], bandwidth[1], n_tiers).round(10))
-        return tuple(rates.tolist())
-
-    def _downlink_feedback(self) -> bool:
-        feedback = self["downlink_feedback"]
-        if type(feedback) is not bool:
-            self._refuse("downlink_feedback", "True or False")
-        if feedback and self["bandwidth"] is not None:
-            self._refuse(
-                "downlink_feedback", "False with bandwidth, whose tiers differ"
-            )
-        return bool(feedback)
-
-    def _check_common(self) -> None:
-        """Check what RecBole would stumble over later."""
-        for key in ("metrics", "topk", "eval_args", "valid_metric"):
-            if self[key] is None:
-                self._refuse(key, "set")
-        if not isinstance(self["data_path"], str):
-            self._refuse("data_path", "a folder")
-
-    def _check_federated(self) -> None:
-        self._integer("epochs", 1)
-        self._integer("embedding_size", 1)
-        self._integer("eval_batch_size", 1)
-        self._integer("stopping_step", 0)
-        self._integer("eval_step", 0)
-        n_jobs = self["n_jobs"]
-        if type(n_jobs) is not int or (n_jobs < 1 and n_jobs != -1):
-            self._refuse("n_jobs", "-1 or an integer from 1")
-        self._number("init_std", at_least=0)
-        self._choice("eval_candidates", ("fixed", "recbole"))
-        self._choice("short_users", ("refuse", "keep"))
-        for key, only in _UNSUPPORTED.items():
-            if self[key] != only:
-                self._refuse(key, f"{only!r} in federated training")
-        self._check_dict("eval_args", {"split", "group_by", "order", "mode"})
-        negatives = {"distribution", "sample_num", "alpha", "dynamic", "candidate_num"}
-        self._check_dict("train_neg_sample_args", negatives)
-        eval_args = self["eval_args"]
-        split = eval_args["split"]
-        if not isinstance(split, dict) or len(split) != 1 or set(split) - {*_SPLITS}:
-            self._refuse("eval_args", f"with a split by one of {', '.join(_SPLITS)}")
-        (way, how), parts = next(iter(split.items())), ("train", "valid", "test")
-        if way == "LS" and how not in _LEAVE_ONE_OUT:
-            self._refuse("eval_args", f"with LS one of {', '.join(_LEAVE_ONE_OUT)}")
-        if way != "LS" and not (isinstance(how, list) and len(how) == len(parts)):
-            self._refuse("eval_args", f"with {way} three ratios, of {parts}")
-        if eval_args["order"] not in ("RO", "TO"):
-            self._refuse("eval_args", "with order RO or TO")
-        for phase, mode in eval_args["mode"].items():
-            if mode[:3] == "uni" and max(self["topk"]) > int(mode[3:]) + 1:
-                self._refuse("topk", f"at most the candidates of mode {phase}: {mode}")
-            if self["eval_candidates"] == "fixed" and mode.startswith("pop"):
-                self._refuse(
-                    "eval_candidates", f"'recbole' for eval_args mode {phase}: {mode}"
-                )
-        valid_metric = self["valid_metric"].lower()
-        metrics = [metric.lower() for metric in self["metrics"]]
-        names = [f"{metric}@{k}" for metric in metrics for k in self["topk"]]
-        if valid_metric not in [*names, *metrics]:
-            self._refuse("valid_metric", f"one of {names}, from metrics and topk")
-
-    def _check_dict(self, key: str, allowed: set[str]) -> None:
-        for name in set(self[key]) - allowed:
-            near = registry.nearest(str(name), sorted(allowed))
-            self._refuse(key, f"without {name!r}; {near}allowed: {sorted(allowed)}")
-
-    def _number(
-        self,
-        key: str,
-        above: float | None = None,
-        at_least: float | None = None,
-        below: float | None = None,
-        at_most: float | None = None,
-    ) -> float:
-        value = self[key]
-        bounds = [
-            (above, ">", operator.gt),
-            (at_least, ">=", operator.ge),
-            (below, "<", operator.lt),
-            (at_most, "<=", operator.le),
-        ]
-        used = [
-            (bound, sign, test) for bound, sign, test in bounds if bound is not None
-        ]
-        if not _is_number(value) or not all(test(value, b) for b, _, test in used):
-            what = " and ".join(f"{sign} {bound}" for bound, sign, _ in used)
-            self._refuse(key, f"a number {what}")
-        return float(value)
-
-    def _integer(self, key: str, at_least: int, at_most: int = 2**62) -> int:
-        value = self[key]
-        if type(value) is not int or not at_least <= value <= at_most:
-            self._refuse(key, f"an integer from {at_least} to {at_most}")
-        return int(value)
-
-    def _choice(self, key: str, choices: Iterable[str]) -> str:
-        if self[key] not in choices:
-            self._refuse(key, f"one of {', '.join(choices)}")
-        return str(self[key])
-
-    def _refuse(self, key: str, allowed: str) -> None:
-        raise ValueError(f"{key}={self[key]!r} is not allowed; it must be {allowed}")
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and bool(np.isfinite(value))
 
 
 def _literal(text: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import shutil
 import signal
 import sys
 import threading
@@ -18,7 +18,12 @@ from recbole.trainer import Trainer
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_fedras.checkpoint import plain, read_checkpoint, write_checkpoint
+from recbole_fedras.checkpoint import (
+    best_of,
+    plain,
+    read_checkpoint,
+    write_checkpoint,
+)
 from recbole_fedras.config import Config
 from recbole_fedras.data.dataset import client_data
 from recbole_fedras.evaluation import FairCollector
@@ -57,7 +62,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.simulation = Simulation(
             model,
             client_data(train_data._dataset),
-            config.make_compressor(),
+            *config.make_compressors(),
             config.federation(),
             config.local_training(),
             config["n_jobs"],
@@ -66,7 +71,6 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.eval_collector = FairCollector(config)
         self.folder: RunFolder | None = None
         self.rows: list[dict[str, Any]] = []
-        self._best: dict[str, Any] | None = None
         self._valid_result: dict[str, float] | None = None
 
     def write_to(self, folder: RunFolder) -> None:
@@ -134,8 +138,10 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.simulation.load_state_dict(state["simulation"])
         self.rows = state["rows"]
         _restore_random_state(state["random"])
-        self._best = copy.deepcopy(state["best"] or state)
-        write_checkpoint(self._best, Path(self.saved_model_file))
+        best = best_of(resume_file)
+        if best.name != "best.pth":
+            self.logger.warning(f"No best.pth beside {best}: it counts as the best")
+        shutil.copyfile(best, self.saved_model_file)
         self.logger.info(f"Resuming {resume_file} from round {self.start_epoch}")
 
     # RecBole's hooks.
@@ -161,8 +167,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         row = round_row(epoch_idx, report)
         row["seconds_total"] = perf_counter() - start
         self.rows.append(row)
-        for key in ("uplink_bytes", "downlink_bytes", "catch_up_bytes"):
-            total = self.simulation.ledger.totals[key]
+        for key, total in self.simulation.ledger.totals.items():
             self.tensorboard.add_scalar(f"Communication/{key}", total, epoch_idx)
         self._advance_bar(report, row["seconds_total"])
         return report.loss
@@ -199,9 +204,8 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """Write the state after ``epoch`` as plain data; RecBole's loaders read it."""
-        self._best = copy.deepcopy(self._state(epoch, self._valid_result))
         file = kwargs.get("saved_model_file", self.saved_model_file)
-        write_checkpoint(self._best, Path(file))
+        write_checkpoint(self._state(epoch, self._valid_result), Path(file))
         if verbose:
             self.logger.info(f"Saving current: {file}")
 
@@ -222,15 +226,14 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             "simulation": self.simulation.state_dict(),
             "rows": self.rows,
             "random": _random_state(),
-            "best": None,
         }
 
     def _save_last(self) -> Path | None:
-        """Write the state after the newest round, and the best one with it."""
+        """Write the state after the newest round."""
         if self.folder is None or not self.rows:
             return None
         state = self._state(self.simulation.round - 1, self.best_valid_result)
-        write_checkpoint(state | {"best": self._best}, self.folder.last)
+        write_checkpoint(state, self.folder.last)
         self.folder.write_rounds(self.rows)
         return self.folder.last
 

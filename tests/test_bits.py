@@ -65,7 +65,7 @@ def _payload() -> Payload:
 
 
 def test_parts_add_up_to_the_bytes_sent():
-    message = Message.of(_payload())
+    message = Message.of(_payload(), 1, 0)
     parts = message.part_bytes
     assert sum(parts.values()) == len(message.data)
     assert parts["items"] == 3 * 2 * 4

@@ -24,6 +24,8 @@ VARIANTS = [
     ("TopK", {"topk_scope": "global"}),
     ("FedRAS", {"clustering": "fixed"}),
     ("FedRAS", {"kmeans": "sklearn"}),
+    ("FedRAS", {"actions": "int8"}),
+    ("FedRAS", {"actions": "shape"}),
 ]
 
 
@@ -51,7 +53,7 @@ def through_the_wire(compressor, update, rate, broadcast):
         payload = compressor.encode_broadcast(update, [budget(rate)], CTX)[0]
     else:
         payload = compressor.encode(update, budget(rate), CTX)
-    return Message(Message.of(payload).data)
+    return Message(Message.of(payload, 1, 0).data)
 
 
 @pytest.mark.parametrize("broadcast", [False, True])
@@ -85,6 +87,8 @@ def test_the_same_seed_gives_the_same_bytes(name, keys):
 @pytest.mark.parametrize(("name", "keys"), VARIANTS)
 def test_lossless_at_full_budget(name, keys, broadcast):
     update = make_update(40)
+    if name == "RankOne":  # of one rank at any rate
+        update = RowUpdate(update.ids, update.rows[:, :1] @ torch.ones(1, DIM))
     message = through_the_wire(make(name, **keys), update, 0.0, broadcast)
     decoded = make(name, **keys).decode(message.payload, CTX)
     torch.testing.assert_close(table(decoded), table(update), rtol=1e-4, atol=1e-5)
@@ -98,6 +102,9 @@ def test_error_does_not_grow_with_the_budget(name):
         payload = make(name).encode(update, budget(rate), CTX)
         decoded = make(name).decode(payload, CTX)
         errors.append(float((table(decoded) - table(update)).square().sum()))
+    if name == "RankOne":
+        assert len(set(errors)) == 1
+        return
     if name != "CoLR":  # each rank draws another random basis
         assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-6 * float(make_update(50).rows.square().sum())
@@ -143,6 +150,11 @@ def test_bytes_equal_the_documented_formulas(n):
         "TopK": (4 * n * k, row_set_bytes(n) + -(-n * k * bits_for(DIM) // 8)),
         "SVD": (4 * r * (n + DIM), row_set_bytes(n)),
         "CoLR": (4 * n * r, row_set_bytes(n)),
+        "RankOne": (4 * (n + DIM), row_set_bytes(n)),
+        "EDEN": (
+            4 * bin(n * DIM).count("1") + n * DIM,
+            row_set_bytes(n) + 1,
+        ),
         "Quantize": (4 * n + -(-n * DIM * 8 // 8), row_set_bytes(n) + 1),
         "FedRAS": (
             4 * groups * DIM,
@@ -378,7 +390,7 @@ def test_klt_fills_its_bytes_and_errs_less_than_clusters(rate):
     update, own = large_update(), Budget(2000, 16, rate)
     errors = {}
     for name in ("KLT", "FedRAS", "SVD"):
-        message = Message.of(make(name).encode(update, own, LARGE_CTX))
+        message = Message.of(make(name).encode(update, own, LARGE_CTX), 1, 0)
         decoded = make(name).decode(message.payload, LARGE_CTX)
         assert torch.equal(decoded.ids, update.ids)
         errors[name] = float((decoded.rows - update.rows).square().sum())
@@ -408,7 +420,7 @@ def test_klt_rounds_every_coefficient_to_the_step():
 def test_klt_sends_the_columns_of_a_low_rank_update_only():
     update = large_update(decay=1.0)
     low = RowUpdate(update.ids, update.rows[:, :1] @ torch.ones(1, 16))
-    message = Message.of(make("KLT").encode(low, LARGE, LARGE_CTX))
+    message = Message.of(make("KLT").encode(low, LARGE, LARGE_CTX), 1, 0)
     assert message.payload.floats("rotation", None, 16).shape == (1, 16)
     decoded = make("KLT").decode(message.payload, LARGE_CTX)
     assert (decoded.rows - low.rows).norm() < 1e-3 * low.rows.norm()
@@ -419,7 +431,7 @@ def test_klt_sends_the_columns_of_a_low_rank_update_only():
 def test_mutated_payloads_are_refused_or_decode_within_their_shape(name):
     """Bytes flipped, dropped, doubled: a PayloadError or an update, nothing else."""
     compressor, rng = make(name), np.random.default_rng(0)
-    data = Message.of(compressor.encode(make_update(50), budget(0.75), CTX)).data
+    data = Message.of(compressor.encode(make_update(50), budget(0.75), CTX), 1, 0).data
     for _ in range(500):
         broken = bytearray(data)
         for _ in range(rng.integers(1, 4)):

@@ -178,12 +178,12 @@ def test_a_best_checkpoint_survives_resuming_from_it(run):
     best = Path(run(epochs=4)["run_folder"]) / "best.pth"
     before = read_checkpoint(best)
     resumed = run_recbole_fedras(config_dict={"resume": str(best), "epochs": 7})
-    after = read_checkpoint(Path(resumed["run_folder"]) / "last.pth")["best"]
+    after = read_checkpoint(Path(resumed["run_folder"]) / "best.pth")
     if after["epoch"] == before["epoch"]:
         assert len(after["rows"]) == len(before["rows"])
         assert torch.equal(
-            after["simulation"]["replica"]["held"],
-            before["simulation"]["replica"]["held"],
+            after["simulation"]["replicas"]["held"],
+            before["simulation"]["replicas"]["held"],
         )
     assert len(after["rows"]) == after["epoch"] + 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from recbole_fedras.parallel import thread_map
 from recbole_fedras.rng import Stream, generator
-from recbole_fedras.wire.payload import Payload
+from recbole_fedras.wire.payload import Layout, Payload
 
 #: Sender of what the server encodes; clients are numbered from 0.
 SERVER = -1
@@ -88,11 +88,15 @@ class Budget:
         Shape of the table.
     compression_rate : float
         ``1 - cost / cost of the table``, in [0, 1).
+    n_bytes : int or None
+        What a payload may take in all, framing included; None, where the rate is the
+        papers' and counts values of items only.
     """
 
     n_items: int
     dim: int
     compression_rate: float
+    n_bytes: int | None = None
 
     @property
     def rows(self) -> int:
@@ -110,13 +114,42 @@ class Budget:
         """Values in all: ``floor(N d (1 - CR))``."""
         return _floor(self.n_items * self.dim * (1 - self.compression_rate))
 
+    def most(self, nominal: int, limit: int, layout: Callable[[int], Layout]) -> int:
+        """Return how many groups, columns or values a payload may have.
+
+        Parameters
+        ----------
+        nominal : int
+            The answer where the rate is nominal.
+        limit : int
+            More would be of no use, however large the budget.
+        layout : callable
+            Layout of a payload that has so many; it grows with their number.
+
+        Returns
+        -------
+        int
+            Between 0 and ``limit``.
+        """
+        if self.n_bytes is None:
+            return min(nominal, limit)
+        fits, too_many = 0, limit + 1
+        while fits + 1 < too_many:
+            count = (fits + too_many) // 2
+            if layout(count).size <= self.n_bytes:
+                fits = count
+            else:
+                too_many = count
+        return fits
+
     def require(self, what: str, amount: int) -> None:
         """Raise a ValueError that names the remedy if ``amount`` is not positive."""
         if amount < 1:
+            of = "" if self.n_bytes is None else " with budget=wire"
             raise ValueError(
-                f"compression_rate={self.compression_rate} leaves a {what} of 0 for "
-                f"{self.n_items} items x {self.dim} dimensions (embedding_size); it "
-                "must leave at least 1: choose a lower compression_rate"
+                f"compression_rate={self.compression_rate}{of} leaves a {what} of 0 "
+                f"for {self.n_items} items x {self.dim} dimensions (embedding_size); "
+                "it must leave at least 1: choose a lower compression_rate"
             )
 
 
@@ -134,6 +167,8 @@ class RoundContext:
         Shape of the table.
     sender : int
         The client, or :data:`SERVER`.
+    receiver : int or None
+        The client, if the server encodes for him alone.
     """
 
     round: int
@@ -141,10 +176,14 @@ class RoundContext:
     n_items: int
     dim: int
     sender: int = SERVER
+    receiver: int | None = None
 
     def generator(self) -> np.random.Generator:
-        """Random numbers of this sender in this round."""
-        return generator(self.seed, Stream.COMPRESSOR, self.round, self.sender + 1)
+        """Random numbers of this sender, to this receiver, in this round."""
+        key = [self.round, self.sender + 1]
+        if self.receiver is not None:
+            key.append(self.receiver)
+        return generator(self.seed, Stream.COMPRESSOR, *key)
 
     def shared_generator(self) -> np.random.Generator:
         """Random numbers that every participant of this round can draw alike."""
@@ -233,6 +272,11 @@ def _floor(amount: float) -> int:
     return floor(amount + 1e-9)
 
 
+def largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Places of the values of largest magnitude, increasing; ties go to the first."""
+    return np.sort(np.argsort(-np.abs(values), kind="stable")[:count])
+
+
 def put_update_rows(payload: Payload, update: RowUpdate, n_items: int) -> Payload:
     """Add the ids of the changed rows as field ``rows``."""
     return payload.put_rows("rows", update.ids.numpy(), n_items)
@@ -242,6 +286,19 @@ def raw_payload(update: RowUpdate, n_items: int) -> Payload:
     """Send the changed rows as they are: fields ``rows`` and ``values`` (n, dim)."""
     payload = put_update_rows(Payload(), update, n_items)
     return payload.put_floats("values", update.rows.cpu().numpy())
+
+
+def raw_layout(n_rows: int, budget: Budget) -> Layout:
+    """Layout of :func:`raw_payload`."""
+    layout = Layout().rows("rows", n_rows, budget.n_items)
+    return layout.floats("values", n_rows, budget.dim)
+
+
+def fits_raw(n_rows: int, budget: Budget) -> bool:
+    """Whether bytes are what counts, and enough for the rows as they are."""
+    if budget.n_bytes is None:
+        return False
+    return raw_layout(n_rows, budget).size <= budget.n_bytes
 
 
 def raw_update(payload: Payload, ctx: RoundContext) -> RowUpdate:

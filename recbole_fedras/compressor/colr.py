@@ -14,7 +14,7 @@ from recbole_fedras.compressor.base import (
     put_update_rows,
     row_update,
 )
-from recbole_fedras.wire.payload import Payload, PayloadError
+from recbole_fedras.wire.payload import Layout, Payload, PayloadError
 
 
 class CoLR(Compressor):
@@ -35,7 +35,8 @@ class CoLR(Compressor):
     rounding, and ``A = (r / d) dQ B'`` is recovered exactly before it is sent.
 
     **Wire**: ``rows`` the n changed rows, ``factor`` float32 (n, r):
-    ``4 n r + rows_size(n, N)`` bytes and framing.
+    ``4 n r + rows_size(n, N)`` bytes and framing. Where all bytes are budgeted, r is
+    the largest rank that always fits; it must be one for all, so bytes are left over.
 
     **Departures**: the released code counts the elements of the upload only; here ids
     and the downlink are sent and counted too. Weight decay (5e-4 in the code) is not
@@ -46,11 +47,11 @@ class CoLR(Compressor):
 
     def validate(self, budget: Budget) -> None:
         """Require a rank of at least one."""
-        budget.require("rank", budget.columns)
+        budget.require("rank", _rank(budget))
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Send A, the coordinates of the update in the rows of B."""
-        basis = _basis(budget.columns, ctx, update.rows)
+        basis = _basis(_rank(budget), ctx, update.rows)
         factor = update.rows @ basis.T * (len(basis) / ctx.dim)
         payload = put_update_rows(Payload(), update, ctx.n_items)
         return payload.put_floats("factor", factor.cpu().numpy())
@@ -66,8 +67,19 @@ class CoLR(Compressor):
 
     def gradient_map(self, budget: Budget, ctx: RoundContext) -> Tensor:
         """Return ``sqrt(r / d) B' B``."""
-        basis = _basis(budget.columns, ctx, torch.empty(0))
+        basis = _basis(_rank(budget), ctx, torch.empty(0))
         return basis.T @ basis * sqrt(len(basis) / ctx.dim)
+
+
+def _rank(budget: Budget) -> int:
+    """Return everybody's rank: what fits if all rows change, or all but one."""
+
+    def layout(rank: int) -> Layout:
+        n = budget.n_items - 1  # takes most bytes: its ids are sent
+        whole = Layout().rows("rows", n, budget.n_items)
+        return whole.floats("factor", n + 1, rank)
+
+    return budget.most(budget.columns, budget.dim, layout)
 
 
 def _basis(rank: int, ctx: RoundContext, like: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from math import floor
 from typing import Any
 
+from recbole_fedras.compressor.actions import ACTIONS
 from recbole_fedras.compressor.base import (
     Budget,
     Compressor,
     RoundContext,
     RowUpdate,
+    fits_raw,
     put_update_rows,
     raw_payload,
     raw_update,
@@ -18,7 +20,7 @@ from recbole_fedras.compressor.base import (
 )
 from recbole_fedras.compressor.kmeans import BACKENDS, Floats, Ints, kmeans
 from recbole_fedras.compressor.splitting import split_groups
-from recbole_fedras.wire.payload import Payload
+from recbole_fedras.wire.payload import Layout, Payload
 
 
 class FedRAS(Compressor):
@@ -49,12 +51,21 @@ class FedRAS(Compressor):
         Implementation, see :func:`~recbole_fedras.compressor.kmeans.kmeans`.
     kmeans_iterations : int
         Lloyd iterations at most.
+    actions : {'float32', 'int8', 'shape'}
+        How actions travel. Ours beyond the paper: ``int8`` rounds them to multiples of
+        one step, so that four times as many cost the same; ``shape`` sends directions
+        at 8 bits a value and, with each row, how far it goes along its own, 8 bits on a
+        logarithmic scale (gain-shape vector quantisation).
 
     Notes
     -----
     **Wire**: ``rows`` the n changed rows, ``actions`` float32 (K, d), ``assignments``
     (n,) at ceil(log2 K) bits: ``4 K d + ceil(n ceil(log2 K) / 8) + rows_size(n, N)``
-    bytes and framing. Updates that need no clustering travel as ``rows``, ``values``.
+    bytes and framing. ``int8``: instead of ``actions``, ``levels`` (K, d) at 8 bits and
+    ``step`` float32. ``shape``: the same, ``gains`` (n,) at 8 bits, ``gain_range``
+    float32 (2,). K is the largest number for which these, booked as items, take no more
+    than ``4 C_e d`` bytes. Updates of at most C_e rows travel as ``rows``, ``values``.
+    Where all bytes are budgeted, K is the largest number that fits.
 
     **Departures**: rows that did not change belong to no group (the paper counts
     centroids only, so it does not say). The paper stops when quality "falls below" the
@@ -76,6 +87,7 @@ class FedRAS(Compressor):
         clustering: str = "adaptive",
         kmeans: str = "fast",
         kmeans_iterations: int = 10,
+        actions: str = "float32",
     ) -> None:
         if not 0 <= alpha < 1:
             raise ValueError(f"alpha={alpha} must lie in [0, 1)")
@@ -87,10 +99,14 @@ class FedRAS(Compressor):
             raise ValueError(
                 f"kmeans_iterations={kmeans_iterations} must be at least 1"
             )
+        if actions not in ACTIONS:
+            raise ValueError(f"actions={actions!r} must be one of {tuple(ACTIONS)}")
         self.alpha = alpha
         self.clustering = clustering
         self.kmeans = kmeans
         self.kmeans_iterations = kmeans_iterations
+        self.actions = actions
+        self._code = ACTIONS[actions]
         self._threshold_sum = 0.0
         self._threshold_count = 0
         self._metrics: dict[str, float] = {}
@@ -104,38 +120,40 @@ class FedRAS(Compressor):
 
     def validate(self, budget: Budget) -> None:
         """Require at least one group, before and after the range is applied."""
-        budget.require("number of groups", budget.rows)
+        n_groups = self._groups(budget.n_items - 1, budget)  # ids are sent: most bytes
+        budget.require("number of groups", n_groups)
         if self.clustering == "adaptive":
             budget.require(
-                f"first number of groups (alpha={self.alpha})", self._first(budget.rows)
+                f"first number of groups (alpha={self.alpha})", self._first(n_groups)
             )
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Cluster a client's rows into e_u groups, if there are more of them."""
-        if len(update) <= budget.rows:
+        if self._is_raw(update, budget):
             return raw_payload(update, ctx.n_items)
-        return _payload(update, ctx, *self._kmeans(update, budget.rows, ctx))
+        n_groups = self._groups(len(update), budget)
+        return self._payload(update, ctx, *self._kmeans(update, n_groups, ctx))
 
     def encode_broadcast(
         self, update: RowUpdate, budgets: Sequence[Budget], ctx: RoundContext
     ) -> list[Payload]:
         """Cluster the aggregate adaptively; one snapshot per tier."""
-        limits = [budget.rows for budget in budgets]
-        clustered = [limit for limit in limits if limit < len(update)]
-        if self.clustering == "fixed" or not clustered:
+        limits = [self._groups(len(update), budget) for budget in budgets]
+        raw = [self._is_raw(update, budget) for budget in budgets]
+        if self.clustering == "fixed" or all(raw):
             self._metrics = {"groups": float(min(len(update), max(limits)))}
             return super().encode_broadcast(update, budgets, ctx)
 
-        rows = update.rows.cpu().numpy()
+        clustered = [limit for limit, sent in zip(limits, raw, strict=True) if not sent]
         recorded = max(clustered)
         _, assignments = self._kmeans(update, self._first(min(clustered)), ctx)
-        homogeneous = len(budgets) == 1
+        open_ended = len(budgets) == 1 and budgets[0].n_bytes is None
         groups = split_groups(
-            rows,
+            update.rows.cpu().numpy(),
             assignments,
-            self.threshold,
+            None if budgets[0].n_bytes is not None else self.threshold,
             n_recorded=recorded,
-            n_max=floor(recorded * (1 + self.alpha)) if homogeneous else recorded,
+            n_max=floor(recorded * (1 + self.alpha)) if open_ended else recorded,
         )
         self._threshold_sum += groups.worst_quality
         self._threshold_count += 1
@@ -144,14 +162,15 @@ class FedRAS(Compressor):
             "worst_quality": groups.worst_quality,
         }
         payloads = []
-        for limit in limits:
-            if limit >= len(update):
+        for limit, sent in zip(limits, raw, strict=True):
+            if sent:
                 payloads.append(raw_payload(update, ctx.n_items))
             else:
                 count = groups.n_adaptive
-                if not homogeneous:
+                if not open_ended:
                     count = min(count, limit)
-                payloads.append(_payload(update, ctx, *groups.snapshot(count)))
+                snapshot = groups.snapshot(count)
+                payloads.append(self._payload(update, ctx, *snapshot))
         return payloads
 
     def decode(self, payload: Payload, ctx: RoundContext) -> RowUpdate:
@@ -159,9 +178,7 @@ class FedRAS(Compressor):
         if "values" in payload:
             return raw_update(payload, ctx)
         ids = payload.rows("rows", ctx.n_items)
-        actions = payload.floats("actions", None, ctx.dim)
-        assignments = payload.ints("assignments", len(actions), len(ids))
-        return row_update(ids, actions[assignments])
+        return row_update(ids, self._code.get(payload, len(ids), ctx.dim))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record that the threshold is the mean of."""
@@ -179,6 +196,21 @@ class FedRAS(Compressor):
         """Return the last downlink's groups and the worst quality recorded with it."""
         return self._metrics
 
+    def _groups(self, n: int, budget: Budget) -> int:
+        """Return C_e or e_u for an update of n rows."""
+
+        def layout(n_groups: int) -> Layout:
+            ids = Layout().rows("rows", n, budget.n_items)
+            return self._code.layout(ids, n, n_groups, budget.dim)
+
+        most = max(n - 1, 1)  # as many as rows would be no clustering
+        return budget.most(self._code.nominal(n, budget), most, layout)
+
+    def _is_raw(self, update: RowUpdate, budget: Budget) -> bool:
+        if budget.n_bytes is None:
+            return len(update) <= budget.rows
+        return fits_raw(len(update), budget)
+
     def _first(self, n_groups: int) -> int:
         return floor(n_groups * (1 - self.alpha))
 
@@ -193,10 +225,9 @@ class FedRAS(Compressor):
             self.kmeans,
         )
 
-
-def _payload(
-    update: RowUpdate, ctx: RoundContext, actions: Floats, assignments: Ints
-) -> Payload:
-    payload = put_update_rows(Payload(), update, ctx.n_items)
-    payload.put_floats("actions", actions)
-    return payload.put_ints("assignments", assignments, len(actions))
+    def _payload(
+        self, update: RowUpdate, ctx: RoundContext, actions: Floats, assignments: Ints
+    ) -> Payload:
+        payload = put_update_rows(Payload(), update, ctx.n_items)
+        self._code.put(payload, update.rows.cpu().numpy(), actions, assignments)
+        return payload

@@ -12,13 +12,14 @@ from recbole_fedras.compressor.base import (
     Compressor,
     RoundContext,
     RowUpdate,
+    fits_raw,
     put_update_rows,
     raw_payload,
     raw_update,
     row_update,
 )
 from recbole_fedras.wire import bits
-from recbole_fedras.wire.payload import Payload, PayloadError
+from recbole_fedras.wire.payload import Layout, Payload, PayloadError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -38,8 +39,9 @@ class KLT(Compressor):
     parts, as JPEG does: their magnitude class (number of bits) by a range coder with
     each column's histogram, their sign and remaining bits as they are. The step is the
     smallest for which all of that takes no more bytes than the budget's float32 values
-    would, ``4 floor(N d (1 - CR))``, found by bisection on the entropy; but it is never
-    finer than 2^-15 of the largest coefficient, so a budget may be left unused.
+    would, ``4 floor(N d (1 - CR))``, or than a budget of all bytes leaves, found by
+    bisection on the entropy; but it is never finer than 2^-15 of the largest
+    coefficient, so a budget may be left unused.
 
     Notes
     -----
@@ -61,12 +63,13 @@ class KLT(Compressor):
 
     def validate(self, budget: Budget) -> None:
         """Require the bytes of two rows, for an eigenvector and what is coded."""
-        budget.require("number of rows' worth of bytes", budget.rows // 2)
+        rows = self._limit(budget.n_items - 1, budget) // (4 * budget.dim)
+        budget.require("number of rows' worth of bytes", rows // 2)
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Rotate, find the step, and code."""
-        limit = 4 * budget.values
-        if 4 * update.rows.numel() <= limit:
+        limit = self._limit(len(update), budget)
+        if 4 * update.rows.numel() <= limit or fits_raw(len(update), budget):
             return raw_payload(update, ctx.n_items)
         rows = update.rows.cpu().numpy().astype(np.float64)
         if not np.isfinite(rows).all():
@@ -81,6 +84,18 @@ class KLT(Compressor):
             if payload.part_bytes()["items"] <= limit:
                 return payload
             step = np.float32(step * 1.002)  # the coder took more than the entropy
+
+    @staticmethod
+    def _limit(n: int, budget: Budget) -> int:
+        """Bytes that the fields booked as items may take."""
+        if budget.n_bytes is None:
+            return 4 * budget.values
+        rest = Layout().rows("rows", n, budget.n_items)
+        rest.floats("rotation", 0, budget.dim).floats("step", 0)
+        rest.ints("histograms", n + 1, 0, _CLASSES)
+        rest.ints("classes", _BYTE, 0).ints("rest", _BYTE, 0)
+        longer = 24  # headers of these fields when they are not empty, at most
+        return budget.n_bytes - rest.size - longer
 
     def decode(self, payload: Payload, ctx: RoundContext) -> RowUpdate:
         """Decode the integers and rotate back."""

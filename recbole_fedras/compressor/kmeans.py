@@ -95,7 +95,7 @@ def _cluster(
     samples = rows[_sample(np.sqrt(norms), n_groups, rng)]
     cells, _ = _lloyd(samples, n_cells, n_iterations, rng)
     cell_of_row, distances = np.empty(n, np.int64), np.empty_like(norms)
-    _find_nearest(rows, norms, cells, cell_of_row, distances)
+    find_nearest(rows, norms, cells, cell_of_row, distances)
     sampled = cell_of_row[_sample(distances, n_groups - n_cells, rng)]
     counts = 1 + np.bincount(sampled, minlength=len(cells))
     order = np.argsort(cell_of_row, kind="stable")
@@ -148,7 +148,7 @@ def _lloyd(
     sums = np.empty((k, dim), np.float32)
     error = np.inf
     for _ in range(n_iterations):
-        _find_nearest(rows, norms, centroids, nearest, distances)
+        find_nearest(rows, norms, centroids, nearest, distances)
         previous, error = error, np.float64(0)
         for i in range(n):
             error += distances[i]
@@ -164,7 +164,7 @@ def _lloyd(
             if sizes[group]:
                 for j in range(dim):
                     centroids[group, j] = sums[group, j] / sizes[group]
-    _find_nearest(rows, norms, centroids, nearest, distances)
+    find_nearest(rows, norms, centroids, nearest, distances)
     return centroids, nearest
 
 
@@ -189,7 +189,7 @@ def _seed(
     block = (n_candidates + 9) // 10
     first, k = 0, 1
     while True:
-        _find_nearest(rows, norms, rows[chosen[first:k]], nearest, distances)
+        find_nearest(rows, norms, rows[chosen[first:k]], nearest, distances)
         total = 0.0
         for i in range(n):
             if distances[i] <= np.float32(1e-6) * norms[i]:  # alike, but for rounding
@@ -274,7 +274,7 @@ def _systematic(passed: NDArray[np.float64], count: int, start: float) -> Ints:
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _find_nearest(
+def find_nearest(
     rows: Floats, norms: Floats, centroids: Floats, nearest: Ints, distances: Floats
 ) -> None:
     """Find each row's nearest centroid and the squared distance to it.

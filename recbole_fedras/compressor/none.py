@@ -17,6 +17,8 @@ class NoCompression(Compressor):
     **Wire**: ``rows`` the changed rows (row set), ``values`` float32 (n, d):
     ``4 n d + rows_size(n, N)`` bytes and framing.
 
+    A compression rate changes nothing, however it is budgeted.
+
     **Departures**: plain FedAvg sends the whole table both ways; a run's
     ``dense_bytes`` says what that would have been.
     """

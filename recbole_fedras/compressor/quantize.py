@@ -1,5 +1,7 @@
 """Quantize: every value of a row rounded at random to a few levels."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from recbole_fedras.compressor.base import (
@@ -7,12 +9,15 @@ from recbole_fedras.compressor.base import (
     Compressor,
     RoundContext,
     RowUpdate,
+    fits_raw,
+    largest,
     put_update_rows,
     raw_payload,
     raw_update,
     row_update,
 )
-from recbole_fedras.wire.payload import Payload, PayloadError
+from recbole_fedras.wire.bits import Ints
+from recbole_fedras.wire.payload import Layout, Payload, PayloadError
 
 _MOST_BITS = 16
 
@@ -31,7 +36,9 @@ class Quantize(Compressor):
     **Wire**: ``rows`` the n changed rows, ``bits`` b, ``scales`` float32 (n,),
     ``levels`` (n, d) at b bits: ``1 + 4 n + ceil(n d b / 8) + rows_size(n, N)`` bytes
     and framing. Levels and scales are booked as items. Above 16 bits rows travel as
-    they are (``values``).
+    they are (``values``). Where all bytes are budgeted, b is the largest number that
+    fits; what is left gives the m rows of largest scale one bit more: ``fine_levels``
+    (m, d) at b + 1 bits, and ``levels`` are those of the other rows.
 
     **Departures**: QSGD scales by the Euclidean norm of the whole gradient and
     entropy-codes; here each row has a scale of its own and levels are packed.
@@ -39,23 +46,34 @@ class Quantize(Compressor):
 
     def validate(self, budget: Budget) -> None:
         """Require two bits a value, for a sign and zero."""
-        budget.require("number of bits a value, less one,", _bits(budget) - 1)
+        n_bits = self._bits(budget.n_items - 1, budget)  # ids are sent: most bytes
+        budget.require("number of bits a value, less one,", n_bits - 1)
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Scale each row and round it at random."""
-        n_bits = _bits(budget)
-        if n_bits > _MOST_BITS:
+        n = len(update)
+        n_bits = self._bits(n, budget)
+        if n_bits > _MOST_BITS or fits_raw(n, budget):
             return raw_payload(update, ctx.n_items)
-        n_levels = 2 ** (n_bits - 1) - 1
         rows = update.rows.cpu().numpy().astype(np.float64)
         scales = np.abs(rows).max(axis=1, initial=0).astype(np.float32)  # (n,)
+        n_fine = budget.most(0, n, self._layout_of(n, budget, n_bits))
+        fine = largest(scales, n_fine)
+        n_levels = np.full((n, 1), 2 ** (n_bits - 1) - 1)
+        n_levels[fine] = 2**n_bits - 1
         shares = rows / np.where(scales, scales, 1)[:, None]
         chance = ctx.generator().random(rows.shape)
         levels = np.floor(n_levels * shares + chance).astype(np.int64) + n_levels
         payload = put_update_rows(Payload(), update, ctx.n_items)
         payload.put_ints("bits", np.array([n_bits]), _MOST_BITS + 1)
         payload.put_floats("scales", scales)
-        return payload.put_ints("levels", levels, 2 * n_levels + 1, "items")
+        coarse = np.delete(levels, fine, axis=0)
+        payload.put_ints("levels", coarse, 2**n_bits - 1, "items")
+        if n_fine:
+            payload.put_ints(
+                "fine_levels", levels[fine], 2 ** (n_bits + 1) - 1, "items"
+            )
+        return payload
 
     def decode(self, payload: Payload, ctx: RoundContext) -> RowUpdate:
         """Multiply the levels by their row's scale."""
@@ -65,13 +83,40 @@ class Quantize(Compressor):
         n_bits = int(payload.ints("bits", _MOST_BITS + 1, 1)[0])
         if n_bits < 2:
             raise PayloadError(f"field 'bits': {n_bits}, not 2 to {_MOST_BITS}")
-        n_levels = 2 ** (n_bits - 1) - 1
         scales = payload.floats("scales", len(ids))
-        levels = payload.ints("levels", 2 * n_levels + 1, len(ids), ctx.dim)
-        shares = (levels - n_levels) / n_levels
+        fine_levels: Ints = np.zeros((0, ctx.dim), np.int64)
+        if "fine_levels" in payload:
+            bound = 2 ** (n_bits + 1) - 1
+            fine_levels = payload.ints("fine_levels", bound, None, ctx.dim)
+        n_coarse = len(ids) - len(fine_levels)
+        levels = payload.ints("levels", 2**n_bits - 1, n_coarse, ctx.dim)
+        fine = largest(scales, len(fine_levels))
+        shares = np.empty((len(ids), ctx.dim))
+        shares[fine] = fine_levels / (2**n_bits - 1) - 1
+        shares[np.delete(np.arange(len(ids)), fine)] = (
+            levels / (2 ** (n_bits - 1) - 1) - 1
+        )
         with np.errstate(over="ignore", invalid="ignore"):  # whatever was received
             return row_update(ids, (shares * scales[:, None]).astype(np.float32))
 
+    def _bits(self, n: int, budget: Budget) -> int:
+        def layout(n_bits: int) -> Layout:
+            return self._layout_of(n, budget, n_bits)(0)
 
-def _bits(budget: Budget) -> int:
-    return int(32 * (1 - budget.compression_rate) + 1e-9)
+        nominal = int(32 * (1 - budget.compression_rate) + 1e-9)
+        most = 32 if budget.n_bytes is None else _MOST_BITS
+        return budget.most(nominal, most, layout)
+
+    @staticmethod
+    def _layout_of(n: int, budget: Budget, n_bits: int) -> Callable[[int], Layout]:
+        """Return the layout by the number of rows that have one bit more."""
+
+        def layout(n_fine: int) -> Layout:
+            whole = Layout().rows("rows", n, budget.n_items)
+            whole.ints("bits", _MOST_BITS + 1, 1).floats("scales", n)
+            whole.ints("levels", 2**n_bits, n - n_fine, budget.dim)
+            if n_fine:
+                whole.ints("fine_levels", 2 ** (n_bits + 1), n_fine, budget.dim)
+            return whole
+
+        return layout

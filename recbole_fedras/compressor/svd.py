@@ -1,5 +1,8 @@
 """SVD: the update's best approximation of a given rank travels as two factors."""
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -8,12 +11,14 @@ from recbole_fedras.compressor.base import (
     Compressor,
     RoundContext,
     RowUpdate,
+    fits_raw,
+    largest,
     put_update_rows,
     raw_payload,
     raw_update,
     row_update,
 )
-from recbole_fedras.wire.payload import Payload
+from recbole_fedras.wire.payload import Layout, Payload, PayloadError
 
 
 class SVD(Compressor):
@@ -30,25 +35,57 @@ class SVD(Compressor):
 
     **Wire**: ``rows`` the n changed rows, ``left`` float32 (n, r), ``right`` float32
     (r, d): ``4 r (n + d) + rows_size(n, N)`` bytes and framing. Updates for which the
-    factors would be no smaller travel as they are (``values``).
+    factors would be no smaller travel as they are (``values``). Where all bytes are
+    budgeted, r is the largest rank that fits; what is left goes to column r + 1 for the
+    m rows where it is largest: ``extra`` which they are, ``extra_values`` float32 (m,),
+    and ``right`` has one more row.
 
     **Departures**: the papers' cost ``r / d`` leaves out the right factor, here it is
     sent and counted.
     """
 
     def validate(self, budget: Budget) -> None:
-        """Require a rank of at least one."""
-        budget.require("rank", budget.columns)
+        """Require a rank of at least one, of one row where all bytes are budgeted."""
+        n = budget.n_items - 1  # takes most bytes: its ids are sent
+        rank = self._rank(n, budget)
+        budget.require("rank", rank or budget.most(0, n, self._layout_of(n, budget, 0)))
+
+    def _rank(self, n: int, budget: Budget) -> int:
+        def layout(rank: int) -> Layout:
+            return self._layout_of(n, budget, rank)(0)
+
+        return budget.most(budget.columns, budget.dim, layout)
+
+    @staticmethod
+    def _layout_of(n: int, budget: Budget, rank: int) -> Callable[[int], Layout]:
+        """Return the layout by the number of rows that have one more column."""
+
+        def layout(extra: int) -> Layout:
+            whole = Layout().rows("rows", n, budget.n_items).floats("left", n, rank)
+            whole.floats("right", rank + bool(extra), budget.dim)
+            if extra:
+                whole.rows("extra", extra, n).floats("extra_values", extra)
+            return whole
+
+        return layout
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Factorise and send both factors."""
-        rank, n = budget.columns, len(update)
-        if rank * (n + ctx.dim) >= n * ctx.dim:
+        n = len(update)
+        rank = self._rank(n, budget)
+        if rank * (n + ctx.dim) >= n * ctx.dim or fits_raw(n, budget):
             return raw_payload(update, ctx.n_items)
-        right = _leading_right_vectors(update.rows, rank)  # (r, d)
+        extra = budget.most(0, n, self._layout_of(n, budget, rank))
+        right = _leading_right_vectors(update.rows, rank + bool(extra))
+        left = (update.rows @ right.T).cpu().numpy()
         payload = put_update_rows(Payload(), update, ctx.n_items)
-        payload.put_floats("left", (update.rows @ right.T).cpu().numpy())
-        return payload.put_floats("right", right.cpu().numpy())
+        payload.put_floats("left", left[:, :rank])
+        payload.put_floats("right", right.cpu().numpy())
+        if extra:
+            which = largest(left[:, rank], extra)
+            payload.put_rows("extra", which, n)
+            payload.put_floats("extra_values", left[which, rank])
+        return payload
 
     def decode(self, payload: Payload, ctx: RoundContext) -> RowUpdate:
         """Multiply the factors."""
@@ -56,13 +93,22 @@ class SVD(Compressor):
             return raw_update(payload, ctx)
         ids = payload.rows("rows", ctx.n_items)
         right = payload.floats("right", None, ctx.dim)
-        left = payload.floats("left", len(ids), len(right))
-        return row_update(ids, left @ right)
+        rank = len(right) - ("extra" in payload)
+        if not 0 <= rank <= ctx.dim:
+            raise PayloadError(f"field 'right': rank {rank} of {ctx.dim}")
+        left = payload.floats("left", len(ids), rank)
+        with np.errstate(over="ignore", invalid="ignore"):  # whatever was received
+            rows = left @ right[:rank]
+            if "extra" in payload:
+                which = payload.rows("extra", len(ids))
+                values = payload.floats("extra_values", len(which))
+                rows[which] += values[:, None] * right[rank]
+        return row_update(ids, rows)
 
 
 def _leading_right_vectors(rows: Tensor, rank: int) -> Tensor:
     """Return the ``rank`` leading right singular vectors, shape (rank, dim)."""
     exact = rows.double()
     _, vectors = torch.linalg.eigh(exact.T @ exact)  # eigenvalues increase
-    leading: Tensor = vectors[:, -rank:].flip(1).T
+    leading: Tensor = vectors.flip(1)[:, :rank].T
     return leading.to(rows.dtype)

@@ -1,17 +1,21 @@
 """TopK: only the entries of largest magnitude travel."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from recbole_fedras.compressor.base import (
     Budget,
     Compressor,
     RoundContext,
     RowUpdate,
+    largest,
     put_update_rows,
     row_update,
 )
-from recbole_fedras.wire.payload import Payload
+from recbole_fedras.wire.payload import Layout, Payload
 
 
 class TopK(Compressor):
@@ -29,9 +33,12 @@ class TopK(Compressor):
     Notes
     -----
     **Wire**, row: ``rows`` the n changed rows, ``values`` float32 (n, k), ``columns``
-    (n, k) at ceil(log2 d) bits. Global: ``values`` float32 (m,), ``rows`` the rows
+    (n, k) at ceil(log2 d) bits. Within a row, columns increase. Where all bytes are
+    budgeted, k is the largest number that fits; what is left goes to entry k + 1 of the
+    m rows where it is largest: ``extra`` which they are, ``extra_values`` and
+    ``extra_columns`` (m,). Global: ``values`` float32 (m,), ``rows`` the rows
     that keep an entry, ``counts`` how many each keeps at ceil(log2(d + 1)) bits, and
-    ``columns`` (m,) at ceil(log2 d) bits. Within a row, columns increase.
+    ``columns`` (m,) at ceil(log2 d) bits.
 
     **Departures**: papers count the values only; here the indices are sent and counted.
     """
@@ -43,45 +50,97 @@ class TopK(Compressor):
 
     def validate(self, budget: Budget) -> None:
         """Require at least one entry."""
-        if self.topk_scope == "row":
-            budget.require("number of entries per row", budget.columns)
-        else:
-            budget.require("number of entries", budget.values)
+        n = budget.n_items - 1  # takes most bytes: its ids are sent
+        if self.topk_scope == "global":
+            budget.require("number of entries", self._entries(np.ones(n), budget))
+            return
+        k = self._columns(n, budget)
+        extra = budget.most(0, n, self._layout_of(n, budget, 0))
+        budget.require("number of entries per row", k or extra)
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Select the entries and send them with their places."""
-        if self.topk_scope == "row":
-            columns = _largest(update.rows, budget.columns)  # (n, k)
-            payload = put_update_rows(Payload(), update, ctx.n_items)
-            values = update.rows.gather(1, columns)
-            payload.put_floats("values", values.cpu().numpy())
-            return payload.put_ints("columns", columns.cpu().numpy(), ctx.dim)
-
-        flat = update.rows.reshape(1, -1)
-        places = _largest(flat, min(budget.values, flat.shape[1]))[0]  # (m,)
-        row, columns = places // ctx.dim, places % ctx.dim
-        kept, counts = torch.unique_consecutive(row, return_counts=True)
-        payload = Payload().put_floats("values", flat[0, places].cpu().numpy())
-        payload.put_rows("rows", update.ids[kept.cpu()].numpy(), ctx.n_items)
-        payload.put_ints("counts", counts.cpu().numpy(), ctx.dim + 1)
-        return payload.put_ints("columns", columns.cpu().numpy(), ctx.dim)
+        if self.topk_scope == "global":
+            return self._encode_global(update, budget, ctx)
+        n, rows = len(update), update.rows.cpu().numpy()
+        k = self._columns(n, budget)
+        extra = budget.most(0, n, self._layout_of(n, budget, k)) if k < ctx.dim else 0
+        order = np.argsort(-np.abs(rows), axis=1, kind="stable")[:, : k + 1]
+        columns = np.sort(order[:, :k], axis=1)  # (n, k)
+        payload = put_update_rows(Payload(), update, ctx.n_items)
+        payload.put_floats("values", np.take_along_axis(rows, columns, 1))
+        payload.put_ints("columns", columns, ctx.dim)
+        if extra:
+            next_values = np.take_along_axis(rows, order[:, k:], 1)[:, 0]
+            which = largest(next_values, extra)
+            payload.put_rows("extra", which, n)
+            payload.put_floats("extra_values", next_values[which])
+            payload.put_ints("extra_columns", order[which, k], ctx.dim)
+        return payload
 
     def decode(self, payload: Payload, ctx: RoundContext) -> RowUpdate:
         """Put the entries into rows of zeros."""
         ids = payload.rows("rows", ctx.n_items)
         rows = np.zeros((len(ids), ctx.dim), np.float32)
-        if "counts" not in payload:
-            values = payload.floats("values", len(ids), None)
-            columns = payload.ints("columns", ctx.dim, *values.shape)
-            np.put_along_axis(rows, columns, values, axis=1)
-        else:
+        if "counts" in payload:
             counts = payload.ints("counts", ctx.dim + 1, len(ids))
             values = payload.floats("values", int(counts.sum()))
             columns = payload.ints("columns", ctx.dim, len(values))
             rows[np.repeat(np.arange(len(ids)), counts), columns] = values
+            return row_update(ids, rows)
+        values = payload.floats("values", len(ids), None)
+        columns = payload.ints("columns", ctx.dim, *values.shape)
+        np.put_along_axis(rows, columns, values, axis=1)
+        if "extra" in payload:
+            which = payload.rows("extra", len(ids))
+            columns = payload.ints("extra_columns", ctx.dim, len(which))
+            rows[which, columns] = payload.floats("extra_values", len(which))
         return row_update(ids, rows)
 
+    def _encode_global(
+        self, update: RowUpdate, budget: Budget, ctx: RoundContext
+    ) -> Payload:
+        flat = update.rows.cpu().numpy().ravel()
+        order = np.argsort(-np.abs(flat), kind="stable")
+        _, first = np.unique(order // ctx.dim, return_index=True)
+        is_new = np.zeros(len(flat), np.int64)
+        is_new[first] = 1  # the first entry of its row
+        places = np.sort(order[: self._entries(is_new, budget)])  # (m,)
+        kept, counts = np.unique(places // ctx.dim, return_counts=True)
+        payload = Payload().put_floats("values", flat[places])
+        payload.put_rows("rows", update.ids.numpy()[kept], ctx.n_items)
+        payload.put_ints("counts", counts, ctx.dim + 1)
+        return payload.put_ints("columns", places % ctx.dim, ctx.dim)
 
-def _largest(rows: torch.Tensor, k: int) -> torch.Tensor:
-    """Columns of the k entries of largest magnitude in each row, increasing."""
-    return rows.abs().topk(k, dim=1).indices.sort(dim=1).values
+    @staticmethod
+    def _entries(is_new: NDArray[Any], budget: Budget) -> int:
+        """How many entries to keep; ``is_new`` says which begin a row, by rank."""
+        n_rows = np.concatenate([[0], np.cumsum(is_new)]).astype(int)
+
+        def layout(count: int) -> Layout:
+            n = int(n_rows[count])
+            whole = Layout().floats("values", count).rows("rows", n, budget.n_items)
+            whole.ints("counts", budget.dim + 1, n)
+            return whole.ints("columns", budget.dim, count)
+
+        return budget.most(budget.values, len(is_new), layout)
+
+    def _columns(self, n: int, budget: Budget) -> int:
+        def layout(k: int) -> Layout:
+            return self._layout_of(n, budget, k)(0)
+
+        return budget.most(budget.columns, budget.dim, layout)
+
+    @staticmethod
+    def _layout_of(n: int, budget: Budget, k: int) -> Callable[[int], Layout]:
+        """Return the layout by the number of rows that have one more entry."""
+
+        def layout(extra: int) -> Layout:
+            whole = Layout().rows("rows", n, budget.n_items).floats("values", n, k)
+            whole.ints("columns", budget.dim, n, k)
+            if extra:
+                whole.rows("extra", extra, n).floats("extra_values", extra)
+                whole.ints("extra_columns", budget.dim, extra)
+            return whole
+
+        return layout

@@ -1,4 +1,4 @@
-"""The server: the exact shared parameters, and the messages it publishes."""
+"""The server: the exact shared parameters, and how they travel uncompressed."""
 
 from __future__ import annotations
 
@@ -7,88 +7,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_fedras.compressor.base import (
-    Budget,
-    Compressor,
-    RoundContext,
-    RowUpdate,
-    empty_update,
-)
-from recbole_fedras.wire.payload import Message, Payload
+from recbole_fedras.compressor.base import RowUpdate
+from recbole_fedras.wire.payload import Payload
 
 
 class Server:
-    """Exact item table and network, and the messages that clients receive next.
+    """Exact item table and network.
 
     Parameters
     ----------
     item_table : Tensor, shape (n_items, dim)
-        Initial table, which every client draws from the shared seed: the first
-        messages carry no rows.
+        Initial table, which every client draws from the shared seed.
     theta : Tensor, shape (n_theta,)
         Initial network, flattened.
-    compressor : Compressor
-    budgets : list of Budget
-        One per bandwidth tier.
 
     Attributes
     ----------
     round : int
-        Rounds completed.
-    messages : list of Message
-        The newest downlink, one per tier: compressed item rows, and theta as it is.
+        Rounds completed; the version of the shared parameters.
     """
 
-    def __init__(
-        self,
-        item_table: Tensor,
-        theta: Tensor,
-        compressor: Compressor,
-        budgets: list[Budget],
-        ctx: RoundContext,
-    ) -> None:
+    def __init__(self, item_table: Tensor, theta: Tensor) -> None:
         self.item_table = item_table.clone()
         self.theta = theta.clone()
         self.round = 0
-        self._compressor = compressor
-        self._budgets = budgets
-        start = empty_update(ctx.dim)
-        self.messages = self._with_theta(
-            [compressor.encode(start, budget, ctx) for budget in budgets]
-        )
 
-    def publish(
-        self,
-        update: RowUpdate,
-        theta_change: Tensor,
-        ctx: RoundContext,
-        replica: Tensor | None = None,
-    ) -> None:
-        """Apply a round's aggregate and encode it for the clients.
-
-        Given the ``replica`` that all of them hold, shape (n_items, dim), encode
-        instead how far the table is ahead of it: error feedback, as in EF-SGD (Seide et
-        al., Interspeech 2014; Karimireddy et al., ICML 2019), with ``Q - replica`` as
-        the memory of what was not sent.
-        """
+    def step(self, update: RowUpdate, theta_change: Tensor) -> None:
+        """Apply a round's aggregate."""
         self.item_table.index_add_(
             0, update.ids.to(self.item_table.device), update.rows.to(self.item_table)
         )
         self.theta += theta_change.to(self.theta)
-        if replica is not None:
-            update = self._ahead_of(replica)
-        self.messages = self._with_theta(
-            self._compressor.encode_broadcast(update, self._budgets, ctx)
-        )
         self.round += 1
-
-    def _ahead_of(self, replica: Tensor) -> RowUpdate:
-        ahead = self.item_table - replica
-        ids = ahead.any(dim=1).nonzero().flatten()
-        return RowUpdate(ids.cpu(), ahead[ids])
-
-    def _with_theta(self, payloads: list[Payload]) -> list[Message]:
-        return [Message.of(put_theta(payload, self.theta)) for payload in payloads]
 
     def drift(self, replica: Tensor) -> float:
         """Return how far a replica has departed: ``|Q - replica| / |Q|``."""
@@ -101,8 +51,6 @@ class Server:
             "item_table": self.item_table,
             "theta": self.theta,
             "round": self.round,
-            "messages": [message.data for message in self.messages],
-            "compressor": self._compressor.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -110,8 +58,6 @@ class Server:
         self.item_table.copy_(state["item_table"])
         self.theta.copy_(state["theta"])
         self.round = state["round"]
-        self.messages = [Message(data) for data in state["messages"]]
-        self._compressor.load_state_dict(state["compressor"])
 
 
 def put_theta(payload: Payload, theta: Tensor) -> Payload:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 AGGREGATIONS = ("inverse_frequency", "fedavg")
-REPLICAS = ("broadcast",)
+REPLICAS = ("broadcast", "stale", "personal")
+BUDGETS = ("nominal", "wire")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +49,22 @@ class Federation:
     compression_rates : tuple of float
         Of each bandwidth tier; one entry where all clients are alike.
     aggregation : {'inverse_frequency', 'fedavg'}
-    replica : {'broadcast'}
-        Which downlinks clients hold.
+    replica : {'broadcast', 'stale', 'personal'}
+        Which downlinks clients hold, see :mod:`recbole_fedras.federation.replica`.
+    budget : {'nominal', 'wire'}
+        What a compression rate counts: values of items, as papers do, or all bytes.
     downlink_feedback : bool
         Whether the server encodes what its table is ahead of the replica, the errors
         of earlier downlinks included, instead of the newest aggregate.
+    uplink_feedback : bool
+        Whether clients add to an update what earlier ones lost.
     """
 
     seed: int
     client_fraction: float
     compression_rates: tuple[float, ...]
     aggregation: str
-    replica: str
+    replica: str = "broadcast"
+    budget: str = "nominal"
     downlink_feedback: bool = False
+    uplink_feedback: bool = False

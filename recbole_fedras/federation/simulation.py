@@ -20,7 +20,6 @@ from recbole_fedras.compressor.base import (
     Compressor,
     RoundContext,
     RowUpdate,
-    raw_payload,
 )
 from recbole_fedras.data.clients import ClientData, Ints, Samples, draw_samples
 from recbole_fedras.federation.aggregation import RowMean, mean_theta
@@ -31,7 +30,12 @@ from recbole_fedras.federation.cohort import (
     Workspace,
     train_cohort,
 )
-from recbole_fedras.federation.replica import BroadcastReplica
+from recbole_fedras.federation.feedback import UplinkFeedback
+from recbole_fedras.federation.replica import (
+    POLICIES,
+    FeedbackReplicas,
+    Holder,
+)
 from recbole_fedras.federation.sampling import (
     assign_tiers,
     cohort_size,
@@ -41,8 +45,9 @@ from recbole_fedras.federation.server import Server, get_theta, put_theta
 from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.parallel import thread_map, threads
 from recbole_fedras.rng import Stream, counter_key
+from recbole_fedras.theta import flatten, unflatten
 from recbole_fedras.wire.channel import Channel, Ledger
-from recbole_fedras.wire.payload import Message
+from recbole_fedras.wire.payload import Layout, Message, Payload
 
 PHASES = ("local_training", "compression", "serialisation", "aggregation")
 
@@ -57,20 +62,14 @@ class NonFiniteError(ArithmeticError):
     """A loss, parameter or score that is not finite."""
 
 
-class FederatedModel(Protocol):
+class FederatedModel(Holder, Protocol):
     """What the simulation needs of a model; ids count from 0."""
 
     score: Score
     train_clients: TrainClients | None
 
-    def hold_replicas(self, replica_of_client: Tensor, n_replicas: int) -> None:
-        """Give each bandwidth tier a replica of its own."""
-
     def client_rows(self) -> Tensor:
         """Private rows, shape (n_clients, dim); a view."""
-
-    def replicas(self) -> Tensor:
-        """Item tables, shape (n_replicas, n_items, dim); a view."""
 
     def theta(self) -> Mapping[str, Tensor]:
         """Network parameters by name; views."""
@@ -88,7 +87,7 @@ class RoundReport:
     bytes : dict of str to int
         The round of the ledger.
     metrics : dict of str to float
-        What the compressor reports, and the drift of the first replica.
+        What replicas and the downlink's compressor report.
     seconds : dict of str to float
         By phase.
     """
@@ -108,7 +107,8 @@ class Simulation:
     model : FederatedModel
         Holds what clients hold; updated in place.
     clients : ClientData
-    compressor : Compressor
+    uplink, downlink : Compressor
+        One of each; the same object may serve as both.
     federation : Federation
     training : LocalTraining
     n_jobs : int
@@ -117,21 +117,22 @@ class Simulation:
     Raises
     ------
     ValueError
-        If the compressor cannot work at a compression rate, or a cohort is empty.
+        If a compressor cannot work at a compression rate, or a cohort is empty.
     """
 
     def __init__(
         self,
         model: FederatedModel,
         clients: ClientData,
-        compressor: Compressor,
+        uplink: Compressor,
+        downlink: Compressor,
         federation: Federation,
         training: LocalTraining,
         n_jobs: int = 1,
     ) -> None:
         self._n_jobs = n_jobs
         self.clients = clients
-        self.compressor = compressor
+        self.uplink = uplink
         self.federation = federation
         self.training = training
         self._model = model
@@ -141,27 +142,51 @@ class Simulation:
         self._tier_of_client = torch.from_numpy(
             assign_tiers(clients.n_clients, len(rates), federation.seed)
         )
-        model.hold_replicas(self._tier_of_client, len(rates))
-        table = model.replicas()[0]
-        n_items, dim = table.shape
-        self._budgets = [Budget(n_items, dim, rate) for rate in rates]
+        self.server = Server(model.replicas()[0], flatten(model.theta()))
+        n_items, dim = self.server.item_table.shape
+        self._budgets = [self._budget(rate) for rate in rates]
         for budget in self._budgets:
-            compressor.validate(budget)
-        theta = _flatten(model.theta())
-        self.server = Server(
-            table, theta, compressor, self._budgets, self._context(0, SERVER)
-        )
-        everything = RowUpdate(torch.arange(n_items), table.cpu())
-        self.replica = BroadcastReplica(
-            model.replicas(),
-            self._tier_of_client,
-            dense_bytes=len(Message.of(raw_payload(everything, n_items)).data),
-        )
-        self._dense_participation = 2 * 4 * (n_items * dim + len(theta))
+            uplink.validate(budget)
+            downlink.validate(budget)
         self.ledger = Ledger()
         self._channel = Channel(self.ledger)
+        policy = POLICIES[federation.replica]
+        if federation.replica == "broadcast" and federation.downlink_feedback:
+            policy = FeedbackReplicas
+        self.replicas = policy(
+            model,
+            self.server,
+            downlink,
+            self._budgets,
+            self._tier_of_client,
+            self._cohort_size,
+            federation.seed,
+            self._channel,
+        )
+        self.feedback = (
+            UplinkFeedback(clients.n_clients, n_items, dim, self._cohort_size)
+            if federation.uplink_feedback
+            else None
+        )
         self._workspace = Workspace()
         self._seconds: dict[str, float] = {}
+
+    def _budget(self, rate: float) -> Budget:
+        """Return what a rate leaves: of values, or of all bytes of a message."""
+        n_items, dim = self.server.item_table.shape
+        n_theta = len(self.server.theta)
+        if self.federation.budget == "nominal":
+            return Budget(n_items, dim, rate)
+        limit = int(4 * (n_items * dim + n_theta) * (1 - rate))
+        rest = Message.of(put_theta(Payload(), self.server.theta), 2**31, 2**31)
+        n_bytes = limit - len(rest.data) + Layout().size
+        if n_bytes < 1:
+            raise ValueError(
+                f"compression_rate={rate} with budget=wire leaves {limit} bytes for a "
+                f"message, but {len(rest.data)} are taken by the network ({n_theta} "
+                "values) and framing: choose a lower compression_rate"
+            )
+        return Budget(n_items, dim, rate, n_bytes)
 
     @property
     def round(self) -> int:
@@ -180,7 +205,11 @@ class Simulation:
             If local training diverged; the state is still that of the round before.
         """
         with threads(self._n_jobs):
-            return self._run_round()
+            try:
+                return self._run_round()
+            except BaseException:
+                self._rollback()
+                raise
 
     def _run_round(self) -> RoundReport:
         self._seconds = dict.fromkeys(PHASES, 0.0)
@@ -194,6 +223,8 @@ class Simulation:
         losses: list[Tensor] = []
         n_samples = 0
         for part in self._parts(cohort):
+            with self._time("compression"):
+                self.replicas.deliver(torch.from_numpy(part))
             trained = self._train(part)
             user_rows.append(trained.user_rows)
             losses.append(trained.losses)
@@ -202,21 +233,36 @@ class Simulation:
                 theta_changes.append(theta_change)
                 with self._time("aggregation"):
                     mean.add(update)
-        self._download(torch.from_numpy(cohort))
-        self._model.client_rows()[cohort] = torch.cat(user_rows)
         with self._time("aggregation"):
             update = mean.update()
-        self._publish(update, mean_theta(theta_changes))
-        metrics = self.compressor.metrics() | {
-            "drift": self.server.drift(self.replica.tables[0])
-        }
+            self.server.step(update, mean_theta(theta_changes))
+        self._commit(torch.from_numpy(cohort), torch.cat(user_rows))
+        with self._time("compression"):
+            self.replicas.publish(update)
+        newest = unflatten(self.server.theta, self._model.theta())
+        for name, value in self._model.theta().items():
+            value.copy_(newest[name])
+        dense = 2 * 4 * (n_items * dim + len(self.server.theta))
+        self.ledger.note("dense_bytes", dense * len(cohort))
         return RoundReport(
             float(torch.cat(losses).sum()) / n_samples,
             len(cohort),
             self.ledger.close_round(),
-            metrics,
+            self.replicas.metrics(torch.from_numpy(cohort)),
             self._seconds,
         )
+
+    def _commit(self, cohort: Tensor, user_rows: Tensor) -> None:
+        """Put into force what the round changed at clients."""
+        self._model.client_rows()[cohort] = user_rows
+        self.replicas.commit(cohort)
+        if self.feedback is not None:
+            self.feedback.commit()
+
+    def _rollback(self) -> None:
+        self.replicas.rollback()
+        if self.feedback is not None:
+            self.feedback.rollback()
 
     def _parts(self, cohort: Ints) -> list[Ints]:
         """Split a cohort where the updates of a part reach ``PART_BYTES``.
@@ -232,20 +278,10 @@ class Simulation:
         filled = np.cumsum(sizes) // PART_BYTES
         return np.split(cohort, starts[1:][np.diff(filled) > 0])
 
-    def _download(self, cohort: Tensor) -> None:
-        """Send the newest downlink to the cohort; its bytes are those applied."""
-        receivers = torch.bincount(
-            self._tier_of_client[cohort], minlength=len(self._budgets)
-        )
-        for message, count in zip(self.server.messages, receivers, strict=True):
-            self._channel.send("downlink", message, int(count))
-        self.ledger.note("catch_up_bytes", self.replica.receive(cohort))
-        self.ledger.note("dense_bytes", self._dense_participation * len(cohort))
-
     def _train(self, part: Ints) -> Trained:
         training, round = self.training, self.server.round
         clients = torch.from_numpy(part)
-        tables = self.replica.tables
+        tables = self.replicas.tables
         width = GROUP if tables.device.type == "cpu" else len(part)
         key = counter_key(self.federation.seed, Stream.SAMPLES, round)
 
@@ -261,10 +297,10 @@ class Simulation:
                 thread_map(draw, range(0, len(part), width)),
                 self._model.client_rows()[clients],
                 tables,
-                self._tier_of_client[clients],
+                self.replicas.tables_of(clients),
                 self._model.theta(),
                 training,
-                self.compressor.gradient_map(
+                self.uplink.gradient_map(
                     self._budgets[0], self._context(round, SERVER)
                 ),
                 self._model.train_clients,
@@ -282,41 +318,28 @@ class Simulation:
 
     def _upload(self, updates: CohortUpdate) -> Iterator[tuple[RowUpdate, Tensor]]:
         """Send each client's update; yield what the server decodes."""
-        ctxs = [
-            self._context(self.server.round, client)
-            for client in updates.clients.tolist()
-        ]
+        round = self.server.round
+        clients = updates.clients.tolist()
+        ctxs = [self._context(round, client) for client in clients]
         tiers = self._tier_of_client[updates.clients].tolist()
+        n_theta = len(self.server.theta)
         with self._time("compression"):
-            payloads = self.compressor.encode_cohort(
+            if self.feedback is not None:
+                self.feedback.add_to(updates)
+            payloads = self.uplink.encode_cohort(
                 updates, [self._budgets[tier] for tier in tiers], ctxs
             )
-        n_theta = len(self.server.theta)
-        for payload, theta, ctx in zip(payloads, updates.theta, ctxs, strict=True):
+        for index, (payload, ctx) in enumerate(zip(payloads, ctxs, strict=True)):
             with self._time("serialisation"):
-                message = Message.of(put_theta(payload, theta))
-                received = self._channel.send("uplink", message)
+                theta = updates.theta[index]
+                message = Message.of(put_theta(payload, theta), round + 1, round)
+                sent = self._channel.send("uplink", message)
+                received = sent.open(round, self.replicas.most_bytes)
             with self._time("compression"):
-                update = self.compressor.decode(received, ctx)
+                update = self.uplink.decode(received, ctx)
+                if self.feedback is not None:
+                    self.feedback.keep(clients[index], updates[index], update)
             yield update, get_theta(received, n_theta)
-
-    def _publish(self, update: RowUpdate, theta_change: Tensor) -> None:
-        """Encode the aggregate; every client applies what he decodes from it."""
-        ctx = self._context(self.server.round, SERVER)
-        with self._time("compression"):
-            feedback = self.federation.downlink_feedback
-            held = self.replica.tables[0] if feedback else None
-            self.server.publish(update, theta_change, ctx, held)
-            payloads = [message.payload for message in self.server.messages]
-            decoded = [self.compressor.decode(payload, ctx) for payload in payloads]
-        # A client who missed it would not need its theta: the next one replaces it.
-        sizes = [
-            len(message.data) - message.part_bytes["theta"]
-            for message in self.server.messages
-        ]
-        self.replica.publish(decoded, sizes)
-        theta = get_theta(payloads[0], len(self.server.theta))
-        _unflatten(theta, self._model.theta())
 
     def _context(self, round: int, sender: int) -> RoundContext:
         budget = self._budgets[0]
@@ -334,26 +357,15 @@ class Simulation:
         """Return all that the next round depends on, besides the model's parameters."""
         return {
             "server": self.server.state_dict(),
-            "replica": self.replica.state_dict(),
+            "replicas": self.replicas.state_dict(),
+            "feedback": self.feedback.state_dict() if self.feedback else None,
             "ledger": self.ledger.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned; the model is restored already."""
         self.server.load_state_dict(state["server"])
-        self.replica.load_state_dict(state["replica"])
+        self.replicas.load_state_dict(state["replicas"])
+        if self.feedback is not None:
+            self.feedback.load_state_dict(state["feedback"])
         self.ledger.load_state_dict(state["ledger"])
-
-
-def _flatten(theta: Mapping[str, Tensor]) -> Tensor:
-    if not theta:
-        return torch.zeros(0)
-    return torch.cat([value.reshape(-1) for value in theta.values()])
-
-
-def _unflatten(flat: Tensor, theta: Mapping[str, Tensor]) -> None:
-    """Copy a flat network into the parameters, in their order."""
-    start = 0
-    for value in theta.values():
-        value.copy_(flat[start : start + value.numel()].reshape(value.shape))
-        start += value.numel()

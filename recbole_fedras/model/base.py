@@ -11,9 +11,9 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
+from recbole_fedras.memory import mapped_zeros
 from recbole_fedras.rng import Stream, generator
-
-Theta = Mapping[str, Tensor]
+from recbole_fedras.theta import Theta, flatten, unflatten
 
 
 class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
@@ -37,8 +37,10 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     user_embedding : nn.Embedding, shape (n_users, dim)
         Private. Row 0 is RecBole's [PAD].
     item_embedding : nn.Embedding, shape (n_replicas * n_items, dim)
-        Shared. Replica t is the block of rows from ``t * n_items``; there is one, but
-        for clients of unequal bandwidth (:meth:`hold_replicas`).
+        Shared. Replica t is the block of rows from ``t * n_items``; there is one where
+        all clients hold the same (:meth:`hold_replicas`).
+    networks : Tensor or None, shape (n_replicas, n_theta)
+        Flattened network that goes with each replica; None if there is one.
     """
 
     input_type = InputType.POINTWISE
@@ -70,6 +72,7 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         self.register_buffer(
             "replica_of_user", torch.zeros(self.n_users, dtype=torch.int64)
         )
+        self.register_buffer("networks", None)
         for index, table in enumerate((self.user_embedding, self.item_embedding)):
             rng = generator(self.seed, Stream.INITIALISATION, index)
             values = rng.standard_normal((table.num_embeddings, self.dim))
@@ -99,16 +102,22 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     # What federated training needs; ids count from 0, without [PAD].
 
-    def hold_replicas(self, replica_of_client: Tensor, n_replicas: int) -> None:
-        """Give clients of each bandwidth tier a replica of their own, all alike."""
-        self.replica_of_user[1:] = replica_of_client.to(self.replica_of_user)
-        if n_replicas > 1:
-            table = self.item_embedding.weight.data[: self.n_items]
-            self.item_embedding = nn.Embedding(
-                n_replicas * self.n_items,
-                self.dim,
-                _weight=table.repeat(n_replicas, 1),
-            )
+    def hold_replicas(self, n_replicas: int) -> None:
+        """Make room for replicas; the first is as it was, the rest are zeros."""
+        first = self.item_embedding.weight.data[: self.n_items]
+        networks = torch.zeros(n_replicas, len(flatten(self.theta())))
+        size = (n_replicas * self.n_items, self.dim)
+        weight = (
+            mapped_zeros(*size) if first.device.type == "cpu" else first.new_zeros(size)
+        )
+        weight[: self.n_items] = first
+        self.item_embedding = nn.Embedding(*size, _weight=weight)
+        self.networks = networks.to(first.device) if n_replicas > 1 else None
+
+    def replica_of_client(self) -> Tensor:
+        """Replica that each client holds, shape (n_clients,); a view."""
+        replica: Tensor = self.replica_of_user[1:]
+        return replica
 
     def client_rows(self) -> Tensor:
         """User embeddings without [PAD], shape (n_clients, dim); a view."""
@@ -134,22 +143,30 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Load parameters; with as many replicas as the state holds."""
-        table = state_dict["item_embedding.weight"]
-        held = self.item_embedding.weight
-        if len(table) != len(held) and len(table) % self.n_items == 0:
-            self.item_embedding = nn.Embedding(len(table), self.dim).to(held.device)
+        held = len(state_dict["item_embedding.weight"]) // self.n_items
+        if held != len(self.item_embedding.weight) // self.n_items and held:
+            self.hold_replicas(held)
         return super().load_state_dict(state_dict, strict, assign)
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """Logits of pairs: users (n,) with items (n,) or with candidates (n, m)."""
-        theta = {name: parameter[None] for name, parameter in self._network()}
-        shift = self.replica_of_user[user] * self.n_items
+        replica = self.replica_of_user[user]
+        theta = self._theta_of(replica)
+        shift = replica * self.n_items
         user_rows = self.user_embedding(user)
         if item.dim() == 2:
             item_rows = self.item_embedding(item + shift[:, None])
             return self.score(user_rows[:, None], item_rows, theta)
         item_rows = self.item_embedding(item + shift)
-        return self.score(user_rows[None], item_rows[None], theta)[0]
+        if self.networks is None:
+            return self.score(user_rows[None], item_rows[None], theta)[0]
+        return self.score(user_rows[:, None], item_rows[:, None], theta)[:, 0]
+
+    def _theta_of(self, replica: Tensor) -> dict[str, Tensor]:
+        """Return networks of replicas, shapes (n, *shape); (1, *shape) if one."""
+        if self.networks is None:
+            return {name: parameter[None] for name, parameter in self._network()}
+        return unflatten(self.networks[replica], self.theta())
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Mean binary cross-entropy, for central training by RecBole's Trainer."""
@@ -165,12 +182,12 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Logits of a batch's users with all items, shape (n * n_items,)."""
         user = interaction[self.USER_ID]
-        theta = {name: value[None] for name, value in self.theta().items()}
         tables = self.item_embedding.weight.view(-1, self.n_items, self.dim)
         user_rows: Tensor = self.user_embedding(user)
         replica = self.replica_of_user[user]
         scores = user_rows.new_empty(len(user), self.n_items)
         for index in replica.unique().tolist():
             own = replica == index
+            theta = self._theta_of(replica[own][:1])
             scores[own] = self.score_all(user_rows[own], tables[index], theta)
         return scores.flatten()

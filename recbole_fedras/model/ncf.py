@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recbole_fedras.model.base import FederatedRecommender, Theta
+from recbole_fedras.model.base import FederatedRecommender
 from recbole_fedras.rng import Stream, generator
+from recbole_fedras.theta import Theta
 
 
 class NCF(FederatedRecommender):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recbole_fedras.wire.payload import PARTS, Message, Payload
+from recbole_fedras.wire.payload import PARTS, Message
 
 DIRECTIONS = ("uplink", "downlink")
 
@@ -66,14 +66,13 @@ class Ledger:
 class Channel:
     """Hands messages over and counts exactly the bytes that the receiver decodes.
 
-    The simulator's carrier is memory. A downlink is applied to the replicas from these
-    very bytes when it is published, and charged here for each client who is sent it.
+    The simulator's carrier is memory.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
-    def send(self, direction: str, message: Message, receivers: int = 1) -> Payload:
-        """Send to ``receivers`` and return what each of them parses from the bytes."""
+    def send(self, direction: str, message: Message, receivers: int = 1) -> Message:
+        """Send to ``receivers`` and return what each of them may open."""
         self.ledger.charge(direction, message, receivers)
-        return message.payload
+        return message

@@ -25,6 +25,10 @@ class PayloadError(ValueError):
     """Received bytes that are not a payload of the expected form."""
 
 
+class VersionError(PayloadError):
+    """A message that builds on a version other than the one its receiver holds."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Field:
     shape: tuple[int, ...]
@@ -74,8 +78,13 @@ class Payload:
         return np.frombuffer(field.data, FLOAT32).reshape(field.shape)
 
     def ints(self, name: str, bound: int, *shape: int | None) -> bits.Ints:
-        """Read integers in ``[0, bound)`` of the given shape."""
+        """Read integers in ``[0, bound)`` of the given shape.
+
+        If ``bound`` is 1 they take no bytes, so their shape must be known.
+        """
         field = self._get(name, shape)
+        if None in shape and bits.width(bound) == 0:
+            raise PayloadError(f"field {name!r}: no bytes to hold {field.shape}")
         try:
             values = bits.unpack(field.data, prod(field.shape), bound)
         except ValueError as error:
@@ -120,10 +129,17 @@ class Payload:
         PayloadError
             If ``data`` is not what :meth:`to_bytes` writes.
         """
-        try:
-            entries = msgpack.unpackb(data, use_list=False, strict_map_key=True)
-        except Exception as error:  # msgpack raises many unrelated types
-            raise PayloadError(f"not a payload: {error}") from error
+        return cls.of_entries(_unpack(data))
+
+    @classmethod
+    def of_entries(cls, entries: Any) -> Payload:
+        """Check what msgpack has unpacked.
+
+        Raises
+        ------
+        PayloadError
+            If these are not fields of a payload.
+        """
         if not isinstance(entries, tuple):
             raise PayloadError(f"not a payload: {type(entries).__name__}")
         payload = cls()
@@ -166,24 +182,113 @@ def _is_field(entry: Any) -> bool:
     )
 
 
+class Layout:
+    """Bytes of a payload whose shapes are known and whose values are not.
+
+    Each method mirrors the ``put_`` method of :class:`Payload` of that name;
+    ``len(payload.to_bytes())`` is the :attr:`size` of its layout, exactly.
+    """
+
+    def __init__(self) -> None:
+        self.size = 1  # the array's header, of up to 15 fields
+
+    def floats(self, name: str, *shape: int) -> Layout:
+        """Add a float32 array."""
+        return self._add(name, shape, FLOAT32.itemsize * prod(shape))
+
+    def ints(self, name: str, bound: int, *shape: int) -> Layout:
+        """Add integers in ``[0, bound)``."""
+        return self._add(name, shape, bits.packed_size(prod(shape), bound))
+
+    def rows(self, name: str, count: int, n_rows: int) -> Layout:
+        """Add a set of ``count`` row ids of a table of ``n_rows`` rows."""
+        return self._add(name, (count,), bits.rows_size(count, n_rows))
+
+    def _add(self, name: str, shape: tuple[int, ...], size: int) -> Layout:
+        header = len(msgpack.packb((name, shape, b"", 0)))
+        header += (size >= 2**8) + 2 * (size >= 2**16)
+        self.size += header + size
+        return self
+
+
 @dataclass(frozen=True)
 class Message:
-    """The bytes of one payload, as sent."""
+    """The bytes of one payload, as sent.
+
+    **Wire**: a msgpack array of ``version``, ``base`` and the payload. ``version``
+    counts the rounds that the shared parameters have seen once it is applied, ``base``
+    those that the receiver's must have seen before; ``base`` is nil for a change that
+    applies to any.
+    """
 
     data: bytes
 
     @classmethod
-    def of(cls, payload: Payload) -> Message:
-        """Serialise a payload."""
-        return cls(payload.to_bytes())
+    def of(cls, payload: Payload, version: int, base: int | None) -> Message:
+        """Serialise a payload that leads from ``base`` to ``version``."""
+        header = msgpack.packb((version, base, None))[:-1]
+        return cls(header + payload.to_bytes())
 
-    @cached_property
+    def open(self, held: int, most: int) -> Payload:
+        """Return the payload to a receiver who holds version ``held``.
+
+        Raises
+        ------
+        VersionError
+            If it builds on another version.
+        PayloadError
+            If the bytes are no message, or are more than ``most``.
+        """
+        if len(self.data) > most:
+            raise PayloadError(f"{len(self.data)} bytes, of at most {most}")
+        if self.base is not None and self.base != held:
+            raise VersionError(
+                f"the message leads from version {self.base} to {self.version}, but "
+                f"its receiver holds version {held}"
+            )
+        return self.payload
+
+    @property
+    def version(self) -> int:
+        """Version of the shared parameters after it."""
+        return self._parsed[0]
+
+    @property
+    def base(self) -> int | None:
+        """Version that it applies to; None: to any."""
+        return self._parsed[1]
+
+    @property
     def payload(self) -> Payload:
         """What the receiver parses from the bytes."""
-        return Payload.from_bytes(self.data)
+        return self._parsed[2]
+
+    @cached_property
+    def _parsed(self) -> tuple[int, int | None, Payload]:
+        entries = _unpack(self.data)
+        if len(entries) != 3 or not (_is_version(entries[0], entries[1])):
+            raise PayloadError("not a message of version, base and payload")
+        return entries[0], entries[1], Payload.of_entries(entries[2])
 
     @cached_property
     def part_bytes(self) -> dict[str, int]:
         """Bytes by part; they add up to ``len(data)``."""
         parts = self.payload.part_bytes()
         return parts | {"framing": len(self.data) - sum(parts.values())}
+
+
+def _unpack(data: bytes) -> tuple[Any, ...]:
+    try:
+        entries = msgpack.unpackb(data, use_list=False, strict_map_key=True)
+    except Exception as error:  # msgpack raises many unrelated types
+        raise PayloadError(f"not a payload: {error}") from error
+    if not isinstance(entries, tuple):
+        raise PayloadError(f"not a payload: {type(entries).__name__}")
+    return entries
+
+
+def _is_version(version: Any, base: Any) -> bool:
+    return all(
+        type(value) is int and 0 <= value < 2**62
+        for value in ([version] if base is None else [version, base])
+    )

@@ -1,0 +1,64 @@
+"""A table for each client: nothing is kept of a round that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class ClientTables:
+    """Tables of clients, of which a round changes some, all of them or none.
+
+    A table is changed by writing a new one to a free slot; :meth:`commit` puts the new
+    ones into force and frees the old. Until a client's first, he has slot 0.
+
+    Parameters
+    ----------
+    slots : Tensor, shape (1 + n_clients + n_changed, ...)
+        Room for a table of every client and for those that one round changes. Slot 0
+        is what everybody starts with, and is never written.
+    slot_of_client : Tensor of int64, shape (n_clients,)
+        Updated in place by :meth:`commit`.
+    """
+
+    def __init__(self, slots: Tensor, slot_of_client: Tensor) -> None:
+        self.slots = slots
+        self.slot_of_client = slot_of_client
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Start from what ``slots`` and ``slot_of_client`` hold now."""
+        self._changed: dict[int, int] = {}
+        used = {0, *self.slot_of_client.tolist()}
+        self._free = [slot for slot in range(len(self.slots)) if slot not in used]
+        self._free.reverse()
+
+    def slots_of(self, clients: Tensor) -> Tensor:
+        """Return the slots in force, for the round under way."""
+        slots = self.slot_of_client[clients].tolist()
+        new = map(self._changed.get, clients.tolist(), slots)
+        return torch.tensor(list(new), dtype=torch.int64)
+
+    def renew(self, clients: Sequence[int]) -> Tensor:
+        """Copy the tables of clients to free slots, to be written; return the slots."""
+        for client in clients:
+            new = self._free.pop()
+            self.slots[new] = self.slots[int(self.slot_of_client[client])]
+            self._changed[client] = new
+        return torch.tensor([self._changed[client] for client in clients])
+
+    def commit(self) -> None:
+        """Put the changes since the last commit into force."""
+        for client, slot in self._changed.items():
+            old = int(self.slot_of_client[client])
+            if old:
+                self._free.append(old)
+            self.slot_of_client[client] = slot
+        self._changed = {}
+
+    def rollback(self) -> None:
+        """Forget the changes since the last commit."""
+        self._free += self._changed.values()
+        self._changed = {}

@@ -1,0 +1,217 @@
+"""Reads config keys as typed settings; errors name key, value and what is allowed."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import numpy as np
+
+from recbole_fedras import registry
+from recbole_fedras.federation.settings import (
+    AGGREGATIONS,
+    BUDGETS,
+    REPLICAS,
+    Federation,
+    LocalTraining,
+)
+
+#: RecBole's training options that a federated client does not have, and their values.
+_UNSUPPORTED = {
+    "learner": "sgd",
+    "weight_decay": 0,
+    "clip_grad_norm": None,
+    "enable_amp": False,
+    "enable_scaler": False,
+}
+
+_SPLITS = ("LS", "RS", "TS")
+_LEAVE_ONE_OUT = ("valid_and_test", "valid_only", "test_only")
+
+
+def federation(config: Any) -> Federation:
+    """Return who takes part and how updates are combined."""
+    return Federation(
+        seed=_integer(config, "seed", 0, 2**32 - 1),
+        client_fraction=_number(config, "client_fraction", above=0, at_most=1),
+        compression_rates=_compression_rates(config),
+        aggregation=_choice(config, "aggregation", AGGREGATIONS),
+        replica=_choice(config, "replica", REPLICAS),
+        budget=_choice(config, "budget", BUDGETS),
+        downlink_feedback=_downlink_feedback(config),
+        uplink_feedback=_boolean(config, "uplink_feedback"),
+    )
+
+
+def local_training(config: Any) -> LocalTraining:
+    """Return how clients train."""
+    negatives = config["train_neg_sample_args"]
+    if not isinstance(negatives, dict):
+        refuse(config, "train_neg_sample_args", "a dict with sample_num")
+    if negatives.get("distribution") != "uniform" or negatives.get("dynamic"):
+        refuse(
+            config,
+            "train_neg_sample_args",
+            "distribution: uniform and not dynamic, as a client knows neither the "
+            "popularity of items nor others' scores",
+        )
+    sample_num = negatives.get("sample_num")
+    if type(sample_num) is not int or sample_num < 1:
+        refuse(config, "train_neg_sample_args", "an integer sample_num >= 1")
+    return LocalTraining(
+        learning_rate=_number(config, "learning_rate", above=0),
+        user_learning_rate=_number(
+            config,
+            "learning_rate"
+            if config["user_learning_rate"] is None
+            else "user_learning_rate",
+            above=0,
+        ),
+        theta_learning_rate=_number(config, "theta_learning_rate", above=0),
+        local_epochs=_integer(config, "local_epochs", 1),
+        batch_size=_integer(config, "train_batch_size", 1),
+        n_negatives=sample_num,
+    )
+
+
+def _compression_rates(config: Any) -> tuple[float, ...]:
+    bandwidth = config["bandwidth"]
+    if bandwidth is None:
+        return (_number(config, "compression_rate", at_least=0, below=1),)
+    allowed = "None or two rates [lowest, highest] with 0 <= lowest <= highest < 1"
+    if not (
+        isinstance(bandwidth, list | tuple)
+        and len(bandwidth) == 2
+        and all(_is_number(rate) for rate in bandwidth)
+        and 0 <= bandwidth[0] <= bandwidth[1] < 1
+    ):
+        refuse(config, "bandwidth", allowed)
+    n_tiers = _integer(config, "bandwidth_tiers", 1)
+    rates = np.unique(np.linspace(bandwidth[0], bandwidth[1], n_tiers).round(10))
+    return tuple(rates.tolist())
+
+
+def _downlink_feedback(config: Any) -> bool:
+    feedback = _boolean(config, "downlink_feedback")
+    if feedback and config["replica"] == "stale":
+        refuse(
+            config,
+            "downlink_feedback",
+            "False with replica=stale, where everybody lacks something else: "
+            "replica=personal sends each client what he lacks",
+        )
+    return feedback
+
+
+def check_common(config: Any) -> None:
+    """Check what RecBole would stumble over later."""
+    for key in ("metrics", "topk", "eval_args", "valid_metric"):
+        if config[key] is None:
+            refuse(config, key, "set")
+    if not isinstance(config["data_path"], str):
+        refuse(config, "data_path", "a folder")
+
+
+def check_federated(config: Any) -> None:
+    """Check what else a federated run depends on."""
+    _number(config, "uplink_mb_per_s", above=0)
+    _number(config, "downlink_mb_per_s", above=0)
+    _integer(config, "epochs", 1)
+    _integer(config, "embedding_size", 1)
+    _integer(config, "eval_batch_size", 1)
+    _integer(config, "stopping_step", 0)
+    _integer(config, "eval_step", 0)
+    n_jobs = config["n_jobs"]
+    if type(n_jobs) is not int or (n_jobs < 1 and n_jobs != -1):
+        refuse(config, "n_jobs", "-1 or an integer from 1")
+    _number(config, "init_std", at_least=0)
+    _choice(config, "eval_candidates", ("fixed", "recbole"))
+    _choice(config, "short_users", ("refuse", "keep"))
+    for key, only in _UNSUPPORTED.items():
+        if config[key] != only:
+            refuse(config, key, f"{only!r} in federated training")
+    _check_dict(config, "eval_args", {"split", "group_by", "order", "mode"})
+    negatives = {"distribution", "sample_num", "alpha", "dynamic", "candidate_num"}
+    _check_dict(config, "train_neg_sample_args", negatives)
+    eval_args = config["eval_args"]
+    split = eval_args["split"]
+    if not isinstance(split, dict) or len(split) != 1 or set(split) - {*_SPLITS}:
+        refuse(config, "eval_args", f"with a split by one of {', '.join(_SPLITS)}")
+    (way, how), parts = next(iter(split.items())), ("train", "valid", "test")
+    if way == "LS" and how not in _LEAVE_ONE_OUT:
+        refuse(config, "eval_args", f"with LS one of {', '.join(_LEAVE_ONE_OUT)}")
+    if way != "LS" and not (isinstance(how, list) and len(how) == len(parts)):
+        refuse(config, "eval_args", f"with {way} three ratios, of {parts}")
+    if eval_args["order"] not in ("RO", "TO"):
+        refuse(config, "eval_args", "with order RO or TO")
+    for phase, mode in eval_args["mode"].items():
+        if mode[:3] == "uni" and max(config["topk"]) > int(mode[3:]) + 1:
+            refuse(config, "topk", f"at most the candidates of mode {phase}: {mode}")
+        if config["eval_candidates"] == "fixed" and mode.startswith("pop"):
+            refuse(
+                config,
+                "eval_candidates",
+                f"'recbole' for eval_args mode {phase}: {mode}",
+            )
+    valid_metric = config["valid_metric"].lower()
+    metrics = [metric.lower() for metric in config["metrics"]]
+    names = [f"{metric}@{k}" for metric in metrics for k in config["topk"]]
+    if valid_metric not in [*names, *metrics]:
+        refuse(config, "valid_metric", f"one of {names}, from metrics and topk")
+
+
+def _check_dict(config: Any, key: str, allowed: set[str]) -> None:
+    for name in set(config[key]) - allowed:
+        near = registry.nearest(str(name), sorted(allowed))
+        refuse(config, key, f"without {name!r}; {near}allowed: {sorted(allowed)}")
+
+
+def _number(
+    config: Any,
+    key: str,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> float:
+    value = config[key]
+    bounds = [
+        (above, ">", operator.gt),
+        (at_least, ">=", operator.ge),
+        (below, "<", operator.lt),
+        (at_most, "<=", operator.le),
+    ]
+    used = [(bound, sign, test) for bound, sign, test in bounds if bound is not None]
+    if not _is_number(value) or not all(test(value, b) for b, _, test in used):
+        what = " and ".join(f"{sign} {bound}" for bound, sign, _ in used)
+        refuse(config, key, f"a number {what}")
+    return float(value)
+
+
+def _integer(config: Any, key: str, at_least: int, at_most: int = 2**62) -> int:
+    value = config[key]
+    if type(value) is not int or not at_least <= value <= at_most:
+        refuse(config, key, f"an integer from {at_least} to {at_most}")
+    return int(value)
+
+
+def _boolean(config: Any, key: str) -> bool:
+    if type(config[key]) is not bool:
+        refuse(config, key, "True or False")
+    return bool(config[key])
+
+
+def _choice(config: Any, key: str, choices: Iterable[str]) -> str:
+    if config[key] not in choices:
+        refuse(config, key, f"one of {', '.join(choices)}")
+    return str(config[key])
+
+
+def refuse(config: Any, key: str, allowed: str) -> NoReturn:
+    """Raise the ValueError that a key's value calls for."""
+    raise ValueError(f"{key}={config[key]!r} is not allowed; it must be {allowed}")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and bool(np.isfinite(value))
