@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import Any, ClassVar
@@ -202,8 +202,8 @@ class Compressor(ABC):
     #: Whether clients of one run may have different compression rates.
     heterogeneous: ClassVar[bool] = True
 
-    #: Whether clients' updates are encoded in threads. That pays where :meth:`encode`
-    #: is mostly compiled code without the interpreter lock; it must keep no state.
+    #: Whether clients' updates are encoded and decoded in threads. That pays where both
+    #: are mostly compiled code without the interpreter lock; they must keep no state.
     threaded: ClassVar[bool] = False
 
     def validate(self, budget: Budget) -> None:  # noqa: B027 - optional
@@ -231,9 +231,17 @@ class Compressor(ABC):
     ) -> list[Payload]:
         """Encode each client's update; override to treat a cohort at once."""
         own = map(updates.__getitem__, range(len(updates)))
-        return list(
-            (thread_map if self.threaded else map)(self.encode, own, budgets, ctxs)
-        )
+        return list(self._map(self.encode, own, budgets, ctxs))
+
+    def decode_cohort(
+        self, payloads: Iterable[Payload], ctxs: Sequence[RoundContext]
+    ) -> Iterable[RowUpdate]:
+        """Decode what :meth:`encode_cohort` encoded; override with it."""
+        return self._map(self.decode, payloads, ctxs)
+
+    @property
+    def _map(self) -> Callable[..., Iterable[Any]]:
+        return thread_map if self.threaded else map
 
     def encode_broadcast(
         self, update: RowUpdate, budgets: Sequence[Budget], ctx: RoundContext

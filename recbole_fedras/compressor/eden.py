@@ -157,14 +157,13 @@ def _pieces(m: int) -> list[slice]:
 
 
 def _signs(m: int, ctx: RoundContext) -> Floats:
-    signs: Floats = ctx.generator().integers(0, 2, m) * 2.0 - 1
-    return signs
+    return np.where(ctx.generator().integers(0, 2, m), 1.0, -1.0)
 
 
 @njit(nogil=True, cache=True)
 def _rotate(values: Floats) -> Floats:
     """Multiply by the orthonormal Hadamard matrix, its own inverse."""
-    result: Floats = values / np.sqrt(len(values))
+    result: Floats = values / len(values) ** 0.5
     half = 1
     while half < len(result):
         for start in range(0, len(result), 2 * half):
@@ -179,10 +178,11 @@ def _rotate(values: Floats) -> Floats:
 def _levels(n_bits: int) -> Floats:
     """Levels of least squared error for a standard Gaussian, by Lloyd's iteration."""
     count = 2**n_bits
-    levels: Floats = np.asarray(norm.ppf((np.arange(count) + 0.5) / count, 0, 3**0.5))
+    levels: Floats = np.zeros(count)
+    levels[:] = norm.ppf((np.arange(count) + 0.5) / count, 0, 3**0.5)  # nearly
     for _ in range(200):
         bounds = np.concatenate([[-np.inf], (levels[1:] + levels[:-1]) / 2, [np.inf]])
-        levels = np.asarray(-np.diff(norm.pdf(bounds)) / np.diff(norm.cdf(bounds)))
+        levels[:] = -np.diff(norm.pdf(bounds)) / np.diff(norm.cdf(bounds))
     return levels
 
 

@@ -18,7 +18,6 @@ from recbole_fedras.compressor.base import (
     raw_update,
     row_update,
 )
-from recbole_fedras.wire import bits
 from recbole_fedras.wire.payload import Layout, Payload, PayloadError
 
 Floats = NDArray[np.float64]
@@ -77,7 +76,7 @@ class KLT(Compressor):
         _, vectors = np.linalg.eigh(rows.T @ rows)
         vectors = np.ascontiguousarray(vectors[:, ::-1])  # leading first
         coefficients = rows @ vectors
-        step = _find_step(coefficients, limit)
+        step = np.float32(_find_step(coefficients, limit))
         while True:
             payload = put_update_rows(Payload(), update, ctx.n_items)
             _put_coefficients(payload, coefficients, vectors, step)
@@ -115,14 +114,48 @@ class KLT(Compressor):
             return row_update(ids, rows.astype(np.float32))
 
 
-def _find_step(coefficients: Floats, limit: int) -> np.float32:
-    """Bisect for the smallest step, as float32, whose code fits ``limit`` bytes."""
-    most = np.abs(coefficients).max() or 1.0
+@njit(nogil=True, cache=True)
+def _histograms(coefficients: Floats, step: float) -> Ints:
+    """Count the magnitude classes of each column, shape (dim, _CLASSES)."""
+    n, dim = coefficients.shape
+    counts = np.zeros((dim, _CLASSES), np.int64)
+    magnitudes = np.empty(dim)
+    exponents = magnitudes.view(np.int64)
+    for i in range(n):
+        for j in range(dim):
+            magnitudes[j] = np.rint(abs(coefficients[i, j] / step))
+        for j in range(dim):  # of a float64: 1022 + number of bits, or 0
+            counts[j, max((exponents[j] >> 52) - 1022, 0)] += 1
+    return counts
+
+
+@njit(nogil=True, cache=True)
+def _size(histograms: Ints, n: int) -> float:
+    """Bytes of rotation, step, histograms, classes by their entropy, and rest."""
+    n_used, n_classes, n_bits = 0, 1, 32.0
+    for histogram in histograms:
+        if histogram[0] == n:
+            continue
+        n_used += 1
+        for size, count in enumerate(histogram):
+            if count:
+                n_classes = max(n_classes, size + 1)
+                n_bits += count * (size - np.log2(count / n))
+    tables = n_used * n_classes * np.ceil(np.log2(n + 1)) / 8
+    return float(4 + tables + 4 * n_used * len(histograms) + n_bits / 8)
+
+
+@njit(nogil=True, cache=True)
+def _find_step(coefficients: Floats, limit: int) -> float:
+    """Bisect for the smallest step whose code fits ``limit`` bytes."""
+    most = float(np.abs(coefficients).max())
+    if most == 0:
+        return 1.0
     fine, coarse = most * 2.0 ** (2 - _CLASSES), 4 * most
     if _size(_histograms(coefficients, fine), len(coefficients)) <= limit:
-        return np.float32(fine)
+        return fine
     for _ in range(40):
-        step = np.sqrt(fine * coarse)
+        step = float(np.sqrt(fine * coarse))
         size = _size(_histograms(coefficients, step), len(coefficients))
         if size <= limit:
             coarse = step
@@ -130,21 +163,7 @@ def _find_step(coefficients: Floats, limit: int) -> np.float32:
                 break
         else:
             fine = step
-    return np.float32(coarse)
-
-
-def _size(histograms: Ints, n: int) -> float:
-    """Bytes of rotation, step, histograms, classes by their entropy, and rest."""
-    used = histograms[histograms[:, 1:].any(axis=1)]
-    if not len(used):
-        return 4.0
-    n_classes = int(np.flatnonzero(used.any(axis=0))[-1]) + 1
-    used = used[:, :n_classes]
-    shares = np.where(used, used / n, 1)
-    entropy = -(used * np.log2(shares)).sum()
-    rest = used.sum(0) @ np.arange(n_classes)
-    tables = bits.packed_size(used.size, n + 1) + 4 * len(used) * len(histograms)
-    return float(tables + 4 + (entropy + 32 + rest) / 8)
+    return coarse
 
 
 def _put_coefficients(
@@ -234,19 +253,3 @@ def _read(data: NDArray[np.uint8], classes: NDArray[np.int32]) -> Ints:
             leading = 1 << (classes[i] - 1)
             integers[i] = -code if code & leading else code | leading
     return integers
-
-
-@njit(nogil=True, cache=True)
-def _histograms(coefficients: Floats, step: float) -> Ints:
-    """Count the magnitude classes of each column, shape (dim, _CLASSES)."""
-    n, dim = coefficients.shape
-    counts = np.zeros((dim, _CLASSES), np.int64)
-    for i in range(n):
-        for j in range(dim):
-            magnitude = int(np.rint(abs(coefficients[i, j] / step)))
-            size = 0
-            while magnitude:
-                magnitude >>= 1
-                size += 1
-            counts[j, size] += 1
-    return counts

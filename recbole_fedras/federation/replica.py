@@ -410,13 +410,20 @@ class PersonalReplicas(_OwnTables):
         """Encode, send and apply what each of them lacks."""
         n_items, dim = self._server.item_table.shape
         for part in torch.split(clients, max(1, CHUNK_BYTES // (4 * n_items * dim))):
-            for client, message in zip(part.tolist(), self._encode(part), strict=True):
-                received = self._channel.send("downlink", message)
-                payload = self._open(received, int(self.held[client]))
-                update = self._compressor.decode(payload, self._context_of(client))
+            ctxs = [self._context_of(client) for client in part.tolist()]
+            received = [
+                self._open(self._channel.send("downlink", message), held)
+                for message, held in zip(
+                    self._encode(part, ctxs), self.held[part].tolist(), strict=True
+                )
+            ]
+            decoded = self._compressor.decode_cohort(received, ctxs)
+            for client, payload, update in zip(
+                part.tolist(), received, decoded, strict=True
+            ):
                 self._apply(client, update, self._theta(payload))
 
-    def _encode(self, clients: Tensor) -> Iterator[Message]:
+    def _encode(self, clients: Tensor, ctxs: list[RoundContext]) -> Iterator[Message]:
         slots = self._model.replica_of_client()[clients].tolist()
         owed = [self._ahead_of(self.tables[slot]) for slot in slots]
         updates = CohortUpdate(
@@ -430,10 +437,9 @@ class PersonalReplicas(_OwnTables):
         payloads = self._compressor.encode_cohort(
             updates,
             [self._budgets[tier] for tier in tiers],
-            [self._context_of(client) for client in clients.tolist()],
+            ctxs,
         )
-        for client, payload in zip(clients.tolist(), payloads, strict=True):
-            held = int(self.held[client])
+        for payload, held in zip(payloads, self.held[clients].tolist(), strict=True):
             yield self._message(payload, self._server.round, held)
 
     def _context_of(self, client: int) -> RoundContext:

@@ -329,17 +329,21 @@ class Simulation:
             payloads = self.uplink.encode_cohort(
                 updates, [self._budgets[tier] for tier in tiers], ctxs
             )
-        for index, (payload, ctx) in enumerate(zip(payloads, ctxs, strict=True)):
-            with self._time("serialisation"):
-                theta = updates.theta[index]
-                message = Message.of(put_theta(payload, theta), round + 1, round)
-                sent = self._channel.send("uplink", message)
-                received = sent.open(round, self.replicas.most_bytes)
+        with self._time("serialisation"):
+            received = [
+                self._channel.send(
+                    "uplink", Message.of(put_theta(payload, theta), round + 1, round)
+                ).open(round, self.replicas.most_bytes)
+                for payload, theta in zip(payloads, updates.theta, strict=True)
+            ]
+        with self._time("compression"):
+            decoded = iter(self.uplink.decode_cohort(received, ctxs))
+        for index, payload in enumerate(received):
             with self._time("compression"):
-                update = self.uplink.decode(received, ctx)
+                update = next(decoded)
                 if self.feedback is not None:
                     self.feedback.keep(clients[index], updates[index], update)
-            yield update, get_theta(received, n_theta)
+            yield update, get_theta(payload, n_theta)
 
     def _context(self, round: int, sender: int) -> RoundContext:
         budget = self._budgets[0]
