@@ -15,6 +15,7 @@ from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config
 from recbole_fedras.federation.simulation import NonFiniteError
 from recbole_fedras.quick_start import run_recbole_fedras
+from recbole_fedras.rate_distortion import RATES, run_rate_distortion
 
 
 def script() -> None:
@@ -24,28 +25,13 @@ def script() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run as the command line says; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="recbole-fedras",
-        description="Train a RecBole recommender federatedly.",
-        epilog="Any --key=value sets a key of the configuration, as in RecBole: "
-        "--compressor=TopK --compression_rate=0.9375 --epochs=100 --resume=FILE",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--model", "-m", help="MF, NCF or your own (default: MF)")
-    parser.add_argument("--dataset", "-d", help="a RecBole dataset (default: ml-100k)")
-    parser.add_argument("--config_files", help='YAML files: "a.yaml b.yaml"')
-    parser.add_argument(
-        "--list", action="store_true", help="list models and compressors, and exit"
-    )
-    arguments, rest = parser.parse_known_args(argv)
-    files = arguments.config_files.split() if arguments.config_files else []
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command = _COMMANDS.get(argv[0]) if argv else None
     try:
-        if arguments.list and rest:
-            raise ValueError(f"--list takes no other keys than --config_files: {rest}")
-        if arguments.list:
-            print(_listing(files))
-            return 0
-        run_recbole_fedras(arguments.model, arguments.dataset, files, argv=rest)
+        if command is not None:
+            command(argv[1:])
+        else:
+            _run(argv)
     except (ValueError, OSError, ImportError, NonFiniteError) as error:
         print(f"recbole-fedras: error: {error}", file=sys.stderr)
         return 2
@@ -53,6 +39,81 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nrecbole-fedras: interrupted; {interrupt}", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="recbole-fedras",
+        description="Train a RecBole recommender federatedly.",
+        epilog="Any --key=value sets a key of the configuration, as in RecBole: "
+        "--compressor=TopK --compression_rate=0.9375 --epochs=100 --resume=FILE. "
+        f"Other commands, with a --help of their own: {', '.join(_COMMANDS)}.",
+        allow_abbrev=False,
+    )
+    _add_config_arguments(parser)
+    parser.add_argument(
+        "--list", action="store_true", help="list models and compressors, and exit"
+    )
+    arguments, rest = parser.parse_known_args(argv)
+    files = _files(arguments)
+    if arguments.list and rest:
+        raise ValueError(f"--list takes no other keys than --config_files: {rest}")
+    if arguments.list:
+        print(_listing(files))
+        return
+    run_recbole_fedras(arguments.model, arguments.dataset, files, argv=rest)
+
+
+def _rate_distortion(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="recbole-fedras rate-distortion",
+        description="Compress one update by every compressor, within the same bytes; "
+        "print and plot error against bytes.",
+        epilog="Any --key=value sets a key of the configuration.",
+        allow_abbrev=False,
+    )
+    _add_config_arguments(parser)
+    parser.add_argument(
+        "--update",
+        help="update to compress: .npz with ids, rows, n_items, or .npy with a change "
+        "of every row (default: capture one)",
+    )
+    parser.add_argument("--direction", default="downlink", help="or uplink")
+    parser.add_argument(
+        "--rounds", type=int, default=30, help="rounds before the capture (default 30)"
+    )
+    parser.add_argument(
+        "--rates",
+        type=float,
+        nargs="+",
+        default=RATES,
+        help="compression rates, of all bytes",
+    )
+    parser.add_argument(
+        "--output", default="rate_distortion", help="folder for table, plot and update"
+    )
+    arguments, rest = parser.parse_known_args(argv)
+    run_rate_distortion(
+        Config(arguments.model, arguments.dataset, _files(arguments), argv=rest),
+        arguments.update,
+        arguments.direction,
+        arguments.rounds,
+        arguments.rates,
+        arguments.output,
+    )
+
+
+_COMMANDS = {"rate-distortion": _rate_distortion}
+
+
+def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", "-m", help="MF, NCF or your own (default: MF)")
+    parser.add_argument("--dataset", "-d", help="a RecBole dataset (default: ml-100k)")
+    parser.add_argument("--config_files", help='YAML files: "a.yaml b.yaml"')
+
+
+def _files(arguments: argparse.Namespace) -> list[str]:
+    return arguments.config_files.split() if arguments.config_files else []
 
 
 def _listing(config_files: list[str]) -> str:

@@ -25,6 +25,7 @@ from recbole_fedras.report import (
     seconds_by_phase,
 )
 from recbole_fedras.trainer import FederatedTrainer
+from recbole_fedras.wire.channel import DIRECTIONS
 
 
 def run_recbole_fedras(
@@ -119,6 +120,7 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
             trainer.simulation.ledger.totals,
             table_bytes=4 * table.numel(),
             theta_bytes=4 * trainer.simulation.server.theta.numel(),
+            mb_per_s={key: config[f"{key}_mb_per_s"] for key in DIRECTIONS},
         ),
         "seconds": seconds,
         "run_folder": str(folder.path),

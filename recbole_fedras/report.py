@@ -84,7 +84,10 @@ def round_row(round: int, report: RoundReport) -> dict[str, Any]:
 
 
 def communication(
-    totals: dict[str, int], table_bytes: int, theta_bytes: int
+    totals: dict[str, int],
+    table_bytes: int,
+    theta_bytes: int,
+    mb_per_s: dict[str, float],
 ) -> dict[str, Any]:
     """Sum up a run's ledger.
 
@@ -94,6 +97,8 @@ def communication(
         ``Ledger.totals``.
     table_bytes, theta_bytes : int
         Size of the item table and of the network in float32.
+    mb_per_s : dict
+        What a client's link carries in each direction, 10^6 bytes a second.
 
     Returns
     -------
@@ -101,6 +106,7 @@ def communication(
         ``nominal_compression_rate`` compares float values of items with whole item
         tables, as papers do; ``wire_compression_rate`` all bytes sent with
         ``dense_bytes``, and ``..._with_catch_up`` counts catch-up as sent.
+        ``per_participation`` has means, with the seconds that one takes on the link.
     """
     sent = sum(totals[f"{direction}_bytes"] for direction in DIRECTIONS)
     dense = totals["dense_bytes"]
@@ -122,6 +128,13 @@ def communication(
     summary["messages"] = {
         direction: totals[f"{direction}_messages"] for direction in DIRECTIONS
     }
+    each: dict[str, float] = {}
+    for direction in DIRECTIONS:
+        mean = totals[f"{direction}_bytes"] / totals[f"{direction}_messages"]
+        each[f"{direction}_bytes"] = mean
+        each[f"{direction}_seconds"] = mean / (1e6 * mb_per_s[direction])
+    each["catch_up_bytes"] = totals["catch_up_bytes"] / totals["downlink_messages"]
+    summary["per_participation"] = each
     return summary
 
 
@@ -136,6 +149,7 @@ def seconds_by_phase(rows: list[dict[str, Any]]) -> dict[str, float]:
 def result_table(result: dict[str, Any]) -> str:
     """Render result and cost side by side for the terminal."""
     cost, seconds = result["communication"], result["seconds"]
+    each = cost["per_participation"]
     lines = [
         ("run", f"{result['model']} + {result['compressor']} on {result['dataset']}, "
                 f"seed {result['seed']}, {result['rounds']} rounds"),
@@ -144,8 +158,12 @@ def result_table(result: dict[str, Any]) -> str:
             for phase in ("best_valid", "test")
             for metric, value in (result[f"{phase}_result"] or {}).items()
         ),
-        ("uplink", megabytes(cost["uplink_bytes"])),
-        ("downlink", megabytes(cost["downlink_bytes"])),
+        *(
+            (direction, f"{megabytes(cost[f'{direction}_bytes'])}; each time "
+                        f"{each[f'{direction}_bytes'] / 1e3:,.1f} kB, "
+                        f"{each[f'{direction}_seconds']:.3f} s on the link")
+            for direction in DIRECTIONS
+        ),
         ("catch-up (not sent)", megabytes(cost["catch_up_bytes"])),
         ("dense FedAvg", megabytes(cost["dense_bytes"])),
         ("compression rate, wire", f"{cost['wire_compression_rate']:.2%}"),
