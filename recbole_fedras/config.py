@@ -295,6 +295,11 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         """Return how clients train."""
         return keys.local_training(self)
 
+    @property
+    def method(self) -> str:
+        """Name of the compressor, or of the uplink's and the downlink's."""
+        return "+".join(dict.fromkeys(name for name, _ in self._compressors.values()))
+
     def make_compressors(self) -> tuple[Compressor, Compressor]:
         """Build the uplink's and the downlink's compressor.
 

@@ -86,7 +86,7 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
     network = config.model_class(config, train_data._dataset).to(config["device"])
     trainer = FederatedTrainer(config, network, train_data)
 
-    name = f"{config['model']}-{config['compressor']}-{config['dataset']}"
+    name = f"{config['model']}-{config.method}-{config['dataset']}"
     folder = RunFolder(config["checkpoint_dir"], name)
     folder.write_config(config.resolved)
     trainer.write_to(folder)
@@ -109,7 +109,7 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
     result: dict[str, Any] = {
         "model": config["model"],
         "dataset": config["dataset"],
-        "compressor": config["compressor"],
+        "compressor": config.method,
         "seed": config["seed"],
         "rounds": trainer.simulation.round,
         "best_valid_score": best_valid_score,

@@ -136,7 +136,7 @@ def load_update(path: Path) -> tuple[RowUpdate, int]:
         ids, rows, n_items = data["ids"], data["rows"], int(data["n_items"])
     else:
         raise ValueError(f"--update={str(path)!r} must hold ids, rows and n_items")
-    if rows.ndim != 2 or rows.shape != (len(ids), rows.shape[1]):
+    if rows.ndim != 2 or len(rows) != len(ids):
         raise ValueError(f"--update={str(path)!r}: rows of shape {rows.shape}")
     if not len(ids) or not np.isfinite(rows).all():
         raise ValueError(f"--update={str(path)!r} must hold finite rows, some not zero")

@@ -339,14 +339,13 @@ def test_client_tables_change_all_or_none():
     owner = torch.zeros(3, dtype=torch.int64)
     store = ClientTables(slots, owner)
     for _ in range(4):  # slots are used again
-        slot = int(store.renew([1])[0])
-        store.slots[slot] += 1
+        store.slots[store.renew(1)] += 1
         store.rollback()
     assert owner.tolist() == [0, 0, 0]
     for value in range(1, 5):
-        new = store.renew([1, 2])
+        new = [store.renew(1), store.renew(2)]
         store.slots[new] += 1
-        assert store.slots_of(torch.tensor([0, 1])).tolist() == [0, int(new[0])]
+        assert store.slots_of(torch.tensor([0, 1])).tolist() == [0, new[0]]
         store.commit()
         assert store.slots[owner[1]].unique().tolist() == [5.0 + value]
         assert store.slots[owner[2]].unique().tolist() == [5.0 + value]

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,6 +21,7 @@ from recbole_fedras.checkpoint import read_checkpoint
 from recbole_fedras.config import Config
 from recbole_fedras.federation.simulation import NonFiniteError
 from recbole_fedras.quick_start import prepare_data, run_recbole_fedras
+from recbole_fedras.theta import unflatten
 from recbole_fedras.trainer import FederatedTrainer
 
 ROOT = Path(__file__).parents[1]
@@ -151,10 +153,20 @@ def same_but_for_time(first: list[dict], second: list[dict]) -> bool:
     return clean(first) == clean(second)
 
 
-@pytest.mark.parametrize("candidates", ["fixed", "recbole"])
 @pytest.mark.parametrize("model", ["MF", "NCF"])
-def test_a_resumed_run_ends_with_the_same_bits(run, workspace, model, candidates):
-    keys = {"eval_candidates": candidates, "eval_step": 2}
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"eval_candidates": "fixed"},
+        {"eval_candidates": "recbole"},
+        {"replica": "stale", "uplink_feedback": True},
+        {"replica": "personal", "compressor": "EDEN"},
+        {"downlink_feedback": True, "bandwidth": [0.5, 0.75]},
+        {"preset": "best", "compression_rate": 0.1, "uplink_compressor": "SVD"},
+    ],
+)
+def test_a_resumed_run_ends_with_the_same_bits(run, workspace, model, keys):
+    keys = keys | {"eval_step": 2}
     whole = run(model, epochs=8, **keys)
     half = run(model, epochs=4, **keys)
     last = str(Path(half["run_folder"]) / "last.pth")
@@ -315,9 +327,123 @@ def test_tensorboard_gets_bytes_beside_recboles_scalars(run, workspace):
     for file in (workspace / "log_tensorboard").rglob("events*"):
         tags |= set(EventAccumulator(str(file)).Reload().Tags()["scalars"])
     assert {"Loss/Train", "Vaild_score", "Communication/uplink_bytes"} <= tags
+    for direction in ("uplink", "downlink"):
+        for part in ("items", "ids", "theta", "framing"):
+            assert f"Communication/{direction}_{part}_bytes" in tags
+
+
+def test_the_ledger_says_what_a_participation_costs(run):
+    result = run(uplink_mb_per_s=0.5, downlink_mb_per_s=2.0)
+    cost = result["communication"]
+    each, messages = cost["per_participation"], cost["messages"]
+    for direction, speed in (("uplink", 0.5e6), ("downlink", 2e6)):
+        mean = cost[f"{direction}_bytes"] / messages[direction]
+        assert each[f"{direction}_bytes"] == pytest.approx(mean)
+        assert each[f"{direction}_seconds"] == pytest.approx(mean / speed)
+    assert each["catch_up_bytes"] == cost["catch_up_bytes"] / messages["downlink"]
+
+
+# Replicas, two compressors, presets.
+
+
+@pytest.mark.parametrize("model", ["MF", "NCF"])
+@pytest.mark.parametrize("policy", ["stale", "personal"])
+def test_clients_are_evaluated_by_what_they_hold(workspace, policy, model):
+    """Scores by the definition: his row, his table, his network."""
+    keys = {"replica": policy, "show_progress": False}
+    config = Config(model, config_dict=keys, argv=TINY)
+    train, _, _ = prepare_data(config)
+    network = config.model_class(config, train._dataset)
+    trainer = FederatedTrainer(config, network, train)
+    with torch.no_grad():
+        for _ in range(6):
+            trainer.simulation.run_round()
+        replicas = network.replica_of_client()
+        assert len(set(replicas.tolist())) > 10
+        n_items = network.n_items
+        for user in range(1, network.n_users):
+            replica = int(replicas[user - 1])
+            table = network.replicas()[replica]
+            theta = unflatten(network.networks[replica], network.theta())
+            expected = network.score(
+                network.user_embedding.weight[user][None, None],
+                table[None],
+                {name: value[None] for name, value in theta.items()},
+            )[0]
+            users = torch.full((n_items - 1,), user)
+            asked = {"user_id": users, "item_id": torch.arange(1, n_items)}
+            torch.testing.assert_close(network.predict(asked), expected)
+            full = network.full_sort_predict({"user_id": torch.tensor([user])})
+            torch.testing.assert_close(full[1:], expected)
+
+
+def test_directions_may_have_compressors_of_their_own(run):
+    both = run(compressor="SVD")["communication"]
+    mixed = run(uplink_compressor="RankOne", downlink_compressor="SVD")
+    assert mixed["compressor"] == "RankOne+SVD"
+    cost = mixed["communication"]
+    assert cost["uplink_bytes"] < both["uplink_bytes"]
+    assert cost["messages"] == both["messages"]
+    reverse = run(compressor="SVD", downlink_compressor="TopK", topk_scope="global")
+    assert reverse["compressor"] == "SVD+TopK"
+
+
+def test_a_preset_lies_beneath_what_is_set(workspace):
+    config = Config("MF", config_dict={"preset": "best"}, argv=TINY)
+    assert config["compressor"] == "KLT"
+    assert config["compression_rate"] == 0.75  # TINY's
+    assert config.federation().budget == "wire"
+    assert config.federation().downlink_feedback
+    config = Config(argv=["--preset=best", "--compressor=TopK", "--budget=nominal"])
+    assert config["compressor"] == "TopK"
+    assert config["compression_rate"] == 0.96875
+    assert config.federation().budget == "nominal"
 
 
 # The command line.
+
+
+def test_rate_distortion_captures_measures_and_reads_back(workspace, capsys):
+    tiny = [argument for argument in TINY if "compression_rate" not in argument]
+    rates = ["--rates", "0.5", "0.75"]
+    command = ["rate-distortion", *tiny, *rates, "--rounds=3"]
+    assert main([*command, "--output=one", "--direction=uplink"]) == 0
+    printed = capsys.readouterr().out
+    for name in registry.names("compressor"):
+        assert f"| {name} " in printed
+    assert "plotly" in (workspace / "one" / "rate_distortion.html").read_text()
+    with (workspace / "one" / "points.csv").open() as file:
+        points = list(csv.DictReader(file))
+    assert {point["rate"] for point in points} == {"", "0.5", "0.75"}
+    for point in points:
+        if point["rate"]:
+            allowed = 4 * 8 * (1 - float(point["rate"]))
+            assert float(point["bytes_per_item"]) <= allowed + 0.2  # the version
+        else:
+            assert float(point["error"]) == 0
+    again = ["--update=one/update.npz", "--direction=uplink", "--output=two"]
+    assert main(["rate-distortion", *tiny, *rates, *again]) == 0
+    csvs = [(workspace / name / "points.csv").read_text() for name in ("one", "two")]
+    assert csvs[0] == csvs[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--direction=up"], "--direction='up' must be uplink or downlink"),
+        (["--rates", "1.5"], "--rates=[1.5] must lie in [0, 1)"),
+        (["--rounds=0"], "--rounds=0 must be at least 1"),
+        (["--update=nothing.npz"], "--update='nothing.npz' cannot be read"),
+        (["--update=zeros.npy"], "must hold finite rows, some not zero"),
+        (["--update=flat.npy"], "rows of shape"),
+    ],
+)
+def test_rate_distortion_refuses_bad_input(workspace, capsys, arguments, said):
+    np.save("zeros.npy", np.zeros((5, 3)))
+    np.save("flat.npy", np.ones(5))
+    assert main(["rate-distortion", *TINY, *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not (workspace / "rate_distortion").exists()
 
 
 def test_the_command_line_prints_result_cost_and_folder(workspace, capsys):

@@ -48,7 +48,7 @@ class UplinkFeedback:
 
     def keep(self, client: int, update: RowUpdate, decoded: RowUpdate) -> None:
         """Note what was to be sent, and what arrived."""
-        residual = self._store.slots[int(self._store.renew([client])[0])]
+        residual = self._store.slots[self._store.renew(client)]
         residual[update.ids] = update.rows.cpu()
         residual.index_add_(0, decoded.ids, decoded.rows.cpu(), alpha=-1)
 

@@ -345,7 +345,7 @@ class _OwnTables(Replicas):
         return self._store.slots_of(clients)
 
     def _apply(self, client: int, update: RowUpdate, theta: Tensor) -> None:
-        slot = int(self._store.renew([client])[0])
+        slot = self._store.renew(client)
         table = self.tables[slot]
         table.index_add_(0, update.ids.to(table.device), update.rows.to(table))
         if self._model.networks is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from heapq import heappop, heappush
 
 import torch
 from torch import Tensor
@@ -32,8 +32,8 @@ class ClientTables:
         """Start from what ``slots`` and ``slot_of_client`` hold now."""
         self._changed: dict[int, int] = {}
         used = {0, *self.slot_of_client.tolist()}
+        # A heap: which slot is next depends on who holds which, and on nothing older.
         self._free = [slot for slot in range(len(self.slots)) if slot not in used]
-        self._free.reverse()
 
     def slots_of(self, clients: Tensor) -> Tensor:
         """Return the slots in force, for the round under way."""
@@ -41,24 +41,24 @@ class ClientTables:
         new = map(self._changed.get, clients.tolist(), slots)
         return torch.tensor(list(new), dtype=torch.int64)
 
-    def renew(self, clients: Sequence[int]) -> Tensor:
-        """Copy the tables of clients to free slots, to be written; return the slots."""
-        for client in clients:
-            new = self._free.pop()
-            self.slots[new] = self.slots[int(self.slot_of_client[client])]
-            self._changed[client] = new
-        return torch.tensor([self._changed[client] for client in clients])
+    def renew(self, client: int) -> int:
+        """Copy a client's table to a free slot, to be written; return the slot."""
+        new = heappop(self._free)
+        self.slots[new] = self.slots[int(self.slot_of_client[client])]
+        self._changed[client] = new
+        return new
 
     def commit(self) -> None:
         """Put the changes since the last commit into force."""
         for client, slot in self._changed.items():
             old = int(self.slot_of_client[client])
             if old:
-                self._free.append(old)
+                heappush(self._free, old)
             self.slot_of_client[client] = slot
         self._changed = {}
 
     def rollback(self) -> None:
         """Forget the changes since the last commit."""
-        self._free += self._changed.values()
+        for slot in self._changed.values():
+            heappush(self._free, slot)
         self._changed = {}
