@@ -1,9 +1,11 @@
 """A round of FedRAS with 100,000 clients, 100,000 items and 10 million interactions.
 
     python benchmarks/scale.py [--clients=N] [--items=N] [--interactions=N] [--rounds=N]
+                               [--replica=personal]
 
 Interactions are synthetic, power laws over clients and items. 1 % of the clients take
-part in a round; compression rate 0.9688.
+part in a round; compression rate 0.9688. With ``personal`` or ``stale``, replicas are
+mapped to a file: the peak counts pages of it that memory had room for.
 """
 
 import argparse
@@ -18,8 +20,9 @@ from tqdm import trange
 
 from recbole_fedras.compressor.fedras import FedRAS
 from recbole_fedras.data.clients import ClientData
-from recbole_fedras.federation.settings import Federation, LocalTraining
+from recbole_fedras.federation.settings import REPLICAS, Federation, LocalTraining
 from recbole_fedras.federation.simulation import Simulation
+from recbole_fedras.memory import mapped_zeros
 from recbole_fedras.model import MF
 from recbole_fedras.rng import Stream, generator
 
@@ -40,18 +43,22 @@ class Embeddings:
     networks = None
 
     def hold_replicas(self, n_replicas: int) -> None:
-        """Hold one table."""
+        """Make room for tables, of which the first is as it was."""
+        if n_replicas > 1:
+            tables = mapped_zeros(n_replicas, *self._items.shape[1:])
+            tables[0] = self._items[0]
+            self._items = tables
 
     def client_rows(self) -> torch.Tensor:
         """Return the private rows, shape (n_clients, dim)."""
         return self._users
 
     def replica_of_client(self) -> torch.Tensor:
-        """Return which table each client holds: the one."""
+        """Return which table each client holds, shape (n_clients,)."""
         return self._replica
 
     def replicas(self) -> torch.Tensor:
-        """Return the item tables, shape (1, n_items, dim)."""
+        """Return the item tables, shape (n_replicas, n_items, dim)."""
         return self._items
 
     def theta(self) -> dict[str, torch.Tensor]:
@@ -85,6 +92,7 @@ def main(argv: list[str]) -> None:
         ("rounds", 5),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--replica", default="broadcast", choices=REPLICAS)
     args = parser.parse_args(argv)
 
     clients = power_law(args.clients, args.items, args.interactions)
@@ -93,7 +101,7 @@ def main(argv: list[str]) -> None:
         clients,
         FedRAS(),
         FedRAS(),
-        Federation(1, 0.01, (0.9688,), "inverse_frequency", "broadcast"),
+        Federation(1, 0.01, (0.9688,), "inverse_frequency", args.replica),
         LocalTraining(0.05, 0.05, 0.05, local_epochs=2, batch_size=256, n_negatives=4),
         n_jobs=-1,
     )

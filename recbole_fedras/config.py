@@ -34,6 +34,7 @@ _RECBOLE_KEYS = {
 _RESUMABLE = {
     "epochs", "stopping_step", "resume", "checkpoint_dir", "data_path", "show_progress",
     "state", "gpu_id", "use_gpu", "n_jobs", "config_files", "log_wandb",
+    "uplink_mb_per_s", "downlink_mb_per_s",
     "wandb_project",
 }  # fmt: skip
 
