@@ -42,10 +42,11 @@ class Embeddings:
 
     networks = None
 
-    def hold_replicas(self, n_replicas: int) -> None:
+    def hold_replicas(self, n_replicas: int, mapped: bool = False) -> None:
         """Make room for tables, of which the first is as it was."""
         if n_replicas > 1:
-            tables = mapped_zeros(n_replicas, *self._items.shape[1:])
+            zeros = mapped_zeros if mapped else torch.zeros
+            tables = zeros(n_replicas, *self._items.shape[1:])
             tables[0] = self._items[0]
             self._items = tables
 

@@ -39,6 +39,10 @@ _RESUMABLE = {
 }  # fmt: skip
 
 
+#: Keys that name a compressor; with ``_class`` behind, one of the user's own.
+_COMPRESSOR_KEYS = ("compressor", "uplink_compressor", "downlink_compressor")
+
+
 class Config(RecBoleConfig):  # type: ignore[misc]
     """RecBole's ``Config`` with our defaults beneath the user's values.
 
@@ -167,7 +171,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         if newer.get("model_class") not in (None, shipped.get("model_class")):
             self._declared |= newer.keys()
         merged = older | newer
-        for kind in ("model", "compressor"):
+        for kind in ("model", *_COMPRESSOR_KEYS):
             renamed = newer.get(kind, older.get(kind)) != older.get(kind)
             if renamed and f"{kind}_class" not in newer:
                 merged.pop(f"{kind}_class", None)
@@ -203,11 +207,14 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         overall = registry.read_properties(".", "overall")
         given = self.external_config_dict
         overall |= self._preset(given.get("preset"))
+        if "compressor_class" in given and "compressor" not in given:
+            given["compressor"] = str(given["compressor_class"]).rpartition(".")[2]
         self._find_compressors(overall | given)
         own: dict[str, Any] = {}
         for name, compressor_class in self._compressors.values():
             own |= registry.hyper_parameters(compressor_class)
             own |= registry.read_properties("compressor", name)
+        own.pop("compressor_class", None)  # of one of them; the names say which
         if issubclass(model_class, FederatedRecommender):
             self.internal_config_dict = {
                 **recbole,
@@ -236,26 +243,27 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         self._compressors: dict[str, tuple[str, type[Compressor]]] = {}
         for direction in DIRECTIONS:
             key = f"{direction}_compressor"
-            name = chosen.get(key)
-            if name is None:
-                key, name = "compressor", self.compressor_name
-            path = chosen.get("compressor_class")
-            if name != self.compressor_name or not path:
-                shipped = registry.read_properties("compressor", str(name))
-                path = shipped.get("compressor_class")
+            if chosen.get(key) is None:
+                key = "compressor"
+            name = str(chosen[key])
+            path = chosen.get(f"{key}_class") or registry.read_properties(
+                "compressor", name
+            ).get("compressor_class")
+            if not path and name == self.compressor_name:
+                path = chosen.get("compressor_class")
             if not path:
                 valid = list(registry.names("compressor"))
                 raise ValueError(
-                    f"{key}={name!r} is unknown; "
-                    f"{registry.nearest(str(name), valid)}"
-                    f"known: {', '.join(valid)}, or set compressor_class"
+                    f"{key}={name!r} is unknown; {registry.nearest(name, valid)}"
+                    f"known: {', '.join(valid)}, or set {key}_class"
                 )
-            found = registry.load_class("compressor_class", path, Compressor)
-            self._compressors[direction] = str(name), found
+            found = registry.load_class(f"{key}_class", path, Compressor)
+            self._compressors[direction] = name, found
 
     def _refuse_unknown_keys(self) -> None:
         known = {*self.internal_config_dict, *_RECBOLE_KEYS}
-        known |= {"model_class", "compressor_class", *self._declared}
+        known |= {"model_class", *self._declared}
+        known |= {f"{key}_class" for key in _COMPRESSOR_KEYS}
         for kind in ("model", "compressor"):  # files may hold keys of several
             for name in registry.names(kind):
                 known |= registry.read_properties(kind, name).keys()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import plotly.graph_objects as go
@@ -20,6 +21,7 @@ from recbole_fedras.compressor.base import empty_update, row_update
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.config import Config
 from recbole_fedras.data.dataset import client_data
+from recbole_fedras.federation.server import wire_budget
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.quick_start import prepare_data
 from recbole_fedras.wire.payload import Message, Payload
@@ -59,17 +61,17 @@ class Point:
 
 
 class Recorder(NoCompression):
-    """Sends everything as it is, and keeps the newest updates of either direction."""
+    """Sends everything as it is, and keeps the newest updates that it sent."""
 
     def __init__(self) -> None:
-        self.uplink: list[RowUpdate] = []
-        self.downlink = empty_update(0)
+        self.clients: list[RowUpdate] = []
+        self.aggregate = empty_update(0)
 
     def encode_cohort(
         self, updates: Any, budgets: Sequence[Budget], ctxs: Sequence[RoundContext]
     ) -> list[Payload]:
         """Keep a copy of each client's update."""
-        self.uplink = [
+        self.clients = [
             RowUpdate(updates[index].ids.clone(), updates[index].rows.clone())
             for index in range(len(updates))
         ]
@@ -79,7 +81,7 @@ class Recorder(NoCompression):
         self, update: RowUpdate, budgets: Sequence[Budget], ctx: RoundContext
     ) -> list[Payload]:
         """Keep the aggregate."""
-        self.downlink = update
+        self.aggregate = update
         return super().encode_broadcast(update, budgets, ctx)
 
 
@@ -93,13 +95,20 @@ def capture(config: Config, direction: str, n_rounds: int) -> tuple[RowUpdate, i
     """
     train_data, _, _ = prepare_data(config)
     model = config.model_class(config, train_data._dataset)
-    recorder = Recorder()
+    uplink, downlink = Recorder(), Recorder()
     simulation = Simulation(
         model,
         client_data(train_data._dataset),
-        recorder,
-        recorder,
-        config.federation(),
+        uplink,
+        downlink,
+        replace(
+            config.federation(),
+            compression_rates=(0.0,),
+            replica="broadcast",
+            budget="nominal",
+            downlink_feedback=False,
+            uplink_feedback=False,
+        ),
         config.local_training(),
         config["n_jobs"],
     )
@@ -107,9 +116,9 @@ def capture(config: Config, direction: str, n_rounds: int) -> tuple[RowUpdate, i
         for _ in trange(n_rounds, desc="Capture", unit="round"):
             simulation.run_round()
     if direction == "uplink":
-        by_size = sorted(recorder.uplink, key=len)
+        by_size = sorted(uplink.clients, key=len)
         return by_size[len(by_size) // 2], len(model.replicas()[0])
-    return recorder.downlink, len(model.replicas()[0])
+    return downlink.aggregate, len(model.replicas()[0])
 
 
 def save_update(path: Path, update: RowUpdate, n_items: int) -> None:
@@ -125,23 +134,30 @@ def load_update(path: Path) -> tuple[RowUpdate, int]:
     ValueError
         If the file holds neither.
     """
+    name = f"--update={str(path)!r}"
     try:
         data = np.load(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--update={str(path)!r} cannot be read: {error}") from error
-    if isinstance(data, np.ndarray):
-        ids, rows, n_items = np.flatnonzero(data.any(axis=-1)), data, len(data)
-        rows = rows[ids]
-    elif {"ids", "rows", "n_items"} <= set(data):
-        ids, rows, n_items = data["ids"], data["rows"], int(data["n_items"])
-    else:
-        raise ValueError(f"--update={str(path)!r} must hold ids, rows and n_items")
-    if rows.ndim != 2 or len(rows) != len(ids):
-        raise ValueError(f"--update={str(path)!r}: rows of shape {rows.shape}")
-    if not len(ids) or not np.isfinite(rows).all():
-        raise ValueError(f"--update={str(path)!r} must hold finite rows, some not zero")
-    if ids.min() < 0 or ids.max() >= n_items or (np.diff(ids) <= 0).any():
-        raise ValueError(f"--update={str(path)!r}: ids must increase below {n_items}")
+        if isinstance(data, np.ndarray):
+            table = np.atleast_1d(data)
+            ids = np.flatnonzero(table.any(axis=-1))
+            rows, n_items = table[ids], len(table)
+        else:
+            ids, rows, n_items = data["ids"], data["rows"], int(data["n_items"])
+        with np.errstate(over="ignore"):
+            rows = rows.astype(np.float32)
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
+        raise ValueError(
+            f"{name} cannot be read: {error}; it must be .npz with ids, rows and "
+            "n_items, or .npy with a change of every row"
+        ) from error
+    if rows.ndim != 2 or ids.ndim != 1 or len(rows) != len(ids):
+        raise ValueError(f"{name}: rows of shape {rows.shape}, ids of {ids.shape}")
+    if not rows.any() or not np.isfinite(rows).all():
+        raise ValueError(f"{name} must hold finite float32 rows, some not zero")
+    if ids.dtype.kind not in "iu" or ids[0] < 0 or ids[-1] >= n_items:
+        raise ValueError(f"{name}: ids must be integers from 0 to {n_items - 1}")
+    if (np.diff(ids.astype(np.int64)) <= 0).any():
+        raise ValueError(f"{name}: ids must increase")
     return row_update(ids, rows), n_items
 
 
@@ -185,9 +201,8 @@ def measure(
     for method, compressor in tqdm(compressors.items(), unit="method"):
         exact = isinstance(compressor, NoCompression)
         for rate in rates[:1] if exact else rates:
-            limit = int(4 * n_items * dim * (1 - rate))
-            budget = Budget(n_items, dim, rate, limit)
             try:
+                budget = wire_budget(n_items, dim, rate, torch.zeros(0))
                 compressor.validate(budget)
             except ValueError:
                 continue

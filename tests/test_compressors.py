@@ -427,5 +427,80 @@ def test_klt_sends_the_columns_of_a_low_rank_update_only():
     assert message.part_bytes["items"] < 2 * 1900 + 100  # 16 bits a row at most
 
 
+def test_eden_is_nearly_unbiased_even_where_few_values_are_large():
+    """Over many rotations; a single pass would lose all but the largest."""
+    rows = torch.zeros(16, 16)
+    rows[0, 0], rows[3, 2], rows[7, 7] = 10.0, 3.0, 1.0
+    update = RowUpdate(torch.arange(16), rows)
+    own, compressor = Budget(1000, 16, 0.96875), make("EDEN")
+    mean = torch.zeros(16, 16, dtype=torch.float64)
+    for seed in range(1500):
+        ctx = replace(CTX, seed=seed, n_items=1000, dim=16)
+        # A budget of a thousand rows has room for sixteen as they are.
+        payload = compressor.encode(update, replace(own, n_items=17), ctx)
+        assert "codes" in payload
+        mean += compressor.decode(payload, ctx).rows / 1500
+    assert (mean - rows).norm() < 0.1 * rows.norm()
+    assert float(mean[7, 7]) > 0.5
+
+
+def test_eden_levels_are_those_of_lloyd_and_max():
+    """Max (1960), table I: levels and distortion for a standard Gaussian."""
+    from recbole_fedras.compressor.eden import _levels
+
+    np.testing.assert_allclose(_levels(1), [-0.7979, 0.7979], atol=1e-4)
+    np.testing.assert_allclose(_levels(2)[2:], [0.4528, 1.510], atol=1e-3)
+    np.testing.assert_allclose(
+        _levels(3)[4:], [0.2451, 0.7560, 1.344, 2.152], atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("actions", ["int8", "shape"])
+def test_two_rows_and_a_budget_of_one_are_one_group(actions):
+    update = make_update(2)
+    compressor = make("FedRAS", actions=actions)
+    payload = compressor.encode_broadcast(update, [Budget(N_ITEMS, DIM, 0.98)], CTX)[0]
+    assert payload.ints("levels", 255, None, DIM).shape == (1, DIM)
+
+
+@pytest.mark.parametrize("rate", [0.75, 0.875])
+def test_shapes_err_less_than_int8_and_that_less_than_floats(rate):
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((150, 16))
+    rows = centres[rng.integers(150, size=2000)] + 0.2 * rng.standard_normal((2000, 16))
+    rows = rows * rng.lognormal(0, 0.3, (2000, 1))
+    update = RowUpdate(torch.arange(2000), torch.from_numpy(rows).float())
+    errors = []
+    for actions in ("float32", "int8", "shape"):
+        compressor = make("FedRAS", actions=actions)
+        payload = compressor.encode(update, Budget(2000, 16, rate), LARGE_CTX)
+        assert payload.part_bytes()["items"] <= 4 * floor(2000 * (1 - rate)) * 16
+        decoded = compressor.decode(payload, LARGE_CTX)
+        errors.append(float((decoded.rows - update.rows).square().sum()))
+    assert errors[2] < 0.9 * errors[1] < 0.8 * errors[0]
+
+
+def test_gains_and_directions_rebuild_each_row_along_its_own():
+    update = make_update(50)
+    payload = make("FedRAS", actions="shape").encode(update, budget(0.5), CTX)
+    decoded = make("FedRAS", actions="shape").decode(payload, CTX).rows
+    low, high = payload.floats("gain_range", 2)
+    codes = payload.ints("gains", 256, 50)
+    directions = (payload.ints("levels", 255, None, DIM) - 127) / 127
+    assignments = payload.ints("assignments", len(directions), 50)
+    unit = directions / np.abs(directions).max()
+    for row, code, group, rebuilt in zip(
+        update.rows.numpy(), codes, assignments, decoded.numpy(), strict=True
+    ):
+        cosines = unit @ row / np.linalg.norm(unit, axis=1) / np.linalg.norm(row)
+        assert cosines[group] > cosines.max() - 0.02  # refined, then rounded
+        if code:
+            gain = np.exp(low + (code - 1) / 254 * (high - low))
+            step = payload.floats("step", 1)[0] * 127
+            np.testing.assert_allclose(
+                rebuilt, gain * step * directions[group], rtol=1e-4, atol=1e-6
+            )
+
+
 def test_bits_helper_agrees():
     assert bits.rows_size(20, N_ITEMS) == row_set_bytes(20)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -273,26 +275,62 @@ def test_uplink_feedback_keeps_what_was_not_sent(name, data, monkeypatch):
 # Rounds that fail, checkpoints.
 
 
-@pytest.mark.parametrize("policy", ["broadcast", "stale", "personal"])
-def test_a_round_that_fails_leaves_nothing(policy, data, monkeypatch):
-    model = mf()
+def state_of(simulation):
+    """Everything in force; slots that nobody holds may have changed."""
+    state = copy.deepcopy(simulation.state_dict())
+    clients = range(N_CLIENTS)
+    state["feedback"] = [simulation.feedback.residual(u).clone() for u in clients]
+    return state
+
+
+def fail(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["training", "decoding", "publishing", "committing"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"replica": "stale"},
+        {"replica": "personal"},
+        {"downlink_feedback": True, "rates": (0.5, 0.75)},
+    ],
+)
+def test_a_round_that_fails_leaves_nothing(keys, where, data, monkeypatch):
+    model = ncf()
     simulation = simulate(
-        model, data, FedRAS(), replica=policy, uplink_feedback=True, fraction=0.5
+        model, data, FedRAS(), uplink_feedback=True, fraction=0.5, **dict(keys)
     )
     for _ in range(4):
         simulation.run_round()
-    before = copy.deepcopy(simulation.state_dict())
+    before = state_of(simulation)
     held = [held_by(model, client).clone() for client in range(N_CLIENTS)]
-    users = model.users.clone()
-    good = simulation.training
-    simulation.training = LocalTraining(1e30, 1e30, 1.0, 2, 16, 4)
-    with pytest.raises(NonFiniteError):
-        simulation.run_round()
-    torch.testing.assert_close(simulation.state_dict(), before, rtol=0, atol=0)
+    users, theta = model.users.clone(), copy.deepcopy(model.theta())
+    with monkeypatch.context() as patch:
+        if where == "training":
+            bad = LocalTraining(1e30, 1e30, 1.0, 2, 16, 4)
+            patch.setattr(simulation, "training", bad)
+        elif where == "decoding":
+            patch.setattr(simulation.uplink, "decode", fail)
+        elif where == "publishing":
+            publish = simulation.replicas.publish
+
+            def publish_and_fail(update):
+                publish(update)
+                fail()
+
+            patch.setattr(simulation.replicas, "publish", publish_and_fail)
+        else:
+            patch.setattr(simulation, "_commit", fail)
+        with pytest.raises((NonFiniteError, KeyboardInterrupt)):
+            simulation.run_round()
+    torch.testing.assert_close(state_of(simulation), before, rtol=0, atol=0)
     assert torch.equal(model.users, users)
+    for name, value in model.theta().items():
+        assert torch.equal(value, theta[name])
     for client, table in enumerate(held):
         assert torch.equal(held_by(model, client), table)
-    simulation.training = good
     simulation.run_round()
 
 
@@ -353,7 +391,14 @@ def test_client_tables_change_all_or_none():
 
 
 def test_mapped_memory_takes_no_space_until_it_is_written():
-    tables = mapped_zeros(100_000, 1000, 100)  # 40 GB
-    tables[99_999, 3, 7] = 2.0
-    assert float(tables[99_999, 3].sum()) == 2.0
-    assert float(tables[12_345].abs().sum()) == 0.0
+    before = shutil.disk_usage(tempfile.gettempdir()).free
+    tables = mapped_zeros(2000, 1000, 100)  # 0.8 GB
+    tables[1999, 3, 7] = 2.0
+    assert float(tables[1999, 3].sum()) == 2.0
+    assert float(tables[1234].abs().sum()) == 0.0
+    assert before - shutil.disk_usage(tempfile.gettempdir()).free < 0.4e9
+
+
+def test_a_disk_too_small_is_refused_before_any_work():
+    with pytest.raises(OSError, match=r"may grow to 40000\.00 GB.*TMPDIR"):
+        mapped_zeros(10**5, 10**6, 100)

@@ -43,7 +43,7 @@ class Clients:
             name: torch.randn(size, generator=rng) * 0.5 for name, size in theta_sizes
         }
 
-    def hold_replicas(self, n_replicas):
+    def hold_replicas(self, n_replicas, mapped=False):
         tables = torch.zeros(n_replicas, N_ITEMS, DIM)
         tables[0] = self.tables[0]
         self.tables = tables

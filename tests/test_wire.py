@@ -57,6 +57,15 @@ def test_forged_messages_are_refused_without_a_flood(entries):
         assert peak < 2**22
 
 
+def test_a_message_too_large_is_refused_unread(monkeypatch):
+    payload = Payload().put_floats("values", np.zeros(10**6, np.float32))
+    message = Message.of(payload, 4, 3)
+    monkeypatch.setattr(msgpack, "unpackb", None)
+    assert message.part_bytes["items"] == 4 * 10**6
+    with pytest.raises(PayloadError, match="of at most 1000"):
+        message.open(3, 1000)
+
+
 def test_zero_bits_hold_no_numbers():
     payload = Payload.of_entries((("levels", (2**31 - 1,), b"", 1),))
     with pytest.raises(PayloadError, match="no bytes to hold"):

@@ -142,6 +142,13 @@ class Budget:
                 too_many = count
         return fits
 
+    def least(self, amount: Callable[[int], int]) -> int:
+        """Return the least amount that an update may leave room for.
+
+        Most bytes are taken where all rows changed, or all but one: their ids are sent.
+        """
+        return min(amount(self.n_items - 1), amount(self.n_items))
+
     def require(self, what: str, amount: int) -> None:
         """Raise a ValueError that names the remedy if ``amount`` is not positive."""
         if amount < 1:

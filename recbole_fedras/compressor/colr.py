@@ -1,5 +1,6 @@
 """CoLR: clients train and send a low-rank factor of the update."""
 
+from copy import copy
 from math import sqrt
 
 import numpy as np
@@ -74,12 +75,15 @@ class CoLR(Compressor):
 def _rank(budget: Budget) -> int:
     """Return everybody's rank: what fits if all rows change, or all but one."""
 
-    def layout(rank: int) -> Layout:
-        n = budget.n_items - 1  # takes most bytes: its ids are sent
-        whole = Layout().rows("rows", n, budget.n_items)
-        return whole.floats("factor", n + 1, rank)
+    def rank_of(n: int) -> int:
+        ids = Layout().rows("rows", n, budget.n_items)
 
-    return budget.most(budget.columns, budget.dim, layout)
+        def layout(rank: int) -> Layout:
+            return copy(ids).floats("factor", n, rank)
+
+        return budget.most(budget.columns, budget.dim, layout)
+
+    return budget.least(rank_of)
 
 
 def _basis(rank: int, ctx: RoundContext, like: Tensor) -> Tensor:

@@ -120,12 +120,11 @@ class FedRAS(Compressor):
 
     def validate(self, budget: Budget) -> None:
         """Require at least one group, before and after the range is applied."""
-        n_groups = self._groups(budget.n_items - 1, budget)  # ids are sent: most bytes
+        n_groups = budget.least(lambda n: self._groups(n, budget))
         budget.require("number of groups", n_groups)
         if self.clustering == "adaptive":
-            budget.require(
-                f"first number of groups (alpha={self.alpha})", self._first(n_groups)
-            )
+            first = floor(n_groups * (1 - self.alpha))
+            budget.require(f"first number of groups (alpha={self.alpha})", first)
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Cluster a client's rows into e_u groups, if there are more of them."""
@@ -212,7 +211,7 @@ class FedRAS(Compressor):
         return fits_raw(len(update), budget)
 
     def _first(self, n_groups: int) -> int:
-        return floor(n_groups * (1 - self.alpha))
+        return max(floor(n_groups * (1 - self.alpha)), 1)  # few rows: few groups
 
     def _kmeans(
         self, update: RowUpdate, n_groups: int, ctx: RoundContext

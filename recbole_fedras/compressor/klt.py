@@ -62,8 +62,8 @@ class KLT(Compressor):
 
     def validate(self, budget: Budget) -> None:
         """Require the bytes of two rows, for an eigenvector and what is coded."""
-        rows = self._limit(budget.n_items - 1, budget) // (4 * budget.dim)
-        budget.require("number of rows' worth of bytes", rows // 2)
+        limit = budget.least(lambda n: self._limit(n, budget))
+        budget.require("number of rows' worth of bytes", limit // (4 * budget.dim) // 2)
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Rotate, find the step, and code."""
@@ -76,7 +76,8 @@ class KLT(Compressor):
         _, vectors = np.linalg.eigh(rows.T @ rows)
         vectors = np.ascontiguousarray(vectors[:, ::-1])  # leading first
         coefficients = rows @ vectors
-        step = np.float32(_find_step(coefficients, limit))
+        tiny = float(np.finfo(np.float32).tiny)
+        step = np.float32(max(_find_step(coefficients, limit), tiny))
         while True:
             payload = put_update_rows(Payload(), update, ctx.n_items)
             _put_coefficients(payload, coefficients, vectors, step)

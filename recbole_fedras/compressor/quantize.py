@@ -46,7 +46,7 @@ class Quantize(Compressor):
 
     def validate(self, budget: Budget) -> None:
         """Require two bits a value, for a sign and zero."""
-        n_bits = self._bits(budget.n_items - 1, budget)  # ids are sent: most bytes
+        n_bits = budget.least(lambda n: self._bits(n, budget))
         budget.require("number of bits a value, less one,", n_bits - 1)
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:

@@ -46,9 +46,12 @@ class SVD(Compressor):
 
     def validate(self, budget: Budget) -> None:
         """Require a rank of at least one, of one row where all bytes are budgeted."""
-        n = budget.n_items - 1  # takes most bytes: its ids are sent
-        rank = self._rank(n, budget)
-        budget.require("rank", rank or budget.most(0, n, self._layout_of(n, budget, 0)))
+
+        def rank(n: int) -> int:
+            rows = budget.most(0, n, self._layout_of(n, budget, 0))
+            return self._rank(n, budget) or rows
+
+        budget.require("rank", budget.least(rank))
 
     def _rank(self, n: int, budget: Budget) -> int:
         def layout(rank: int) -> Layout:

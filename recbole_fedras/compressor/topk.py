@@ -22,7 +22,7 @@ class TopK(Compressor):
     """Keep the largest entries of each row, or of the whole update.
 
     Source: the TopK baseline of FedRAS (KDD 2025, section 5.1), after Aji and Heafield
-    (EMNLP 2017). Entries dropped in a round are lost; there is no error feedback.
+    (EMNLP 2017). Entries dropped in a round are lost, but for error feedback.
 
     Parameters
     ----------
@@ -50,13 +50,15 @@ class TopK(Compressor):
 
     def validate(self, budget: Budget) -> None:
         """Require at least one entry."""
-        n = budget.n_items - 1  # takes most bytes: its ids are sent
-        if self.topk_scope == "global":
-            budget.require("number of entries", self._entries(np.ones(n), budget))
-            return
-        k = self._columns(n, budget)
-        extra = budget.most(0, n, self._layout_of(n, budget, 0))
-        budget.require("number of entries per row", k or extra)
+
+        def entries(n: int) -> int:
+            if self.topk_scope == "global":
+                return self._entries(np.ones(n), budget)
+            rows = budget.most(0, n, self._layout_of(n, budget, 0))
+            return self._columns(n, budget) or rows
+
+        per_row = " per row" if self.topk_scope == "row" else ""
+        budget.require(f"number of entries{per_row}", budget.least(entries))
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Select the entries and send them with their places."""

@@ -8,7 +8,7 @@ import torch
 
 from recbole_fedras.compressor.base import CohortUpdate, RowUpdate
 from recbole_fedras.federation.store import ClientTables
-from recbole_fedras.memory import mapped_zeros
+from recbole_fedras.memory import leading, mapped_zeros
 
 
 class UplinkFeedback:
@@ -64,7 +64,8 @@ class UplinkFeedback:
         """Return the residuals of all clients."""
         slot_of_client = self._store.slot_of_client
         used = int(slot_of_client.max()) + 1
-        return {"slots": self._store.slots[:used], "slot_of_client": slot_of_client}
+        slots = leading(self._store.slots, used)
+        return {"slots": slots, "slot_of_client": slot_of_client}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -35,8 +36,11 @@ class Holder(Protocol):
 
     networks: Tensor | None
 
-    def hold_replicas(self, n_replicas: int) -> None:
-        """Make room for replicas; the first is as it was, the rest are zeros."""
+    def hold_replicas(self, n_replicas: int, mapped: bool = False) -> None:
+        """Make room for replicas, mapped to a file or not.
+
+        The first is as it was, the rest are zeros.
+        """
 
     def replicas(self) -> Tensor:
         """Item tables, shape (n_replicas, n_items, dim); a view."""
@@ -49,8 +53,8 @@ class Replicas(ABC):
     """Which item table each client holds, and how downlinks get there.
 
     In a round, :meth:`deliver` brings the cohort up to date, :meth:`publish` follows
-    the server's step, and :meth:`commit` puts all of it into force; a round without a
-    commit leaves nothing behind.
+    the server's step, and :meth:`commit` puts all of it into force; :meth:`rollback`
+    leaves nothing of a round without one.
 
     Parameters
     ----------
@@ -90,6 +94,7 @@ class Replicas(ABC):
         self.most_bytes = 2 * self.dense_bytes + 4 * len(server.theta) + 1024
         #: Version of the shared parameters that each client holds.
         self.held = torch.zeros(len(tier_of_client), dtype=torch.int64)
+        self._compressor_before = compressor.state_dict()
         self._hold(cohort_size)
 
     @property
@@ -113,13 +118,14 @@ class Replicas(ABC):
     def publish(self, update: RowUpdate) -> None:
         """Make downlinks of ``update``, which the server has just applied."""
 
-    @abstractmethod
     def commit(self, cohort: Tensor) -> None:
         """Put a round into force, for all clients that had a delivery."""
+        self.held[cohort] = self._server.round - 1
+        self._compressor_before = self._compressor.state_dict()
 
-    @abstractmethod
     def rollback(self) -> None:
-        """Forget deliveries since the last commit."""
+        """Forget what was delivered and published since the last commit."""
+        self._compressor.load_state_dict(self._compressor_before)
 
     def metrics(self, cohort: Tensor) -> dict[str, float]:
         """Figures of the last round worth a column in ``rounds.csv``.
@@ -127,9 +133,12 @@ class Replicas(ABC):
         ``drift`` is how far, in the mean, the cohort's replicas are from the server's
         table now: ``|Q - replica| / |Q|``.
         """
-        held = set(self._model.replica_of_client()[cohort].tolist())
-        drift = sum(self._server.drift(self.tables[replica]) for replica in held)
-        return self._compressor.metrics() | {"drift": drift / len(held)}
+        held = Counter(self._model.replica_of_client()[cohort].tolist())
+        drift = sum(
+            self._server.drift(self.tables[replica]) * count
+            for replica, count in held.items()
+        )
+        return self._compressor.metrics() | {"drift": drift / len(cohort)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next round depends on, besides the model's parameters."""
@@ -139,6 +148,7 @@ class Replicas(ABC):
         """Restore what :meth:`state_dict` returned; the model is restored already."""
         self.held.copy_(state["held"])
         self._compressor.load_state_dict(state["compressor"])
+        self._compressor_before = self._compressor.state_dict()
 
     # What the policies share.
 
@@ -177,17 +187,29 @@ class _Published(Replicas):
             self._message(self._compressor.encode(start, budget, ctx), 0, self._base(0))
             for budget in self._budgets
         ]
+        self._next: list[Message] = []
 
     @staticmethod
     @abstractmethod
     def _base(version: int) -> int | None:
         """Version that the downlink to ``version`` builds on."""
 
-    def _make_messages(self, payloads: list[Payload]) -> None:
+    def publish(self, update: RowUpdate) -> None:
+        """Encode the messages of the next round."""
         version = self._server.round
-        self.messages = [
-            self._message(payload, version, self._base(version)) for payload in payloads
+        self._next = [
+            self._message(payload, version, self._base(version))
+            for payload in self._encode(update)
         ]
+
+    def _encode(self, update: RowUpdate) -> list[Payload]:
+        ctx = self._context(self._server.round - 1)
+        return self._compressor.encode_broadcast(update, self._budgets, ctx)
+
+    def commit(self, cohort: Tensor) -> None:
+        """Let the next round have its messages."""
+        super().commit(cohort)
+        self.messages = self._next
 
     def deliver(self, clients: Tensor) -> None:
         """Send each tier's newest message."""
@@ -255,28 +277,24 @@ class BroadcastReplicas(_Published):
         self._channel.ledger.note("catch_up_bytes", catch_up)
 
     def publish(self, update: RowUpdate) -> None:
-        """Encode, and apply to all replicas."""
-        self._make_messages(self._encode(update))
-        sizes = []
-        for table, message in zip(self.tables, self.messages, strict=True):
-            decoded, _ = self._decode(message, self._server.round - 1)
-            table.index_add_(0, decoded.ids.to(table.device), decoded.rows.to(table))
-            # Who missed it would not need its theta: the next one replaces it.
-            sizes.append([len(message.data) - message.part_bytes["theta"]])
-        self._share_theta(self.messages[0])
-        newest = self._published[:, -1:] + torch.tensor(sizes)
-        self._published = torch.cat([self._published, newest], dim=1)
-
-    def _encode(self, update: RowUpdate) -> list[Payload]:
-        ctx = self._context(self._server.round - 1)
-        return self._compressor.encode_broadcast(update, self._budgets, ctx)
+        """Encode, and decode what all replicas will apply."""
+        super().publish(update)
+        held = self._server.round - 1
+        self._changes = [self._decode(message, held)[0] for message in self._next]
 
     def commit(self, cohort: Tensor) -> None:
-        """Note who is up to date."""
-        self.held[cohort] = self._server.round - 1
-
-    def rollback(self) -> None:
-        """Nothing: deliveries change no replica."""
+        """Apply the newest downlink to all replicas."""
+        super().commit(cohort)
+        for table, change in zip(self.tables, self._changes, strict=True):
+            table.index_add_(0, change.ids.to(table.device), change.rows.to(table))
+        self._share_theta(self.messages[0])
+        # Who missed it would not need its theta: the next one replaces it.
+        sizes = [
+            [len(message.data) - message.part_bytes["theta"]]
+            for message in self.messages
+        ]
+        newest = self._published[:, -1:] + torch.tensor(sizes)
+        self._published = torch.cat([self._published, newest], dim=1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next round depends on."""
@@ -299,6 +317,7 @@ class FeedbackReplicas(BroadcastReplicas):
     def _hold(self, cohort_size: int) -> None:
         super()._hold(cohort_size)
         self._compressors = [copy.deepcopy(self._compressor) for _ in self._budgets]
+        self._states = [own.state_dict() for own in self._compressors]
 
     def _encode(self, update: RowUpdate) -> list[Payload]:
         ctx = self._context(self._server.round - 1)
@@ -313,18 +332,26 @@ class FeedbackReplicas(BroadcastReplicas):
         """Return figures of the first tier's compressor."""
         return super().metrics(cohort) | self._compressors[0].metrics()
 
+    def commit(self, cohort: Tensor) -> None:
+        """Put the compressors' states into force too."""
+        super().commit(cohort)
+        self._states = [own.state_dict() for own in self._compressors]
+
+    def rollback(self) -> None:
+        """Restore the compressors' states too."""
+        super().rollback()
+        for compressor, state in zip(self._compressors, self._states, strict=True):
+            compressor.load_state_dict(state)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what the next round depends on."""
-        states = [compressor.state_dict() for compressor in self._compressors]
-        return super().state_dict() | {"compressors": states}
+        return super().state_dict() | {"compressors": self._states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state)
-        for compressor, own in zip(
-            self._compressors, state["compressors"], strict=True
-        ):
-            compressor.load_state_dict(own)
+        self._states = state["compressors"]
+        self.rollback()
 
 
 class _OwnTables(Replicas):
@@ -335,9 +362,9 @@ class _OwnTables(Replicas):
 
     def _hold(self, cohort_size: int) -> None:
         n_clients = len(self._tier_of_client)
-        self._model.hold_replicas(1 + n_clients + cohort_size)
+        self._model.hold_replicas(1 + n_clients + cohort_size, mapped=True)
         if self._model.networks is not None:
-            self._model.networks[:] = self._server.theta
+            self._model.networks[0] = self._server.theta
         self._store = ClientTables(self.tables, self._model.replica_of_client())
 
     def tables_of(self, clients: Tensor) -> Tensor:
@@ -353,11 +380,12 @@ class _OwnTables(Replicas):
 
     def commit(self, cohort: Tensor) -> None:
         """Note who is up to date."""
+        super().commit(cohort)
         self._store.commit()
-        self.held[cohort] = self._server.round - 1
 
     def rollback(self) -> None:
         """Forget deliveries."""
+        super().rollback()
         self._store.rollback()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -389,13 +417,6 @@ class StaleReplicas(_OwnTables, _Published):
         ]
         for client in clients.tolist():
             self._apply(client, *decoded[int(self._tier_of_client[client])])
-
-    def publish(self, update: RowUpdate) -> None:
-        """Encode for the next cohort."""
-        ctx = self._context(self._server.round - 1)
-        self._make_messages(
-            self._compressor.encode_broadcast(update, self._budgets, ctx)
-        )
 
 
 class PersonalReplicas(_OwnTables):

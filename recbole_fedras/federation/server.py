@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_fedras.compressor.base import RowUpdate
-from recbole_fedras.wire.payload import Payload
+from recbole_fedras.compressor.base import Budget, RowUpdate
+from recbole_fedras.wire.payload import Layout, Message, Payload
 
 
 class Server:
@@ -31,14 +31,27 @@ class Server:
         self.item_table = item_table.clone()
         self.theta = theta.clone()
         self.round = 0
+        self._before: tuple[Tensor, Tensor] | None = None
 
     def step(self, update: RowUpdate, theta_change: Tensor) -> None:
-        """Apply a round's aggregate."""
+        """Apply a round's aggregate; nothing is lost until :meth:`commit`."""
+        self._before = self.item_table.clone(), self.theta.clone()
         self.item_table.index_add_(
             0, update.ids.to(self.item_table.device), update.rows.to(self.item_table)
         )
         self.theta += theta_change.to(self.theta)
         self.round += 1
+
+    def commit(self) -> None:
+        """Put a step into force."""
+        self._before = None
+
+    def rollback(self) -> None:
+        """Undo a step that was not committed."""
+        if self._before is not None:
+            self.item_table, self.theta = self._before
+            self.round -= 1
+            self._before = None
 
     def drift(self, replica: Tensor) -> float:
         """Return how far a replica has departed: ``|Q - replica| / |Q|``."""
@@ -75,3 +88,26 @@ def get_theta(payload: Payload, n_theta: int) -> Tensor:
     if not n_theta:
         return torch.zeros(0)
     return torch.from_numpy(payload.floats("theta", n_theta).copy())
+
+
+def wire_budget(n_items: int, dim: int, rate: float, theta: Tensor) -> Budget:
+    """Return what a rate of all bytes leaves of a message for its compressed part.
+
+    The message has at most ``1 - rate`` of the bytes of item table and network in
+    float32; the network itself and the message's header go off.
+
+    Raises
+    ------
+    ValueError
+        If nothing is left.
+    """
+    limit = int(4 * (n_items * dim + len(theta)) * (1 - rate))
+    rest = Message.of(put_theta(Payload(), theta), 2**31, 2**31)
+    n_bytes = limit - len(rest.data) + Layout().size
+    if n_bytes < 1:
+        raise ValueError(
+            f"compression_rate={rate} with budget=wire leaves {limit} bytes for a "
+            f"message, but {len(rest.data)} are taken by the network ({len(theta)} "
+            "values) and framing: choose a lower compression_rate"
+        )
+    return Budget(n_items, dim, rate, n_bytes)

@@ -41,13 +41,18 @@ from recbole_fedras.federation.sampling import (
     cohort_size,
     select_cohort,
 )
-from recbole_fedras.federation.server import Server, get_theta, put_theta
+from recbole_fedras.federation.server import (
+    Server,
+    get_theta,
+    put_theta,
+    wire_budget,
+)
 from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.parallel import thread_map, threads
 from recbole_fedras.rng import Stream, counter_key
 from recbole_fedras.theta import flatten, unflatten
 from recbole_fedras.wire.channel import Channel, Ledger
-from recbole_fedras.wire.payload import Layout, Message, Payload
+from recbole_fedras.wire.payload import Message
 
 PHASES = ("local_training", "compression", "serialisation", "aggregation")
 
@@ -172,21 +177,10 @@ class Simulation:
         self._seconds: dict[str, float] = {}
 
     def _budget(self, rate: float) -> Budget:
-        """Return what a rate leaves: of values, or of all bytes of a message."""
         n_items, dim = self.server.item_table.shape
-        n_theta = len(self.server.theta)
-        if self.federation.budget == "nominal":
-            return Budget(n_items, dim, rate)
-        limit = int(4 * (n_items * dim + n_theta) * (1 - rate))
-        rest = Message.of(put_theta(Payload(), self.server.theta), 2**31, 2**31)
-        n_bytes = limit - len(rest.data) + Layout().size
-        if n_bytes < 1:
-            raise ValueError(
-                f"compression_rate={rate} with budget=wire leaves {limit} bytes for a "
-                f"message, but {len(rest.data)} are taken by the network ({n_theta} "
-                "values) and framing: choose a lower compression_rate"
-            )
-        return Budget(n_items, dim, rate, n_bytes)
+        if self.federation.budget == "wire":
+            return wire_budget(n_items, dim, rate, self.server.theta)
+        return Budget(n_items, dim, rate)
 
     @property
     def round(self) -> int:
@@ -236,12 +230,9 @@ class Simulation:
         with self._time("aggregation"):
             update = mean.update()
             self.server.step(update, mean_theta(theta_changes))
-        self._commit(torch.from_numpy(cohort), torch.cat(user_rows))
         with self._time("compression"):
             self.replicas.publish(update)
-        newest = unflatten(self.server.theta, self._model.theta())
-        for name, value in self._model.theta().items():
-            value.copy_(newest[name])
+        self._commit(torch.from_numpy(cohort), torch.cat(user_rows))
         dense = 2 * 4 * (n_items * dim + len(self.server.theta))
         self.ledger.note("dense_bytes", dense * len(cohort))
         return RoundReport(
@@ -253,13 +244,18 @@ class Simulation:
         )
 
     def _commit(self, cohort: Tensor, user_rows: Tensor) -> None:
-        """Put into force what the round changed at clients."""
+        """Put into force what the round changed; nothing here can fail."""
         self._model.client_rows()[cohort] = user_rows
+        self.server.commit()
         self.replicas.commit(cohort)
         if self.feedback is not None:
             self.feedback.commit()
+        newest = unflatten(self.server.theta, self._model.theta())
+        for name, value in self._model.theta().items():
+            value.copy_(newest[name])
 
     def _rollback(self) -> None:
+        self.server.rollback()
         self.replicas.rollback()
         if self.feedback is not None:
             self.feedback.rollback()

@@ -42,7 +42,12 @@ class ClientTables:
         return torch.tensor(list(new), dtype=torch.int64)
 
     def renew(self, client: int) -> int:
-        """Copy a client's table to a free slot, to be written; return the slot."""
+        """Copy a client's table to a free slot, to be written; return the slot.
+
+        Another call before the commit returns the same.
+        """
+        if client in self._changed:
+            return self._changed[client]
         new = heappop(self._free)
         self.slots[new] = self.slots[int(self.slot_of_client[client])]
         self._changed[client] = new

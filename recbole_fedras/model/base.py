@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
-from recbole_fedras.memory import mapped_zeros
+from recbole_fedras.memory import leading, mapped_zeros
 from recbole_fedras.rng import Stream, generator
-from recbole_fedras.theta import Theta, flatten, unflatten
+from recbole_fedras.theta import Theta, unflatten
 
 
 class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
@@ -40,7 +41,7 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         Shared. Replica t is the block of rows from ``t * n_items``; there is one where
         all clients hold the same (:meth:`hold_replicas`).
     networks : Tensor or None, shape (n_replicas, n_theta)
-        Flattened network that goes with each replica; None if there is one.
+        Flattened network that goes with each replica; None if one serves all.
     """
 
     input_type = InputType.POINTWISE
@@ -102,17 +103,23 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     # What federated training needs; ids count from 0, without [PAD].
 
-    def hold_replicas(self, n_replicas: int) -> None:
-        """Make room for replicas; the first is as it was, the rest are zeros."""
+    def hold_replicas(self, n_replicas: int, mapped: bool = False) -> None:
+        """Make room for replicas, mapped to a file or not (only on the CPU).
+
+        The first is as it was, the rest are zeros.
+        """
         first = self.item_embedding.weight.data[: self.n_items]
-        networks = torch.zeros(n_replicas, len(flatten(self.theta())))
-        size = (n_replicas * self.n_items, self.dim)
-        weight = (
-            mapped_zeros(*size) if first.device.type == "cpu" else first.new_zeros(size)
-        )
+        if mapped and first.device.type == "cpu":
+            zeros = mapped_zeros
+        else:
+            zeros = partial(torch.zeros, device=first.device)
+        weight = zeros(n_replicas * self.n_items, self.dim)
         weight[: self.n_items] = first
-        self.item_embedding = nn.Embedding(*size, _weight=weight)
-        self.networks = networks.to(first.device) if n_replicas > 1 else None
+        self.item_embedding = nn.Embedding(len(weight), self.dim, _weight=weight)
+        n_theta = sum(value.numel() for value in self.theta().values())
+        self.networks = (
+            zeros(n_replicas, n_theta) if n_replicas > 1 and n_theta else None
+        )
 
     def replica_of_client(self) -> Tensor:
         """Replica that each client holds, shape (n_clients,); a view."""
@@ -139,14 +146,31 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     # What RecBole expects of a model.
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return parameters; of replicas, those up to the last that a client holds."""
+        state = super().state_dict(*args, **kwargs)
+        used = int(self.replica_of_user.max()) + 1
+        counts = {"item_embedding.weight": used * self.n_items, "networks": used}
+        for name, count in counts.items():
+            if name in state and len(state[name]) > count:
+                state[name] = leading(state[name], count)
+        return state
+
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load parameters; with as many replicas as the state holds."""
-        held = len(state_dict["item_embedding.weight"]) // self.n_items
-        if held != len(self.item_embedding.weight) // self.n_items and held:
-            self.hold_replicas(held)
-        return super().load_state_dict(state_dict, strict, assign)
+        """Load parameters; make room for more replicas, keep room that is left over."""
+        saved = len(state_dict["item_embedding.weight"]) // self.n_items
+        if saved * self.n_items > len(self.item_embedding.weight):
+            self.hold_replicas(saved, mapped=True)
+        weight, networks = self.item_embedding.weight.data, self.networks
+        self.item_embedding.weight.data = weight[: max(saved, 1) * self.n_items]
+        if networks is not None:
+            self.networks = networks[:saved] if "networks" in state_dict else None
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        finally:
+            self.item_embedding.weight.data, self.networks = weight, networks
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """Logits of pairs: users (n,) with items (n,) or with candidates (n, m)."""

@@ -211,7 +211,7 @@ class Layout:
         return self
 
 
-@dataclass(frozen=True)
+@dataclass
 class Message:
     """The bytes of one payload, as sent.
 
@@ -227,7 +227,9 @@ class Message:
     def of(cls, payload: Payload, version: int, base: int | None) -> Message:
         """Serialise a payload that leads from ``base`` to ``version``."""
         header = msgpack.packb((version, base, None))[:-1]
-        return cls(header + payload.to_bytes())
+        message = cls(header + payload.to_bytes())
+        message.part_bytes = message._parts(payload)
+        return message
 
     def open(self, held: int, most: int) -> Payload:
         """Return the payload to a receiver who holds version ``held``.
@@ -273,7 +275,10 @@ class Message:
     @cached_property
     def part_bytes(self) -> dict[str, int]:
         """Bytes by part; they add up to ``len(data)``."""
-        parts = self.payload.part_bytes()
+        return self._parts(self.payload)
+
+    def _parts(self, payload: Payload) -> dict[str, int]:
+        parts = payload.part_bytes()
         return parts | {"framing": len(self.data) - sum(parts.values())}
 
 
