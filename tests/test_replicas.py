@@ -16,7 +16,7 @@ from recbole_fedras.compressor import Compressor
 from recbole_fedras.compressor.fedras import FedRAS
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.compressor.topk import TopK
-from recbole_fedras.federation import replica as policies
+from recbole_fedras.federation import personal
 from recbole_fedras.federation.sampling import select_cohort
 from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.federation.simulation import NonFiniteError, Simulation
@@ -178,7 +178,7 @@ def test_personal_replicas_get_the_budget_of_their_tier(data):
 def test_personal_replicas_do_not_depend_on_the_chunks(data, monkeypatch):
     tables = []
     for size in (2**27, 1):
-        monkeypatch.setattr(policies, "CHUNK_BYTES", size)
+        monkeypatch.setattr(personal, "CHUNK_BYTES", size)
         model = mf()
         simulation = simulate(model, data, FedRAS(), replica="personal")
         for _ in range(4):
@@ -338,6 +338,7 @@ def test_a_round_that_fails_leaves_nothing(keys, where, data, monkeypatch):
 @pytest.mark.parametrize(
     "keys",
     [
+        {},
         {"replica": "stale"},
         {"replica": "personal"},
         {"downlink_feedback": True, "rates": (0.5, 0.75)},

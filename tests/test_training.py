@@ -424,31 +424,6 @@ def test_tiers_hold_their_own_replicas(data):
     assert drift[0] < drift[2]
 
 
-def test_state_restores_to_the_bit(data):
-    def fresh():
-        model = mf()
-        return model, Simulation(
-            model, data, FedRAS(), FedRAS(), federation(0.5, (0.75,)), TRAINING
-        )
-
-    with torch.no_grad():
-        model, simulation = fresh()
-        for _ in range(6):
-            simulation.run_round()
-        half_model, half = fresh()
-        for _ in range(3):
-            half.run_round()
-        resumed_model, resumed = fresh()
-        resumed.load_state_dict(half.state_dict())
-        resumed_model.tables.copy_(half_model.tables)
-        resumed_model.users.copy_(half_model.users)
-        for _ in range(3):
-            resumed.run_round()
-    assert torch.equal(resumed_model.tables, model.tables)
-    assert torch.equal(resumed_model.users, model.users)
-    assert resumed.ledger.totals == simulation.ledger.totals
-
-
 def test_divergence_stops_before_anything_changes(data):
     model = mf(std=50.0)
     training = LocalTraining(1e30, 1e30, 1.0, 2, 16, 4)

@@ -23,6 +23,7 @@ from recbole_fedras.compressor.base import (
 )
 from recbole_fedras.data.clients import ClientData, Ints, Samples, draw_samples
 from recbole_fedras.federation.aggregation import RowMean, mean_theta
+from recbole_fedras.federation.broadcast import BroadcastReplicas, FeedbackReplicas
 from recbole_fedras.federation.cohort import (
     Score,
     TrainClients,
@@ -31,11 +32,8 @@ from recbole_fedras.federation.cohort import (
     train_cohort,
 )
 from recbole_fedras.federation.feedback import UplinkFeedback
-from recbole_fedras.federation.replica import (
-    POLICIES,
-    FeedbackReplicas,
-    Holder,
-)
+from recbole_fedras.federation.personal import PersonalReplicas, StaleReplicas
+from recbole_fedras.federation.replica import Holder, Replicas
 from recbole_fedras.federation.sampling import (
     assign_tiers,
     cohort_size,
@@ -155,10 +153,7 @@ class Simulation:
             downlink.validate(budget)
         self.ledger = Ledger()
         self._channel = Channel(self.ledger)
-        policy = POLICIES[federation.replica]
-        if federation.replica == "broadcast" and federation.downlink_feedback:
-            policy = FeedbackReplicas
-        self.replicas = policy(
+        self.replicas = _policy(federation)(
             model,
             self.server,
             downlink,
@@ -369,3 +364,11 @@ class Simulation:
         if self.feedback is not None:
             self.feedback.load_state_dict(state["feedback"])
         self.ledger.load_state_dict(state["ledger"])
+
+
+def _policy(federation: Federation) -> type[Replicas]:
+    if federation.replica == "stale":
+        return StaleReplicas
+    if federation.replica == "personal":
+        return PersonalReplicas
+    return FeedbackReplicas if federation.downlink_feedback else BroadcastReplicas
