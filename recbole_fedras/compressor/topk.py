@@ -67,7 +67,7 @@ class TopK(Compressor):
         n, rows = len(update), update.rows.cpu().numpy()
         k = self._columns(n, budget)
         extra = budget.most(0, n, self._layout_of(n, budget, k)) if k < ctx.dim else 0
-        order = np.argsort(-np.abs(rows), axis=1, kind="stable")[:, : k + 1]
+        order = _leading(rows, k + 1)
         columns = np.sort(order[:, :k], axis=1)  # (n, k)
         payload = put_update_rows(Payload(), update, ctx.n_items)
         payload.put_floats("values", np.take_along_axis(rows, columns, 1))
@@ -146,3 +146,12 @@ class TopK(Compressor):
             return whole
 
         return layout
+
+
+def _leading(rows: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Columns of the ``count`` entries of largest magnitude in each row, by rank."""
+    magnitudes = -np.abs(rows)
+    count = min(count, rows.shape[1])
+    found = np.argpartition(magnitudes, count - 1, axis=1)[:, :count]
+    by_rank = np.argsort(np.take_along_axis(magnitudes, found, 1), axis=1)
+    return np.take_along_axis(found, by_rank, 1)
