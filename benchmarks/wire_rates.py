@@ -26,6 +26,8 @@ def main() -> None:
     for name in sorted(registry.names("compressor"), key=str.lower):
         path = registry.read_properties("compressor", name)["compressor_class"]
         made = registry.load_class("compressor_class", path, Compressor)
+        if made.cuts is not None:
+            continue  # as none
         row = {"wire CR at nominal": name}
         for rate in RATES:
             for dataset, n_items in ITEMS.items():

@@ -293,6 +293,26 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         if issubclass(self.model_class, FederatedRecommender):
             self.federation(), self.local_training(), self.make_compressors()
             keys.check_federated(self)
+            self._cut()
+
+    def _cut(self) -> None:
+        """Let methods that do not compress meet the rate by doing less."""
+        cut = {compressor.cuts for _, compressor in self._compressors.values()}
+        key = cut.pop()
+        if cut:
+            name = self.method.replace("+", " and ")
+            keys.refuse(self, "compressor", f"one that serves both ways, not {name}")
+        if key is None:
+            return
+        if self["bandwidth"] is not None:
+            keys.refuse(self, "bandwidth", f"None: {self.method} cuts {key} for all")
+        kept = (
+            1 - self["compression_rate"] + 5e-5
+        )  # rates are read as papers print them
+        if key == "client_fraction":
+            self.final_config_dict[key] *= 1 - self["compression_rate"]
+        else:
+            self.final_config_dict[key] = max(1, int(self[key] * kept))
 
     # Typed settings.
 

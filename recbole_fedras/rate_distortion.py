@@ -166,9 +166,11 @@ def methods(config: Config) -> dict[str, Compressor]:
     built: dict[str, Compressor] = {}
     for name in registry.names("compressor"):
         defaults = registry.read_properties("compressor", name)
-        found = registry.load_class(
+        found: type[Compressor] = registry.load_class(
             "compressor_class", defaults["compressor_class"], Compressor
         )
+        if found.cuts is not None:
+            continue  # on one update the same as none
         parameters = registry.hyper_parameters(found)
         keys = {
             key: config.external_config_dict.get(key, defaults.get(key, value))

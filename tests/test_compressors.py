@@ -18,7 +18,8 @@ from recbole_fedras.compressor.topk import TopK
 from recbole_fedras.wire import bits
 from recbole_fedras.wire.payload import Message
 
-NAMES = list(registry.names("compressor"))
+CUTS = ["Base", "RCR", "RSC"]  # do not compress: as none
+NAMES = [name for name in registry.names("compressor") if name not in CUTS]
 VARIANTS = [
     *((name, {}) for name in NAMES),
     ("TopK", {"topk_scope": "global"}),

@@ -9,6 +9,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
+from test_compressors import NAMES
 from test_training import DIM, N_CLIENTS, N_ITEMS, TRAINING, data, federation, mf, ncf
 
 from recbole_fedras import registry
@@ -25,7 +26,6 @@ from recbole_fedras.memory import mapped_zeros
 from recbole_fedras.wire.payload import Message, Payload, PayloadError, VersionError
 
 __all__ = ["data"]  # a fixture
-NAMES = list(registry.names("compressor"))
 LOSSY = ("TopK", "FedRAS", "SVD")
 
 

@@ -446,6 +446,31 @@ def test_checkpoints_hold_the_replicas_that_clients_hold(run):
     assert size == n_used * 61 * 8 * 4
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "whole", "left"),
+    [
+        ("Base", "embedding_size", 8, 2),
+        ("RCR", "epochs", 8, 2),
+        ("RSC", "client_fraction", 0.5, 0.125),
+    ],
+)
+def test_a_rate_may_be_met_by_doing_less(run, name, key, whole, left):
+    result = run(compressor=name, compression_rate=0.75, eval_step=1, **{key: whole})
+    exact = run(compressor="none", eval_step=1, **{key: left})
+    for part in ("test_result", "communication", "rounds"):
+        assert result[part] == exact[part]
+    config = (Path(result["run_folder"]) / "config.yaml").read_text()
+    assert yaml.safe_load(config)[key] == whole  # a run from it is cut as well
+    with pytest.raises(ValueError, match=f"serves both ways, not {name} and SVD"):
+        run(compressor=name, downlink_compressor="SVD")
+
+
+def test_papers_rates_leave_three_two_and_one_dimension(workspace):
+    for rate, dims in ((0.9063, 3), (0.9375, 2), (0.9688, 1), (0.99, 1)):
+        keys = {"compressor": "Base", "compression_rate": rate}
+        assert Config(config_dict=keys)["embedding_size"] == dims
+
+
 def test_a_preset_lies_beneath_what_is_set(workspace):
     config = Config("MF", config_dict={"preset": "best"}, argv=TINY)
     assert config["compressor"] == "KLT"
@@ -467,7 +492,7 @@ def test_rate_distortion_captures_measures_and_reads_back(workspace, capsys):
     command = ["rate-distortion", *tiny, *rates, "--rounds=3"]
     assert main([*command, "--output=one", "--direction=uplink"]) == 0
     printed = capsys.readouterr().out
-    for name in registry.names("compressor"):
+    for name in set(registry.names("compressor")) - {"Base", "RCR", "RSC"}:
         assert f"| {name} " in printed
     assert "plotly" in (workspace / "one" / "rate_distortion.html").read_text()
     with (workspace / "one" / "points.csv").open() as file:
@@ -576,7 +601,7 @@ class SignOfMine(Compressor):
     ("arguments", "said"),
     [
         (["--compressor=fedras"], "did you mean 'FedRAS'"),
-        (["--compressor=Gzip"], "known: CoLR, EDEN, FedRAS, KLT, Quantize, "),
+        (["--compressor=Gzip"], "known: Base, CoLR, EDEN, FedRAS, KLT, "),
         (["--model=MFF"], "did you mean 'MF'"),
         (["--model=bpr"], "model='bpr' is unknown"),
         (["--compresion_rate=0.5"], "did you mean 'compression_rate'"),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from test_compressors import NAMES
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from recbole_fedras import registry
@@ -343,7 +344,7 @@ def test_fedras_with_room_for_all_rows_equals_none(data):
 
 
 @pytest.mark.parametrize("make", [mf, ncf])
-@pytest.mark.parametrize("name", list(registry.names("compressor")))
+@pytest.mark.parametrize("name", NAMES)
 def test_rounds_change_only_the_cohorts_private_rows_and_book_every_byte(
     name, make, data
 ):

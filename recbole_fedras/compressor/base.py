@@ -206,6 +206,10 @@ class Compressor(ABC):
     context. State of the sending side is kept only through :meth:`state_dict`.
     """
 
+    #: Key of the run that the compression rate cuts instead of compressing, if any:
+    #: ``epochs``, ``client_fraction`` or ``embedding_size``.
+    cuts: ClassVar[str | None] = None
+
     #: Whether clients of one run may have different compression rates.
     heterogeneous: ClassVar[bool] = True
 
