@@ -14,7 +14,8 @@ import torch
 from recbole_fedras.compressor import Budget, RoundContext, RowUpdate
 
 N_ITEMS, DIM = 60, 8
-CTX = RoundContext(round=3, seed=7, n_items=N_ITEMS, dim=DIM, sender=5)
+BASE = torch.randn(N_ITEMS, DIM, generator=torch.Generator().manual_seed(5))
+CTX = RoundContext(round=3, seed=7, n_items=N_ITEMS, dim=DIM, sender=5, base=BASE)
 
 
 def make_update(n_rows: int, seed: int = 0, scale: float = 1.0) -> RowUpdate:

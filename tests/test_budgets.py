@@ -59,7 +59,7 @@ def test_bytes_meet_the_budget(name, keys, rate, n, broadcast):
     size = len(payload.to_bytes())
     if name != "none":
         assert size <= own.n_bytes
-    if name not in ("none", "CoLR", "RankOne"):
+    if name not in ("none", "CoLR", "RankOne", "JointRec"):
         assert size >= 0.99 * own.n_bytes
     received = Message(Message.of(payload, 1, 0).data).payload
     decoded = make(name, **keys).decode(received, LARGE_CTX)
@@ -116,8 +116,8 @@ def test_fedras_splits_to_what_fits_and_tiers_nest():
 def test_no_message_exceeds_its_share_of_the_dense_one(
     name, keys, make_model, replica, data, monkeypatch
 ):
-    if name == "none":
-        pytest.skip("has no budget")
+    if name == "none" or (name, replica) == ("CE", "stale"):
+        pytest.skip("has no budget, or no table that all hold")
     model, rate = make_model(), 0.3
     n_theta = sum(value.numel() for value in model.theta().values())
     simulation = simulate(

@@ -151,7 +151,7 @@ def test_personal_replicas_and_what_they_lack_are_the_servers_table(name, data):
             held = held_by(model, client)
             if name == "none":
                 torch.testing.assert_close(held, table)
-            elif name != "CoLR":  # a random subspace may be unlucky
+            elif name not in ("CoLR", "CE"):  # random subspaces, whole tables
                 due = (table - before[client]).norm()
                 assert (table - held).norm() <= 1.1 * due + 1e-6
         for client, held in others.items():
@@ -188,6 +188,24 @@ def test_personal_replicas_do_not_depend_on_the_chunks(data, monkeypatch):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize(
+    "keys", [{"replica": "stale"}, {"rates": (0.5, 0.75)}], ids=["stale", "tiers"]
+)
+def test_a_method_of_tables_needs_one_that_all_hold(keys, data):
+    with pytest.raises(ValueError, match="CE needs to know the receiver's table"):
+        simulate(mf(), data, make("CE"), **keys)
+
+
+def test_ce_sends_groups_of_embeddings(data):
+    """Every client's replica has C_m different rows at most; updates' would add up."""
+    model = mf()
+    simulation = simulate(model, data, make("CE"), downlink_feedback=True, fraction=1.0)
+    for _ in range(4):
+        simulation.run_round()
+        rows = model.tables[0][simulation.server.item_table.ne(0).any(1)]
+        assert len(torch.unique(rows.round(decimals=4), dim=0)) <= 12  # C_m of C_e = 10
+
+
 # Feedback.
 
 
@@ -196,7 +214,7 @@ def test_personal_replicas_do_not_depend_on_the_chunks(data, monkeypatch):
 def test_downlink_feedback_sends_all_that_replicas_lack(name, rates, data, monkeypatch):
     """Law: what is decoded and what is still owed are what was to be sent."""
     compressor = make(name)
-    if not compressor.heterogeneous:
+    if not compressor.heterogeneous or name == "CE":
         rates = (0.75,)
     drift = {}
     encode = type(compressor).encode_broadcast

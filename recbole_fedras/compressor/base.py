@@ -176,6 +176,8 @@ class RoundContext:
         The client, or :data:`SERVER`.
     receiver : int or None
         The client, if the server encodes for him alone.
+    base : Tensor or None, shape (n_items, dim)
+        The table that the update changes, if both ends know it; never to be written.
     """
 
     round: int
@@ -184,6 +186,7 @@ class RoundContext:
     dim: int
     sender: int = SERVER
     receiver: int | None = None
+    base: Tensor | None = None
 
     def generator(self) -> np.random.Generator:
         """Random numbers of this sender, to this receiver, in this round."""

@@ -141,7 +141,7 @@ class FedRAS(Compressor):
         raw = [self._is_raw(update, budget) for budget in budgets]
         if self.clustering == "fixed" or all(raw):
             self._metrics = {"groups": float(min(len(update), max(limits)))}
-            return super().encode_broadcast(update, budgets, ctx)
+            return [FedRAS.encode(self, update, own, ctx) for own in budgets]
 
         clustered = [limit for limit, sent in zip(limits, raw, strict=True) if not sent]
         recorded = max(clustered)

@@ -79,7 +79,7 @@ class SVD(Compressor):
         if rank * (n + ctx.dim) >= n * ctx.dim or fits_raw(n, budget):
             return raw_payload(update, ctx.n_items)
         extra = budget.most(0, n, self._layout_of(n, budget, rank))
-        right = _leading_right_vectors(update.rows, rank + bool(extra))
+        right = leading_right_vectors(update.rows, rank + bool(extra))
         left = (update.rows @ right.T).cpu().numpy()
         payload = put_update_rows(Payload(), update, ctx.n_items)
         payload.put_floats("left", left[:, :rank])
@@ -109,7 +109,7 @@ class SVD(Compressor):
         return row_update(ids, rows)
 
 
-def _leading_right_vectors(rows: Tensor, rank: int) -> Tensor:
+def leading_right_vectors(rows: Tensor, rank: int) -> Tensor:
     """Return the ``rank`` leading right singular vectors, shape (rank, dim)."""
     exact = rows.double()
     _, vectors = torch.linalg.eigh(exact.T @ exact)  # eigenvalues increase

@@ -58,7 +58,13 @@ class BroadcastReplicas(PublishedReplicas):
         """Encode, and decode what all replicas will apply."""
         super().publish(update)
         held = self._server.round - 1
-        self._changes = [self._decode(message, held)[0] for message in self._next]
+        self._changes = [
+            self._decode(message, held, table)[0]
+            for message, table in zip(self._next, self.tables, strict=True)
+        ]
+
+    def _common_base(self) -> Tensor | None:
+        return self.tables[0] if len(self._budgets) == 1 else None
 
     def commit(self, cohort: Tensor) -> None:
         """Apply the newest downlink to all replicas."""
@@ -97,10 +103,15 @@ class FeedbackReplicas(BroadcastReplicas):
         self._compressors = [copy.deepcopy(self._compressor) for _ in self._budgets]
         self._states = [own.state_dict() for own in self._compressors]
 
+    def _common_base(self) -> Tensor:
+        return self.tables[0]  # of the first messages: all tables start alike
+
     def _encode(self, update: RowUpdate) -> list[Payload]:
-        ctx = self._context(self._server.round - 1)
+        round = self._server.round - 1
         return [
-            compressor.encode_broadcast(self._ahead_of(table), [budget], ctx)[0]
+            compressor.encode_broadcast(
+                self._ahead_of(table), [budget], self._context(round, table)
+            )[0]
             for compressor, table, budget in zip(
                 self._compressors, self.tables, self._budgets, strict=True
             )

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from recbole_fedras.compressor.base import (
-    SERVER,
     CohortUpdate,
     RoundContext,
     RowUpdate,
@@ -82,7 +81,7 @@ class StaleReplicas(OwnReplicas, PublishedReplicas):
         """Send the newest downlink, which is all they apply."""
         super().deliver(clients)
         decoded = [
-            self._decode(message, self._server.round) for message in self.messages
+            self._decode(message, self._server.round, None) for message in self.messages
         ]
         for client in clients.tolist():
             self._apply(client, *decoded[int(self._tier_of_client[client])])
@@ -133,10 +132,8 @@ class PersonalReplicas(OwnReplicas):
             yield self._message(payload, self._server.round, held)
 
     def _context_of(self, client: int) -> RoundContext:
-        n_items, dim = self._server.item_table.shape
-        return RoundContext(
-            self._server.round, self._seed, n_items, dim, SERVER, receiver=client
-        )
+        table = self.tables[int(self._model.replica_of_client()[client])]
+        return self._context(self._server.round, table, client)
 
     def publish(self, update: RowUpdate) -> None:
         """Nothing: the next cohort's replicas say what to send."""

@@ -144,9 +144,11 @@ class Replicas(ABC):
 
     # What the policies share.
 
-    def _context(self, round: int) -> RoundContext:
+    def _context(
+        self, round: int, base: Tensor | None = None, receiver: int | None = None
+    ) -> RoundContext:
         n_items, dim = self._server.item_table.shape
-        return RoundContext(round, self._seed, n_items, dim, SERVER)
+        return RoundContext(round, self._seed, n_items, dim, SERVER, receiver, base)
 
     def _message(self, payload: Payload, version: int, base: int | None) -> Message:
         return Message.of(put_theta(payload, self._server.theta), version, base)
@@ -173,7 +175,7 @@ class PublishedReplicas(Replicas):
     """One message for all clients of a tier, made when the server has stepped."""
 
     def _hold(self, cohort_size: int) -> None:
-        ctx = self._context(0)
+        ctx = self._context(0, self._common_base())
         start = empty_update(ctx.dim)
         self.messages = [
             self._message(self._compressor.encode(start, budget, ctx), 0, self._base(0))
@@ -195,8 +197,12 @@ class PublishedReplicas(Replicas):
         ]
 
     def _encode(self, update: RowUpdate) -> list[Payload]:
-        ctx = self._context(self._server.round - 1)
+        ctx = self._context(self._server.round - 1, self._common_base())
         return self._compressor.encode_broadcast(update, self._budgets, ctx)
+
+    def _common_base(self) -> Tensor | None:
+        """Table that all receivers hold; None if there is no such."""
+        return None
 
     def commit(self, cohort: Tensor) -> None:
         """Let the next round have its messages."""
@@ -211,9 +217,11 @@ class PublishedReplicas(Replicas):
         for message, count in zip(self.messages, receivers, strict=True):
             self._channel.send("downlink", message, int(count))
 
-    def _decode(self, message: Message, held: int) -> tuple[RowUpdate, Tensor]:
+    def _decode(
+        self, message: Message, held: int, base: Tensor | None
+    ) -> tuple[RowUpdate, Tensor]:
         payload = self._open(message, held)
-        ctx = self._context(max(self._server.round - 1, 0))
+        ctx = self._context(max(self._server.round - 1, 0), base)
         return self._compressor.decode(payload, ctx), self._theta(payload)
 
     def state_dict(self) -> dict[str, Any]:

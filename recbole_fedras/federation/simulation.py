@@ -311,7 +311,11 @@ class Simulation:
         """Send each client's update; yield what the server decodes."""
         round = self.server.round
         clients = updates.clients.tolist()
-        ctxs = [self._context(round, client) for client in clients]
+        held = self.replicas.tables_of(updates.clients).tolist()
+        ctxs = [
+            self._context(round, client, self.replicas.tables[table])
+            for client, table in zip(clients, held, strict=True)
+        ]
         tiers = self._tier_of_client[updates.clients].tolist()
         n_theta = len(self.server.theta)
         with self._time("compression"):
@@ -336,11 +340,12 @@ class Simulation:
                     self.feedback.keep(clients[index], updates[index], update)
             yield update, get_theta(payload, n_theta)
 
-    def _context(self, round: int, sender: int) -> RoundContext:
-        budget = self._budgets[0]
-        return RoundContext(
-            round, self.federation.seed, budget.n_items, budget.dim, sender
-        )
+    def _context(
+        self, round: int, sender: int, base: Tensor | None = None
+    ) -> RoundContext:
+        n_items, dim = self.server.item_table.shape
+        seed = self.federation.seed
+        return RoundContext(round, seed, n_items, dim, sender, base=base)
 
     @contextmanager
     def _time(self, phase: str) -> Iterator[None]:
