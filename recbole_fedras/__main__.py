@@ -13,6 +13,7 @@ from recbole_fedras import registry
 from recbole_fedras.checkpoint import plain
 from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config
+from recbole_fedras.data.prepare import SOURCES, prepare
 from recbole_fedras.federation.simulation import NonFiniteError
 from recbole_fedras.quick_start import run_recbole_fedras
 from recbole_fedras.rate_distortion import RATES, run_rate_distortion
@@ -103,7 +104,27 @@ def _rate_distortion(argv: list[str]) -> None:
     )
 
 
-_COMMANDS = {"rate-distortion": _rate_distortion}
+def _prepare(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="recbole-fedras prepare",
+        description="Turn a dataset's published file into RecBole's atomic file.",
+    )
+    parser.add_argument("dataset", help=", ".join(SOURCES))
+    parser.add_argument("source", help="the published file, or its folder")
+    parser.add_argument(
+        "--output", default="dataset", help="data_path to write to (default: dataset)"
+    )
+    arguments = parser.parse_args(argv)
+    rows = prepare(arguments.dataset, arguments.source, arguments.output)
+    print(
+        f"{len(rows):,} interactions of {rows['user_id'].nunique():,} users with "
+        f"{rows['item_id'].nunique():,} items are in "
+        f"{arguments.output}/{arguments.dataset}; train with "
+        f"-d {arguments.dataset} --data_path={arguments.output}"
+    )
+
+
+_COMMANDS = {"prepare": _prepare, "rate-distortion": _rate_distortion}
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -128,6 +128,7 @@ def check_federated(config: Any) -> None:
     _number(config, "init_std", at_least=0)
     _choice(config, "eval_candidates", ("fixed", "recbole"))
     _choice(config, "short_users", ("refuse", "keep"))
+    _choice(config, "tied_times", ("last", "first"))
     for key, only in _UNSUPPORTED.items():
         if config[key] != only:
             refuse(config, key, f"{only!r} in federated training")

@@ -492,7 +492,7 @@ def test_rate_distortion_captures_measures_and_reads_back(workspace, capsys):
     command = ["rate-distortion", *tiny, *rates, "--rounds=3"]
     assert main([*command, "--output=one", "--direction=uplink"]) == 0
     printed = capsys.readouterr().out
-    for name in set(registry.names("compressor")) - {"Base", "RCR", "RSC"}:
+    for name in set(registry.names("compressor")) - {"Base", "CE", "RCR", "RSC"}:
         assert f"| {name} " in printed
     assert "plotly" in (workspace / "one" / "rate_distortion.html").read_text()
     with (workspace / "one" / "points.csv").open() as file:
@@ -601,7 +601,7 @@ class SignOfMine(Compressor):
     ("arguments", "said"),
     [
         (["--compressor=fedras"], "did you mean 'FedRAS'"),
-        (["--compressor=Gzip"], "known: Base, CoLR, EDEN, FedRAS, KLT, "),
+        (["--compressor=Gzip"], "known: Base, CE, CoLR, EDEN, FedRAS, JointRec, "),
         (["--model=MFF"], "did you mean 'MF'"),
         (["--model=bpr"], "model='bpr' is unknown"),
         (["--compresion_rate=0.5"], "did you mean 'compression_rate'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+from numba import njit
 
 from recbole_fedras.compressor.base import Budget
 from recbole_fedras.compressor.kmeans import Floats, Ints, find_nearest
@@ -171,11 +172,20 @@ def _refine(rows: Floats, directions: Floats) -> tuple[Floats, Ints]:
     for iteration in range(_ITERATIONS + 1):
         find_nearest(shapes, norms, directions, nearest, distances)
         if iteration < _ITERATIONS:
-            sums = np.zeros_like(directions)
-            np.add.at(sums, nearest, weighted)
+            sums = _sums(weighted, nearest, len(directions))
             moved = sums.any(axis=1)
             directions[moved] = _unit(sums[moved])
     return directions, nearest
+
+
+@njit(nogil=True, cache=True)
+def _sums(rows: Floats, groups: Ints, n_groups: int) -> Floats:
+    """Sum up the rows of each group, shape (n_groups, dim)."""
+    sums = np.zeros((n_groups, rows.shape[1]), np.float32)
+    for i in range(len(rows)):
+        for j in range(rows.shape[1]):
+            sums[groups[i], j] += rows[i, j]
+    return sums
 
 
 def _unit(rows: Floats) -> Floats:

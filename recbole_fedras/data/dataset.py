@@ -29,6 +29,8 @@ class FederatedDataset(Dataset):  # type: ignore[misc]
         For data that the configured split cannot use.
     """
 
+    inter_feat: Any
+
     def _load_data(self, token: str, dataset_path: str) -> None:
         path = os.path.join(dataset_path, f"{token}.inter")
         whole = self.benchmark_filename_list is None
@@ -72,9 +74,12 @@ class FederatedDataset(Dataset):  # type: ignore[misc]
 
     def build(self) -> Any:
         """Split as ``eval_args`` says, by exact times."""
-        if self.time_field in self.inter_feat:
-            times = self.inter_feat[self.time_field]
-            self.inter_feat[self.time_field] = times.rank(method="dense")
+        rows = self.inter_feat
+        if self.time_field in rows:
+            if self.config["tied_times"] == "first":  # sorting keeps the order of ties
+                rows = rows[::-1].reset_index(drop=True)
+            rows[self.time_field] = rows[self.time_field].rank(method="dense")
+            self.inter_feat = rows
         self._require_interactions()
         return super().build()
 
