@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from recbole_fedras import registry
 from recbole_fedras.checkpoint import plain
+from recbole_fedras.compare import compare
 from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config
 from recbole_fedras.data.prepare import SOURCES, prepare
@@ -124,7 +125,49 @@ def _prepare(argv: list[str]) -> None:
     )
 
 
-_COMMANDS = {"prepare": _prepare, "rate-distortion": _rate_distortion}
+def _compare(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="recbole-fedras compare",
+        description="Compare compressors on a dataset: quality, bytes and seconds in a "
+        "table, learning curves and more in report.html. Finished runs are kept.",
+        epilog="Any --key=value sets a key of the configuration of all runs.",
+        allow_abbrev=False,
+    )
+    _add_config_arguments(parser)
+    parser.add_argument(
+        "--compressors",
+        default="none TopK SVD CoLR FedRAS",
+        help="names; the others are tested against the first",
+    )
+    parser.add_argument("--compression_rates", default="0.9375", help="one or more")
+    parser.add_argument("--seeds", default="2020", help="one or more")
+    parser.add_argument(
+        "--jobs", type=int, default=-1, help="runs at a time (default: one per core)"
+    )
+    parser.add_argument(
+        "--output", default="comparison", help="folder for runs, tables and report"
+    )
+    arguments, rest = parser.parse_known_args(argv)
+    shared = Config(arguments.model, arguments.dataset, _files(arguments), argv=rest)
+    keys = shared.external_config_dict
+    for key in ("compressor", "compression_rate", "seed"):
+        if key in keys:
+            raise ValueError(f"--{key} is what is compared: use --{key}s")
+    compare(
+        arguments.compressors.split(),
+        [float(rate) for rate in arguments.compression_rates.split()],
+        keys,
+        [int(seed) for seed in arguments.seeds.split()],
+        arguments.jobs,
+        arguments.output,
+    )
+
+
+_COMMANDS = {
+    "compare": _compare,
+    "prepare": _prepare,
+    "rate-distortion": _rate_distortion,
+}
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:

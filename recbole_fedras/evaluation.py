@@ -161,6 +161,10 @@ class FairCollector(Collector):  # type: ignore[misc]
         self._seed: int = config["seed"]
         self._user_field: str = config["USER_ID_FIELD"]
         self._item_field: str = config["ITEM_ID_FIELD"]
+        #: Of the last evaluation, for each user the place of his first held-out item
+        #: among the first max(topk), from 1; 0 if it is not there. None for metrics
+        #: that rank nothing.
+        self.ranks: NDArray[np.int64] | None = None
 
     def eval_batch_collect(
         self,
@@ -203,6 +207,10 @@ class FairCollector(Collector):  # type: ignore[misc]
         for key, value in counts.items():
             self.data_struct.set(key, value)
             collected.set(key, value)
+        self.ranks = None
+        if self.register.need("rec.topk"):
+            hits = collected.get("rec.topk")[:, :-1].numpy()  # the last column counts
+            self.ranks = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0)
         return collected
 
     def _is_candidate_batch(self, interaction: Interaction) -> bool:

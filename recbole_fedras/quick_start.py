@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from logging import getLogger
 from typing import Any
 
+import numpy as np
 import recbole.data.dataset
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import init_logger, init_seed
@@ -102,6 +103,11 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
     test_seconds = time.perf_counter() - start
 
     folder.write_rounds(trainer.rows)
+    ranks = trainer.eval_collector.ranks
+    if ranks is not None:
+        held_out = test_data._dataset  # loaders take users by increasing id
+        users = np.unique(held_out.inter_feat[held_out.uid_field].numpy())
+        folder.write_ranks(held_out.id2token(held_out.uid_field, users), ranks)
     seconds = seconds_by_phase(trainer.rows)
     seconds["evaluation"] += test_seconds
     seconds["total"] += test_seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from recbole_fedras.wire.payload import PARTS
 class RunFolder:
     """A folder that belongs to one run.
 
-    Holds ``config.yaml``, ``rounds.csv``, ``result.json``, ``best.pth`` (best
-    validation score) and ``last.pth`` (newest state), for ``--resume``.
+    Holds ``config.yaml``, ``rounds.csv``, ``result.json``, ``ranks.csv`` (of the test),
+    ``best.pth`` (best validation score) and ``last.pth`` (newest state), for
+    ``--resume``.
 
     Parameters
     ----------
@@ -57,6 +59,13 @@ class RunFolder:
             writer = csv.DictWriter(file, fields, restval="")
             writer.writeheader()
             writer.writerows(rows)
+
+    def write_ranks(self, users: Iterable[str], ranks: Iterable[int]) -> None:
+        """Write where each user's held-out item stood in the test; 0: not in topk."""
+        with (self.path / "ranks.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["user", "rank"])
+            writer.writerows(zip(users, ranks, strict=True))
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write ``result.json``."""

@@ -1,0 +1,235 @@
+"""Compares compressors on a dataset: a table, and one page with the plots."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from scipy.stats import wilcoxon
+from tabulate import tabulate
+
+from recbole_fedras.config import Config
+from recbole_fedras.sweep import Keys, run_cells
+
+Cell = dict[str, Any]
+_MB = 1e6
+
+
+def compare(
+    compressors: Sequence[str],
+    rates: Sequence[float],
+    keys: Keys,
+    seeds: Sequence[int],
+    n_jobs: int,
+    output: str | Path,
+) -> list[dict[str, Any]]:
+    """Run every compressor at every rate with every seed; write and print the table.
+
+    Parameters
+    ----------
+    compressors : sequence of str
+        The first is what the others are tested against; ``none`` runs at one rate.
+    rates : sequence of float
+    keys : dict
+        Keys that all runs have in common.
+    seeds : sequence of int
+    n_jobs : int
+        Runs at a time; -1 for one per core.
+    output : str or Path
+        Folder for ``cells/``, ``table.csv``, ``table.md`` and ``report.html``.
+
+    Returns
+    -------
+    list of dict
+        The table's rows.
+
+    Raises
+    ------
+    ValueError
+        For a configuration that cannot work, before any run.
+    """
+    methods = [
+        (name, rate)
+        for name in dict.fromkeys(compressors)
+        for rate in (sorted(set(rates))[:1] if name == "none" else sorted(set(rates)))
+    ]
+    cells = {
+        (method, seed): keys
+        | {"compressor": method[0], "compression_rate": method[1], "seed": seed}
+        for method in methods
+        for seed in dict.fromkeys(seeds)
+    }
+    for cell in cells.values():
+        Config(config_dict=cell)
+    folder = Path(output)
+    outcomes = run_cells(list(cells.values()), folder / "cells", n_jobs, "Compare")
+    runs: dict[str, list[Cell]] = {}
+    for ((name, rate), _), outcome in zip(cells, outcomes, strict=True):
+        runs.setdefault(name if name == "none" else f"{name} {rate:.2%}", []).append(
+            outcome
+        )
+    rows = [
+        summary(label, own, next(iter(runs.values()))) for label, own in runs.items()
+    ]
+    _write(folder, rows, runs, f"{outcomes[0]['result']['dataset']}, seeds {seeds}")
+    print(markdown(rows))
+    print(f"Tables and report.html are in {folder}")
+    return rows
+
+
+def summary(label: str, own: list[Cell], first: list[Cell]) -> dict[str, Any]:
+    """Return one row: quality, its significance against ``first``, and cost."""
+    row: dict[str, Any] = {"method": label}
+    for metric in own[0]["result"]["test_result"]:
+        values = [cell["result"]["test_result"][metric] for cell in own]
+        row[metric] = mean(values)
+        row[f"{metric} sd"] = stdev(values) if len(values) > 1 else 0.0
+    row["better users"], row["worse users"], row["p"] = significance(own, first)
+    cost = [cell["result"]["communication"] for cell in own]
+    for direction in ("uplink", "downlink", "catch_up"):
+        row[f"{direction} MB"] = mean(run[f"{direction}_bytes"] for run in cost) / _MB
+    row["CR wire"] = mean(run["wire_compression_rate"] for run in cost)
+    row["seconds"] = mean(cell["result"]["seconds"]["total"] for cell in own)
+    return row
+
+
+def significance(own: list[Cell], first: list[Cell]) -> tuple[int, int, float]:
+    """Test by Wilcoxon's signed ranks whether users fare otherwise than with ``first``.
+
+    What is paired is a user's reciprocal rank in the test, the mean over seeds.
+
+    Returns
+    -------
+    better, worse : int
+        Users whose item stands higher, or lower, than with ``first``.
+    p : float
+        Two-sided; 1 where no user differs.
+    """
+    change = _reciprocal_ranks(own) - _reciprocal_ranks(first)
+    better, worse = int((change > 1e-12).sum()), int((change < -1e-12).sum())
+    p = float(wilcoxon(change).pvalue) if better + worse else 1.0
+    return better, worse, p
+
+
+def _reciprocal_ranks(cells: list[Cell]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    ranks = np.array([cell["ranks"] for cell in cells], float)  # (n_seeds, n_users)
+    reciprocal = np.where(ranks > 0, 1 / np.maximum(ranks, 1), 0)
+    return np.asarray(reciprocal.mean(axis=0))
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Render the table."""
+    shown = []
+    for row in rows:
+        line: dict[str, str] = {}
+        for key, value in row.items():
+            if key.endswith(" sd"):
+                if value:
+                    line[key.removesuffix(" sd")] += f" ± {value:.4f}"
+            elif key == "CR wire":
+                line[key] = f"{value:.2%}"
+            elif key.endswith(" MB") or key == "seconds":
+                line[key] = f"{value:,.1f}"
+            elif key == "p":
+                line[key] = f"{value:.3g}"
+            else:
+                line[key] = f"{value:.4f}" if isinstance(value, float) else str(value)
+        shown.append(line)
+    return str(
+        tabulate(shown, headers="keys", tablefmt="github", disable_numparse=True)
+    )
+
+
+def curves(runs: dict[str, list[Cell]], metric: str, against: str) -> go.Figure:
+    """Draw validation over rounds or over megabytes sent, each way together."""
+    figure = go.Figure()
+    for label, cells in runs.items():
+        n_points = min(len(cell["curve"]) for cell in cells)
+        points = [[cell["curve"][i] for cell in cells] for i in range(n_points)]
+        figure.add_scatter(
+            x=[mean(_abscissa(point, against) for point in own) for own in points],
+            y=[mean(point[f"valid_{metric}"] for point in own) for own in points],
+            name=label,
+            mode="lines+markers",
+        )
+    title = "rounds" if against == "round" else "MB sent, uplink and downlink"
+    figure.update_xaxes(title=title, type="linear" if against == "round" else "log")
+    figure.update_yaxes(title=f"validation {metric}")
+    figure.update_layout(title=f"{metric} against {title}", template="plotly_white")
+    return figure
+
+
+def _abscissa(point: dict[str, float], against: str) -> float:
+    if against == "round":
+        return point["round"] + 1
+    return (point["uplink_bytes"] + point["downlink_bytes"]) / _MB
+
+
+def pareto(rows: list[dict[str, Any]], metric: str) -> go.Figure:
+    """Draw test quality against all megabytes sent; a line through the best."""
+    figure = go.Figure()
+    points = sorted(
+        (row["uplink MB"] + row["downlink MB"], row[metric], row["method"])
+        for row in rows
+    )
+    figure.add_scatter(
+        x=[size for size, _, _ in points],
+        y=[value for _, value, _ in points],
+        text=[label for _, _, label in points],
+        mode="markers+text",
+        textposition="top center",
+        showlegend=False,
+    )
+    best: list[tuple[float, float]] = []
+    for size, value, _ in points:
+        if not best or value > best[-1][1]:
+            best.append((size, value))
+    figure.add_scatter(
+        x=[size for size, _ in best],
+        y=[value for _, value in best],
+        mode="lines",
+        line={"dash": "dot", "shape": "hv"},
+        name="nothing is better for less",
+    )
+    figure.update_xaxes(title="MB sent, uplink and downlink", type="log")
+    figure.update_yaxes(title=f"test {metric}")
+    figure.update_layout(title="Quality against cost", template="plotly_white")
+    return figure
+
+
+def _write(
+    folder: Path, rows: list[dict[str, Any]], runs: dict[str, list[Cell]], title: str
+) -> None:
+    with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    (folder / "table.md").write_text(markdown(rows) + "\n", encoding="utf-8")
+    metric = next(iter(next(iter(runs.values()))[0]["result"]["test_result"]))
+    figures = [
+        pareto(rows, metric),
+        curves(runs, metric, "round"),
+        curves(runs, metric, "megabytes"),
+    ]
+    plots = "".join(
+        figure.to_html(full_html=False, include_plotlyjs=index == 0)
+        for index, figure in enumerate(figures)
+    )
+    body = tabulate(rows, headers="keys", tablefmt="html", floatfmt=".4f")
+    note = (
+        "p: Wilcoxon's signed ranks over users' reciprocal ranks, two-sided, against "
+        f"{escape(rows[0]['method'])}. Catch-up is not sent, and in no plot."
+    )
+    (folder / "report.html").write_text(
+        f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title>"
+        "<style>body{font-family:sans-serif;margin:2em}td,th{padding:.2em .6em;"
+        "text-align:right}</style>"
+        f"<h1>{escape(title)}</h1>{body}<p>{note}</p>{plots}",
+        encoding="utf-8",
+    )

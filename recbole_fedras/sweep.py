@@ -1,0 +1,150 @@
+"""Many runs: each once, in parallel, and never again."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from joblib import cpu_count
+from tqdm import tqdm
+
+from recbole_fedras.checkpoint import plain
+from recbole_fedras.quick_start import run_recbole_fedras
+from recbole_fedras.version import __version__
+
+Keys = dict[str, Any]
+
+#: What is kept of an evaluated round, besides its metrics.
+_CURVE = ("uplink_bytes", "downlink_bytes", "catch_up_bytes")
+
+
+def run_cells(
+    cells: Sequence[Keys], folder: Path, n_jobs: int, title: str = "Runs"
+) -> list[dict[str, Any]]:
+    """Run every configuration that ``folder`` does not hold yet; return all outcomes.
+
+    A cell is finished when its file is there, named by a digest of its keys and our
+    version: a sweep that was killed goes on where it was, also on another machine that
+    is given the folder, and sweeps share what they have in common.
+
+    Parameters
+    ----------
+    cells : sequence of dict
+        Keys of a run, as for :func:`run_recbole_fedras`.
+    folder : Path
+    n_jobs : int
+        Processes, of one thread each; -1 for one per core.
+    title : str
+        Of the progress bar.
+
+    Returns
+    -------
+    list of dict
+        For each cell ``keys``; ``result``, what ``result.json`` holds; ``curve``, a
+        list of evaluated rounds with metrics and bytes so far; and ``ranks``, that of
+        every user's held-out item in the test, 0 if it is not among the first.
+
+    Raises
+    ------
+    Exception
+        The first that a run raised, when those under way have ended.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{digest(cell)}.json" for cell in cells]
+    due = dict(zip(paths, cells, strict=True))
+    missing = {path: cell for path, cell in due.items() if not path.is_file()}
+    with tqdm(
+        total=len(due), initial=len(due) - len(missing), desc=title, unit="run"
+    ) as bar:
+        for path, outcome in _outcomes(missing, n_jobs):
+            _write(path, outcome)
+            bar.update()
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def digest(cell: Keys) -> str:
+    """Name a configuration by what it says, in whatever order."""
+    text = json.dumps([__version__, plain(cell)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _outcomes(
+    missing: dict[Path, Keys], n_jobs: int
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield outcomes as runs end; after an error or Ctrl-C start no more."""
+    if not missing:
+        return
+    workers = min(cpu_count() if n_jobs == -1 else n_jobs, len(missing))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        running: dict[Future[dict[str, Any]], Path] = {
+            pool.submit(_run_cell, cell): path for path, cell in missing.items()
+        }
+        try:
+            while running:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield running.pop(future), future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _run_cell(cell: Keys) -> dict[str, Any]:
+    """Run in a folder of its own, quietly; keep what is small."""
+    keys = {"data_path": str(Path(cell.get("data_path", "dataset/")).resolve())}
+    quiet = {"show_progress": False, "n_jobs": 1, "checkpoint_dir": "saved"}
+    logging.disable(logging.INFO)
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory(prefix="recbole-fedras-") as scratch:
+        os.chdir(scratch)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                result = run_recbole_fedras(config_dict=cell | keys | quiet)
+            run = Path(result.pop("run_folder"))
+            return {
+                "keys": plain(cell),
+                "result": result,
+                "curve": list(_curve(run / "rounds.csv")),
+                "ranks": _ranks(run / "ranks.csv"),
+            }
+        finally:
+            os.chdir(before)
+
+
+def _curve(path: Path) -> Iterator[dict[str, float]]:
+    sums = dict.fromkeys(_CURVE, 0.0)
+    with path.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for key in _CURVE:
+                sums[key] += float(row[key])
+            metrics = {
+                key: float(value)
+                for key, value in row.items()
+                if key.startswith("valid_") and value
+            }
+            if metrics:
+                yield {"round": int(row["round"]), **sums, **metrics}
+
+
+def _ranks(path: Path) -> list[int]:
+    with path.open(encoding="utf-8") as file:
+        return [int(row["rank"]) for row in csv.DictReader(file)]
+
+
+def _write(path: Path, outcome: dict[str, Any]) -> None:
+    """Write to a temporary file, then replace: what is there is whole."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(outcome), encoding="utf-8")
+    os.replace(temporary, path)
