@@ -57,9 +57,13 @@ def run_cells(
 
     Raises
     ------
+    ValueError
+        If ``n_jobs`` is neither; before any run.
     Exception
         The first that a run raised, when those under way have ended.
     """
+    if n_jobs < 1 and n_jobs != -1:
+        raise ValueError(f"--jobs={n_jobs} must be -1 or at least 1")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{digest(cell)}.json" for cell in cells]
     due = dict(zip(paths, cells, strict=True))

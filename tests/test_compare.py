@@ -1,0 +1,153 @@
+"""Sweeps and comparisons: each run once, and what is said of them true."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import wilcoxon
+from test_run import TINY
+
+from recbole_fedras import compare as comparing
+from recbole_fedras import sweep
+from recbole_fedras.__main__ import main
+from recbole_fedras.config import Config
+
+COMMON = [argument for argument in TINY if "compression_rate" not in argument]
+COMPARE = [
+    "compare",
+    *COMMON,
+    "--compressors=none SVD",
+    "--compression_rates=0.75 0.5",
+    "--seeds=1 2",
+]
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Run cells here, as a worker would, and count them."""
+    started = []
+
+    def outcomes(missing, n_jobs):
+        for path, cell in missing.items():
+            started.append(cell)
+            yield path, sweep._run_cell(cell)
+
+    monkeypatch.setattr(sweep, "_outcomes", outcomes)
+    return started
+
+
+def cell(**keys):
+    return Config(argv=COMMON).external_config_dict | {"compressor": "none"} | keys
+
+
+def test_a_finished_cell_never_runs_twice(workspace, in_process):
+    cells = [cell(seed=seed) for seed in (1, 2)]
+    first = sweep.run_cells(cells, Path("cells"), 1)
+    assert len(in_process) == 2
+    again = sweep.run_cells([*cells, cell(seed=3)], Path("cells"), 1)
+    assert [own["seed"] for own in in_process] == [1, 2, 3]
+    assert again[:2] == first
+    for own, outcome in zip(cells, first, strict=True):
+        assert outcome["keys"]["seed"] == own["seed"] == outcome["result"]["seed"]
+        assert len(outcome["ranks"]) == 40
+        assert [point["round"] for point in outcome["curve"]] == [0, 1, 2]
+        cost = outcome["result"]["communication"]
+        assert outcome["curve"][-1]["uplink_bytes"] == cost["uplink_bytes"]
+        hits = np.mean([0 < rank <= 10 for rank in outcome["ranks"]])
+        assert outcome["result"]["test_result"]["hit@10"] == pytest.approx(
+            hits, abs=1e-4
+        )
+    assert not list(Path("cells").glob("*.tmp"))
+    assert not Path("saved").exists()
+
+
+def test_a_sweep_that_was_killed_goes_on(workspace, in_process, monkeypatch):
+    run, calls = sweep._run_cell, []
+
+    def killed_at_second(own):
+        calls.append(own)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run(own)
+
+    cells = [cell(seed=seed) for seed in (1, 2, 3)]
+    monkeypatch.setattr(sweep, "_run_cell", killed_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run_cells(cells, Path("cells"), 1)
+    assert len(sweep.run_cells(cells, Path("cells"), 1)) == 3
+    assert [own["seed"] for own in calls] == [1, 2, 2, 3]
+
+
+def test_cells_are_told_apart_by_all_that_they_say():
+    assert sweep.digest({"a": 1, "b": [2]}) == sweep.digest({"b": [2], "a": 1})
+    assert sweep.digest({"a": 1}) != sweep.digest({"a": 2})
+    assert sweep.digest({"a": 1}) != sweep.digest({"b": 1})
+
+
+def test_compare_runs_in_processes_and_reports(workspace, capsys):
+    assert main([*COMPARE, "--jobs=2"]) == 0
+    printed = capsys.readouterr().out
+    assert len(list(Path("comparison/cells").glob("*.json"))) == 2 * (1 + 2)
+    with Path("comparison/table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["none", "SVD 50.00%", "SVD 75.00%"]
+    assert Path("comparison/table.md").read_text().strip() in printed
+    report = Path("comparison/report.html").read_text(encoding="utf-8")
+    for said in (
+        "Quality against cost",
+        "against rounds",
+        "against MB sent",
+        "Wilcoxon",
+    ):
+        assert said in report
+    assert "src=" not in report.split("<h1>")[0]  # nothing is fetched
+    by_method = {}
+    for path in Path("comparison/cells").glob("*.json"):
+        outcome = json.loads(path.read_text())
+        keys = outcome["keys"]
+        name = (keys["compressor"], keys["compression_rate"])
+        by_method.setdefault(name, []).append(outcome["result"])
+    svd = by_method["SVD", 0.75]
+    values = [result["test_result"]["ndcg@10"] for result in svd]
+    assert float(rows[2]["ndcg@10"]) == pytest.approx(np.mean(values))
+    assert float(rows[2]["ndcg@10 sd"]) == pytest.approx(np.std(values, ddof=1))
+    sizes = [result["communication"]["uplink_bytes"] for result in svd]
+    assert float(rows[2]["uplink MB"]) == pytest.approx(np.mean(sizes) / 1e6)
+
+
+def test_significance_is_wilcoxons_over_users_with_its_direction():
+    rng = np.random.default_rng(0)
+    first = [{"ranks": rng.integers(2, 10, 60).tolist()} for _ in range(2)]
+    better = [{"ranks": [max(rank - 1, 1) for rank in own["ranks"]]} for own in first]
+    n_better, n_worse, p = comparing.significance(better, first)
+    assert (n_better, n_worse) == (60, 0)
+    change = np.mean([1 / np.array(own["ranks"]) for own in better], 0) - np.mean(
+        [1 / np.array(own["ranks"]) for own in first], 0
+    )
+    assert p == pytest.approx(wilcoxon(change).pvalue)
+    assert p < 1e-6
+    assert comparing.significance(first, better)[:2] == (0, 60)
+    assert comparing.significance(first, first) == (0, 0, 1.0)
+    lost = [{"ranks": [0] * 60} for _ in range(2)]  # not among the first is worst
+    assert comparing.significance(lost, first)[:2] == (0, 60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--compressors=none Gzip"], "compressor='Gzip' is unknown"),
+        (["--compression_rates=2"], "compression_rate=2.0 is not allowed"),
+        (["--compression_rates=high"], "could not convert string to float: 'high'"),
+        (["--compressor=SVD"], "--compressor is what is compared: use --compressors"),
+        (["--seed=3"], "--seed is what is compared: use --seeds"),
+        (["--jobs=0"], "--jobs=0 must be -1 or at least 1"),
+    ],
+)
+def test_compare_refuses_bad_input_before_any_run(workspace, capsys, arguments, said):
+    assert main([*COMPARE, *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("comparison").exists()
