@@ -18,6 +18,7 @@ from recbole_fedras.data.prepare import SOURCES, prepare
 from recbole_fedras.federation.simulation import NonFiniteError
 from recbole_fedras.quick_start import run_recbole_fedras
 from recbole_fedras.rate_distortion import RATES, run_rate_distortion
+from recbole_fedras.reproduce import read_exhibit, reproduce
 
 
 def script() -> None:
@@ -163,10 +164,41 @@ def _compare(argv: list[str]) -> None:
     )
 
 
+def _reproduce(argv: list[str]) -> None:
+    known = list(registry.names("experiment"))
+    parser = argparse.ArgumentParser(
+        prog="recbole-fedras reproduce",
+        description="Run a table of the FedRAS paper; print ours, theirs and the "
+        "difference, and write Markdown, CSV and LaTeX. Finished runs are kept.",
+    )
+    parser.add_argument("exhibits", nargs="+", help=f"{', '.join(known)} or all")
+    parser.add_argument("--dataset", action="append", default=[], help="only this one")
+    parser.add_argument("--seeds", default="2020 1 2", help="(default: 2020 1 2)")
+    parser.add_argument("--rounds", type=int, help="(default: as configured)")
+    parser.add_argument(
+        "--jobs", type=int, default=-1, help="runs at a time (default: one per core)"
+    )
+    parser.add_argument("--data_path", help="folder of the datasets' folders")
+    parser.add_argument("--output", default="results", help="(default: results)")
+    parser.add_argument("--dry_run", action="store_true", help="only count the runs")
+    arguments = parser.parse_args(argv)
+    names = known if "all" in arguments.exhibits else arguments.exhibits
+    exhibits = [
+        read_exhibit(name, arguments.dataset, arguments.rounds) for name in names
+    ]
+    local = {"data_path": arguments.data_path} if arguments.data_path else {}
+    seeds = [int(seed) for seed in arguments.seeds.split()]
+    for exhibit in exhibits:
+        reproduce(
+            exhibit, seeds, local, arguments.jobs, arguments.output, arguments.dry_run
+        )
+
+
 _COMMANDS = {
     "compare": _compare,
     "prepare": _prepare,
     "rate-distortion": _rate_distortion,
+    "reproduce": _reproduce,
 }
 
 

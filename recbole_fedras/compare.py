@@ -15,6 +15,7 @@ from scipy.stats import wilcoxon
 from tabulate import tabulate
 
 from recbole_fedras.config import Config
+from recbole_fedras.federation.simulation import NonFiniteError
 from recbole_fedras.sweep import Keys, run_cells
 
 Cell = dict[str, Any]
@@ -53,6 +54,8 @@ def compare(
     ------
     ValueError
         For a configuration that cannot work, before any run.
+    NonFiniteError
+        If a run diverged; the others are kept.
     """
     methods = [
         (name, rate)
@@ -69,6 +72,9 @@ def compare(
         Config(config_dict=cell)
     folder = Path(output)
     outcomes = run_cells(list(cells.values()), folder / "cells", n_jobs, "Compare")
+    for outcome in outcomes:
+        if outcome["result"] is None:
+            raise NonFiniteError(f"{outcome['keys']}: {outcome['error']}")
     runs: dict[str, list[Cell]] = {}
     for ((name, rate), _), outcome in zip(cells, outcomes, strict=True):
         runs.setdefault(name if name == "none" else f"{name} {rate:.2%}", []).append(

@@ -20,10 +20,14 @@ from joblib import cpu_count
 from tqdm import tqdm
 
 from recbole_fedras.checkpoint import plain
+from recbole_fedras.federation.simulation import NonFiniteError
 from recbole_fedras.quick_start import run_recbole_fedras
 from recbole_fedras.version import __version__
 
 Keys = dict[str, Any]
+
+#: Keys that say where and how to run, not what: no part of a cell's identity.
+_LOCAL = {"checkpoint_dir", "data_path", "gpu_id", "n_jobs", "show_progress", "use_gpu"}
 
 #: What is kept of an evaluated round, besides its metrics.
 _CURVE = ("uplink_bytes", "downlink_bytes", "catch_up_bytes")
@@ -53,7 +57,8 @@ def run_cells(
     list of dict
         For each cell ``keys``; ``result``, what ``result.json`` holds; ``curve``, a
         list of evaluated rounds with metrics and bytes so far; and ``ranks``, that of
-        every user's held-out item in the test, 0 if it is not among the first.
+        every user's held-out item in the test, 0 if it is not among the first. Of a run
+        that diverged, ``result`` is None and ``error`` says when.
 
     Raises
     ------
@@ -79,8 +84,12 @@ def run_cells(
 
 def digest(cell: Keys) -> str:
     """Name a configuration by what it says, in whatever order."""
-    text = json.dumps([__version__, plain(cell)], sort_keys=True)
+    text = json.dumps([__version__, _identity(cell)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _identity(cell: Keys) -> Keys:
+    return {key: plain(value) for key, value in cell.items() if key not in _LOCAL}
 
 
 def _outcomes(
@@ -114,11 +123,14 @@ def _run_cell(cell: Keys) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="recbole-fedras-") as scratch:
         os.chdir(scratch)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                result = run_recbole_fedras(config_dict=cell | keys | quiet)
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    result = run_recbole_fedras(config_dict=cell | keys | quiet)
+            except NonFiniteError as error:
+                return {"keys": _identity(cell), "result": None, "error": str(error)}
             run = Path(result.pop("run_folder"))
             return {
-                "keys": plain(cell),
+                "keys": _identity(cell),
                 "result": result,
                 "curve": list(_curve(run / "rounds.csv")),
                 "ranks": _ranks(run / "ranks.csv"),

@@ -1,0 +1,255 @@
+"""The FedRAS paper's tables and figures: ours, theirs and the difference, in a row."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import inf, nan
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from tabulate import tabulate
+
+from recbole_fedras import registry
+from recbole_fedras.config import Config
+from recbole_fedras.sweep import Keys, digest, run_cells
+
+Outcome = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One number of an exhibit: a method in a setting, on a dataset, with a model.
+
+    Attributes
+    ----------
+    dataset, model, method, setting : str
+        Labels.
+    keys : dict
+        Keys of its runs, but for seed and learning rate.
+    paper : list of float or None
+        The paper's values of the exhibit's metrics, if it prints any.
+    """
+
+    dataset: str
+    model: str
+    method: str
+    setting: str
+    keys: Keys
+    paper: list[float] | None
+
+    @property
+    def tuned(self) -> tuple[str, str, str]:
+        """What shares a learning rate."""
+        return self.dataset, self.model, self.method
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibit:
+    """A table or figure, as ``properties/experiment/{name}.yaml`` says.
+
+    The file's keys: ``title``; ``metrics``; ``datasets``; ``models``; ``keys`` of all
+    runs; ``methods`` and ``settings``, each a label with keys; ``learning_rates``, the
+    grid; and ``paper``, values by dataset, model and method, a list for each setting.
+    """
+
+    name: str
+    title: str
+    metrics: list[str]
+    learning_rates: list[float]
+    entries: list[Entry]
+
+
+def read_exhibit(
+    name: str, datasets: Sequence[str] = (), rounds: int | None = None
+) -> Exhibit:
+    """Read an exhibit, for some of its datasets, or all.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name, or it has not that dataset.
+    """
+    known = list(registry.names("experiment"))
+    if name not in known:
+        raise ValueError(
+            f"exhibit {name!r} is unknown; {registry.nearest(name, known)}"
+            f"known: {', '.join(known)}"
+        )
+    text = registry.read_properties("experiment", name)
+    for dataset in datasets:
+        if dataset not in text["datasets"]:
+            raise ValueError(
+                f"--dataset={dataset!r} is not in {name}, which has "
+                f"{', '.join(text['datasets'])}"
+            )
+    return Exhibit(
+        name,
+        text["title"],
+        text["metrics"],
+        text["learning_rates"],
+        list(_entries(text, datasets or text["datasets"], rounds)),
+    )
+
+
+def _entries(
+    text: dict[str, Any], datasets: Sequence[str], rounds: int | None
+) -> Iterator[Entry]:
+    fixed = text.get("keys", {}) | ({"epochs": rounds} if rounds else {})
+    for dataset in datasets:
+        for model in text["models"]:
+            for method, own in text["methods"].items():
+                printed = text.get("paper", {}).get(dataset, {}).get(model, {})
+                values = printed.get(method, [None] * len(text["settings"]))
+                for (setting, keys), paper in zip(
+                    text["settings"].items(), values, strict=True
+                ):
+                    run = {"dataset": dataset, "model": model} | fixed | keys | own
+                    yield Entry(dataset, model, method, setting, run, paper)
+
+
+def reproduce(
+    exhibit: Exhibit,
+    seeds: Sequence[int],
+    local: Keys,
+    n_jobs: int,
+    output: str | Path,
+    dry_run: bool = False,
+) -> list[dict[str, Any]]:
+    """Run an exhibit and write it as Markdown, CSV and LaTeX.
+
+    The learning rate of a method, with a model on a dataset, is the one of the grid
+    with the best validation score in the exhibit's first setting and with the first
+    seed. All methods share split, candidates, cohorts and negatives, which depend on
+    the seed alone.
+
+    Parameters
+    ----------
+    exhibit : Exhibit
+    seeds : sequence of int
+    local : dict
+        Keys of this machine, as ``data_path``.
+    n_jobs : int
+        Runs at a time; -1 for one per core.
+    output : str or Path
+        Folder for ``cells/``, which all exhibits share, and ``{exhibit}.md``, ``.csv``
+        and ``.tex``.
+    dry_run : bool
+        Only say how many runs there are and how many of them are finished.
+
+    Returns
+    -------
+    list of dict
+        A row for each entry and metric; empty for a dry run.
+    """
+    folder = Path(output)
+    first = {entry.tuned: entry for entry in reversed(exhibit.entries)}
+    grid = [
+        entry.keys | local | {"learning_rate": rate, "seed": seeds[0]}
+        for entry in first.values()
+        for rate in exhibit.learning_rates
+    ]
+    for cell in grid:
+        Config(config_dict=cell)
+    store = folder / "cells"
+    if dry_run:
+        done = sum((store / f"{digest(cell)}.json").is_file() for cell in grid)
+        n_more = len(exhibit.entries) * len(seeds) - len(first)
+        print(
+            f"{exhibit.title}: {len(grid)} runs for learning rates, {done} of them "
+            f"finished, then {n_more} with those chosen"
+        )
+        return []
+    tried = run_cells(grid, store, n_jobs, f"{exhibit.name}: learning rates")
+    chosen = dict(zip(first, _best_rates(exhibit.learning_rates, tried), strict=True))
+    cells = [
+        entry.keys | local | {"learning_rate": chosen[entry.tuned], "seed": seed}
+        for entry in exhibit.entries
+        for seed in seeds
+    ]
+    outcomes = run_cells(cells, store, n_jobs, exhibit.name)
+    rows = []
+    for index, entry in enumerate(exhibit.entries):
+        own = outcomes[index * len(seeds) : (index + 1) * len(seeds)]
+        rows += list(_rows(exhibit, entry, own, chosen[entry.tuned]))
+    _write(folder, exhibit, rows, seeds)
+    return rows
+
+
+def _best_rates(rates: list[float], tried: list[Outcome]) -> Iterator[float]:
+    """Of each run of the grid, yield the rate with the best validation score."""
+    for start in range(0, len(tried), len(rates)):
+        scores = [
+            outcome["result"]["best_valid_score"] if outcome["result"] else -inf
+            for outcome in tried[start : start + len(rates)]
+        ]
+        yield rates[scores.index(max(scores))]
+
+
+def _rows(
+    exhibit: Exhibit, entry: Entry, outcomes: list[Outcome], learning_rate: float
+) -> Iterator[dict[str, Any]]:
+    results = [outcome["result"] for outcome in outcomes if outcome["result"]]
+    cost = [result["communication"] for result in results]
+
+    def megabytes(key: str) -> float:
+        return float(mean([run[key] for run in cost] or [nan])) / 1e6
+
+    for index, metric in enumerate(exhibit.metrics):
+        values = [result["test_result"][metric] for result in results]
+        ours = mean(values or [nan])
+        paper = None if entry.paper is None else entry.paper[index]
+        yield {
+            "dataset": entry.dataset,
+            "model": entry.model,
+            "method": entry.method,
+            "setting": entry.setting,
+            "metric": metric,
+            "ours": ours,
+            "sd": stdev(values) if len(values) > 1 else None,
+            "paper": paper,
+            "difference": None if paper is None else ours - paper,
+            "CR wire": mean([run["wire_compression_rate"] for run in cost] or [nan]),
+            "uplink MB": megabytes("uplink_bytes"),
+            "downlink MB": megabytes("downlink_bytes"),
+            "catch-up MB": megabytes("catch_up_bytes"),
+            "learning rate": learning_rate,
+            "diverged": len(outcomes) - len(results),
+        }
+
+
+_FORMATS = {
+    "ours": ".4f", "sd": ".4f", "paper": ".4f", "difference": "+.4f",
+    "CR wire": ".2%", "uplink MB": ",.1f", "downlink MB": ",.1f",
+    "catch-up MB": ",.1f", "learning rate": "g",
+}  # fmt: skip
+
+
+def _write(
+    folder: Path, exhibit: Exhibit, rows: list[dict[str, Any]], seeds: Sequence[int]
+) -> None:
+    with (folder / f"{exhibit.name}.csv").open(
+        "w", newline="", encoding="utf-8"
+    ) as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    shown = [
+        {
+            key: "" if value is None else format(value, _FORMATS.get(key, ""))
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
+    markdown, latex = (
+        tabulate(shown, headers="keys", tablefmt=style, disable_numparse=True)
+        for style in ("github", "latex_booktabs")
+    )
+    title = f"{exhibit.title}. Seeds {', '.join(map(str, seeds))}."
+    (folder / f"{exhibit.name}.md").write_text(f"{title}\n\n{markdown}\n", "utf-8")
+    (folder / f"{exhibit.name}.tex").write_text(f"% {title}\n{latex}\n", "utf-8")
+    print(title)
+    print(markdown)
+    print(f"{exhibit.name}.md, .csv and .tex are in {folder}")
