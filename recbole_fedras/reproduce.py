@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import inf, nan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from recbole_fedras import registry
@@ -50,9 +52,10 @@ class Entry:
 class Exhibit:
     """A table or figure, as ``properties/experiment/{name}.yaml`` says.
 
-    The file's keys: ``title``; ``metrics``; ``datasets``; ``models``; ``keys`` of all
-    runs; ``methods`` and ``settings``, each a label with keys; ``learning_rates``, the
-    grid; and ``paper``, values by dataset, model and method, a list for each setting.
+    The file's keys: ``title``; ``figure``, what the settings are, if it is one;
+    ``metrics``; ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and
+    ``settings``, each a label with keys; ``learning_rates``, the grid; and ``paper``,
+    values by dataset, model and method, a list for each setting.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Exhibit:
     metrics: list[str]
     learning_rates: list[float]
     entries: list[Entry]
+    figure: str | None = None
 
 
 def read_exhibit(
@@ -91,6 +95,7 @@ def read_exhibit(
         text["metrics"],
         text["learning_rates"],
         list(_entries(text, datasets or text["datasets"], rounds)),
+        text.get("figure"),
     )
 
 
@@ -107,7 +112,7 @@ def _entries(
                     text["settings"].items(), values, strict=True
                 ):
                     run = {"dataset": dataset, "model": model} | fixed | keys | own
-                    yield Entry(dataset, model, method, setting, run, paper)
+                    yield Entry(dataset, model, method, str(setting), run, paper)
 
 
 def reproduce(
@@ -118,7 +123,7 @@ def reproduce(
     output: str | Path,
     dry_run: bool = False,
 ) -> list[dict[str, Any]]:
-    """Run an exhibit and write it as Markdown, CSV and LaTeX.
+    """Run an exhibit and write it as Markdown, CSV and LaTeX; draw a figure.
 
     The learning rate of a method, with a model on a dataset, is the one of the grid
     with the best validation score in the exhibit's first setting and with the first
@@ -135,7 +140,7 @@ def reproduce(
         Runs at a time; -1 for one per core.
     output : str or Path
         Folder for ``cells/``, which all exhibits share, and ``{exhibit}.md``, ``.csv``
-        and ``.tex``.
+        and ``.tex``; of a figure ``.png`` and ``.svg`` too.
     dry_run : bool
         Only say how many runs there are and how many of them are finished.
 
@@ -175,6 +180,8 @@ def reproduce(
         own = outcomes[index * len(seeds) : (index + 1) * len(seeds)]
         rows += list(_rows(exhibit, entry, own, chosen[entry.tuned]))
     _write(folder, exhibit, rows, seeds)
+    if exhibit.figure is not None:
+        _draw(folder, exhibit, rows)
     return rows
 
 
@@ -218,6 +225,37 @@ def _rows(
             "learning rate": learning_rate,
             "diverged": len(outcomes) - len(results),
         }
+
+
+def _draw(folder: Path, exhibit: Exhibit, rows: list[dict[str, Any]]) -> None:
+    """Draw a panel for each dataset and metric, a line with deviations per method."""
+    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+    n_rows, n_columns = len(exhibit.metrics), len(datasets)
+    figure = Figure(figsize=(4 * n_columns, 3 * n_rows), layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, squeeze=False)
+    for (i, metric), (j, dataset) in product(
+        enumerate(exhibit.metrics), enumerate(datasets)
+    ):
+        panel = panels[i, j]
+        for method in dict.fromkeys(row["method"] for row in rows):
+            own = [
+                row
+                for row in rows
+                if (row["dataset"], row["metric"], row["method"])
+                == (dataset, metric, method)
+            ]
+            panel.errorbar(
+                [row["setting"] for row in own],
+                [row["ours"] for row in own],
+                [row["sd"] or 0 for row in own],
+                marker="o",
+                capsize=3,
+                label=method,
+            )
+        panel.set(title=dataset, xlabel=exhibit.figure, ylabel=metric)
+    panels[0, 0].legend()
+    for suffix in ("png", "svg"):
+        figure.savefig(folder / f"{exhibit.name}.{suffix}")
 
 
 _FORMATS = {
