@@ -54,6 +54,30 @@ def trust_recboles_checkpoints() -> None:
             setattr(Trainer, name, _trusting(method))
 
 
+def let_hyperopt_draw() -> None:
+    """Let RecBole's exhaustive search give hyperopt the generator that it now asks for.
+
+    Since 0.2.7 hyperopt draws from ``numpy.random.Generator``.
+    """
+    from recbole.trainer import hyper_tuning
+
+    search = hyper_tuning.exhaustive_search
+    if hasattr(search, "modern"):
+        return
+
+    @wraps(search)
+    def modern(*args: Any, **kwargs: Any) -> Any:
+        with patch.object(np.random, "RandomState", _generator):
+            return search(*args, **kwargs)
+
+    modern.modern = True  # type: ignore[attr-defined]
+    hyper_tuning.exhaustive_search = modern
+
+
+def _generator(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(seed))
+
+
 def _trusting(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def trusting(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ import recbole.data.dataset
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import init_logger, init_seed
 
-from recbole_fedras import registry
+from recbole_fedras import compat, registry
 from recbole_fedras.checkpoint import plain
 from recbole_fedras.config import Config
 from recbole_fedras.data.dataset import FederatedDataset
@@ -27,6 +27,8 @@ from recbole_fedras.report import (
 )
 from recbole_fedras.trainer import FederatedTrainer
 from recbole_fedras.wire.channel import DIRECTIONS
+
+compat.let_hyperopt_draw()
 
 
 def run_recbole_fedras(
@@ -78,6 +80,35 @@ def run_recbole_fedras(
         )
     with _log(config):
         return _run(config, saved)
+
+
+def objective_function(
+    config_dict: dict[str, Any] | None = None,
+    config_file_list: Sequence[str] | None = None,
+    saved: bool = True,
+) -> dict[str, Any]:
+    """Run once for RecBole's ``HyperTuning``, as its ``run_hyper.py`` does.
+
+    Parameters
+    ----------
+    config_dict : dict, optional
+        The trial's parameters; any key of the configuration.
+    config_file_list : sequence of str, optional
+        What all trials have in common.
+    saved : bool
+        As for :func:`run_recbole_fedras`.
+
+    Returns
+    -------
+    dict
+        As :func:`run_recbole_fedras`.
+    """
+    trial = {"show_progress": False} | {
+        key: plain(value) for key, value in (config_dict or {}).items()
+    }
+    return run_recbole_fedras(
+        config_file_list=config_file_list, config_dict=trial, saved=saved
+    )
 
 
 def _run(config: Config, saved: bool) -> dict[str, Any]:

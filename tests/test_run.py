@@ -20,7 +20,11 @@ from recbole_fedras.__main__ import main
 from recbole_fedras.checkpoint import read_checkpoint
 from recbole_fedras.config import Config
 from recbole_fedras.federation.simulation import NonFiniteError
-from recbole_fedras.quick_start import prepare_data, run_recbole_fedras
+from recbole_fedras.quick_start import (
+    objective_function,
+    prepare_data,
+    run_recbole_fedras,
+)
 from recbole_fedras.theta import unflatten
 from recbole_fedras.trainer import FederatedTrainer
 
@@ -481,6 +485,26 @@ def test_a_preset_lies_beneath_what_is_set(workspace):
     assert config["compressor"] == "TopK"
     assert config["compression_rate"] == 0.96875
     assert config.federation().budget == "nominal"
+
+
+@pytest.mark.parametrize("algo", ["exhaustive", "random"])
+def test_recboles_hyper_tuning_works(workspace, algo, capsys):
+    from recbole.trainer import HyperTuning
+
+    keys = Config(argv=TINY).external_config_dict | {"compressor": "SVD"}
+    Path("fixed.yaml").write_text(yaml.safe_dump(keys))
+    tuning = HyperTuning(
+        objective_function,
+        params_dict={"choice": {"learning_rate": [0.01, 0.2]}},
+        fixed_config_file_list=["fixed.yaml"],
+        algo=algo,
+        max_evals=2,
+    )
+    tuning.run()
+    assert tuning.best_params["learning_rate"] in (0.01, 0.2)
+    scores = [own["best_valid_score"] for own in tuning.params2result.values()]
+    assert tuning.best_score == max(scores)
+    assert len(scores) == 2 or algo == "random"
 
 
 # The command line.
