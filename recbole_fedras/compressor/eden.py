@@ -85,11 +85,10 @@ class EDEN(Compressor):
                 _rotate(values[piece] * signs[0, piece]) * signs[1, piece]
             )
             size = float(np.linalg.norm(rotated)) or 1.0
-            fine = np.arange(piece.start, piece.stop) < n_fine
+            fine = min(max(n_fine - piece.start, 0), length)  # these stand first
             gaussian = rotated * (np.sqrt(length) / size)
-            codes[piece] = np.where(
-                fine, _nearest(gaussian, n_bits + 1), _nearest(gaussian, n_bits)
-            )
+            codes[piece][:fine] = _nearest(gaussian[:fine], n_bits + 1)
+            codes[piece][fine:] = _nearest(gaussian[fine:], n_bits)
             levels = _levels_of(codes[piece], fine, n_bits)
             scales.append(float(rotated @ rotated / (rotated @ levels or 1.0)))
         payload = put_update_rows(Payload(), update, ctx.n_items)
@@ -121,7 +120,7 @@ class EDEN(Compressor):
         values = np.zeros(m)
         with np.errstate(over="ignore", invalid="ignore"):  # whatever was received
             for piece, scale in zip(pieces, scales, strict=True):
-                fine = np.arange(piece.start, piece.stop) < n_fine
+                fine = min(max(n_fine - piece.start, 0), piece.stop - piece.start)
                 levels = _levels_of(codes[piece], fine, n_bits)
                 once = _rotate(scale * levels) * signs[1, piece]
                 values[piece] = _rotate(once) * signs[0, piece]
@@ -197,7 +196,7 @@ def _nearest(values: Floats, n_bits: int) -> Ints:
     return np.searchsorted((levels[1:] + levels[:-1]) / 2, values)
 
 
-def _levels_of(codes: Ints, fine: NDArray[np.bool_], n_bits: int) -> Floats:
-    coarse = _levels(n_bits)[codes.clip(max=2**n_bits - 1)]
-    levels: Floats = np.where(fine, _levels(n_bits + 1)[codes], coarse)
-    return levels
+def _levels_of(codes: Ints, fine: int, n_bits: int) -> Floats:
+    """Look levels up; the first ``fine`` codes have one bit more."""
+    levels = (_levels(n_bits + 1)[codes[:fine]], _levels(n_bits)[codes[fine:]])
+    return np.concatenate(levels)
