@@ -173,6 +173,7 @@ def _reproduce(argv: list[str]) -> None:
     )
     parser.add_argument("exhibits", nargs="+", help=f"{', '.join(known)} or all")
     parser.add_argument("--dataset", action="append", default=[], help="only this one")
+    parser.add_argument("--model", action="append", default=[], help="only this one")
     parser.add_argument("--seeds", default="2020 1 2", help="(default: 2020 1 2)")
     parser.add_argument("--rounds", type=int, help="(default: as configured)")
     parser.add_argument(
@@ -183,9 +184,8 @@ def _reproduce(argv: list[str]) -> None:
     parser.add_argument("--dry_run", action="store_true", help="only count the runs")
     arguments = parser.parse_args(argv)
     names = known if "all" in arguments.exhibits else arguments.exhibits
-    exhibits = [
-        read_exhibit(name, arguments.dataset, arguments.rounds) for name in names
-    ]
+    chosen = (arguments.dataset, arguments.model, arguments.rounds)
+    exhibits = [read_exhibit(name, *chosen) for name in names]
     local = {"data_path": arguments.data_path} if arguments.data_path else {}
     seeds = [int(seed) for seed in arguments.seeds.split()]
     for exhibit in exhibits:

@@ -67,14 +67,19 @@ class Exhibit:
 
 
 def read_exhibit(
-    name: str, datasets: Sequence[str] = (), rounds: int | None = None
+    name: str,
+    datasets: Sequence[str] = (),
+    models: Sequence[str] = (),
+    rounds: int | None = None,
 ) -> Exhibit:
-    """Read an exhibit, for some of its datasets, or all.
+    """Read an exhibit, for some of its datasets and models, or all.
+
+    What is a part of it is named by these too, as ``table1-ml-100k``.
 
     Raises
     ------
     ValueError
-        If there is none of that name, or it has not that dataset.
+        If there is none of that name, or it has not that dataset or model.
     """
     known = list(registry.names("experiment"))
     if name not in known:
@@ -83,27 +88,28 @@ def read_exhibit(
             f"known: {', '.join(known)}"
         )
     text = registry.read_properties("experiment", name)
-    for dataset in datasets:
-        if dataset not in text["datasets"]:
-            raise ValueError(
-                f"--dataset={dataset!r} is not in {name}, which has "
-                f"{', '.join(text['datasets'])}"
-            )
+    for key, asked in (("dataset", datasets), ("model", models)):
+        for value in asked:
+            if value not in text[f"{key}s"]:
+                raise ValueError(
+                    f"--{key}={value!r} is not in {name}, which has "
+                    f"{', '.join(text[f'{key}s'])}"
+                )
+    text |= {"datasets": datasets or text["datasets"]}
+    text |= {"models": models or text["models"]}
     return Exhibit(
-        name,
+        "-".join([name, *datasets, *models]),
         text["title"],
         text["metrics"],
         text["learning_rates"],
-        list(_entries(text, datasets or text["datasets"], rounds)),
+        list(_entries(text, rounds)),
         text.get("figure"),
     )
 
 
-def _entries(
-    text: dict[str, Any], datasets: Sequence[str], rounds: int | None
-) -> Iterator[Entry]:
+def _entries(text: dict[str, Any], rounds: int | None) -> Iterator[Entry]:
     fixed = text.get("keys", {}) | ({"epochs": rounds} if rounds else {})
-    for dataset in datasets:
+    for dataset in text["datasets"]:
         for model in text["models"]:
             for method, own in text["methods"].items():
                 printed = text.get("paper", {}).get(dataset, {}).get(model, {})

@@ -170,6 +170,8 @@ def test_table1_reads_as_printed():
     keys = entries["ml-100k", "NCF", "Base", "90.63 %"].keys
     assert Config(config_dict=keys)["embedding_size"] == 3
     assert len(reproducing.read_exhibit("table1", ["ml-1m"]).entries) == 30
+    part = reproducing.read_exhibit("table1", ["ml-1m"], ["MF"])
+    assert (part.name, len(part.entries)) == ("table1-ml-1m-MF", 15)
 
 
 def test_an_exhibit_is_tuned_on_validation_and_stands_beside_the_paper(
@@ -234,6 +236,7 @@ def test_an_exhibit_is_tuned_on_validation_and_stands_beside_the_paper(
     [
         (["table9"], "exhibit 'table9' is unknown; did you mean 'table"),
         (["table4", "--dataset=ml-1m"], "--dataset='ml-1m' is not in table4"),
+        (["table4", "--model=NCF"], "--model='NCF' is not in table4, which has MF"),
         (["table5", "--jobs=0"], "--jobs=0 must be -1 or at least 1"),
         (["table5", "--rounds=-1"], "epochs=-1"),
     ],
