@@ -18,7 +18,7 @@ from recbole_fedras.data.prepare import SOURCES, prepare
 from recbole_fedras.federation.simulation import NonFiniteError
 from recbole_fedras.quick_start import run_recbole_fedras
 from recbole_fedras.rate_distortion import RATES, run_rate_distortion
-from recbole_fedras.reproduce import read_exhibit, reproduce
+from recbole_fedras.reproduce import has_part, read_exhibit, reproduce
 
 
 def script() -> None:
@@ -151,9 +151,6 @@ def _compare(argv: list[str]) -> None:
     arguments, rest = parser.parse_known_args(argv)
     shared = Config(arguments.model, arguments.dataset, _files(arguments), argv=rest)
     keys = shared.external_config_dict
-    for key in ("compressor", "compression_rate", "seed"):
-        if key in keys:
-            raise ValueError(f"--{key} is what is compared: use --{key}s")
     compare(
         arguments.compressors.split(),
         [float(rate) for rate in arguments.compression_rates.split()],
@@ -183,8 +180,10 @@ def _reproduce(argv: list[str]) -> None:
     parser.add_argument("--output", default="results", help="(default: results)")
     parser.add_argument("--dry_run", action="store_true", help="only count the runs")
     arguments = parser.parse_args(argv)
-    names = known if "all" in arguments.exhibits else arguments.exhibits
+    names = arguments.exhibits
     chosen = (arguments.dataset, arguments.model, arguments.rounds)
+    if "all" in arguments.exhibits:
+        names = [name for name in known if has_part(name, *chosen[:2])]
     exhibits = [read_exhibit(name, *chosen) for name in names]
     local = {"data_path": arguments.data_path} if arguments.data_path else {}
     seeds = [int(seed) for seed in arguments.seeds.split()]

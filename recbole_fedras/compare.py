@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from html import escape
+from math import nan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -20,6 +21,15 @@ from recbole_fedras.sweep import Keys, run_cells
 
 Cell = dict[str, Any]
 _MB = 1e6
+
+#: Keys that declare a compressor of the user's own, which ``compressors`` may name.
+_DECLARING = {"compressor", "compressor_class"}
+
+#: Keys that would make runs differ from what their label says.
+_COMPARED = {
+    "bandwidth", "compression_rate", "seed", "downlink_compressor",
+    "downlink_compressor_class", "uplink_compressor", "uplink_compressor_class",
+}  # fmt: skip
 
 
 def compare(
@@ -38,7 +48,8 @@ def compare(
         The first is what the others are tested against; ``none`` runs at one rate.
     rates : sequence of float
     keys : dict
-        Keys that all runs have in common.
+        Keys that all runs have in common. ``compressor`` and ``compressor_class``
+        together declare a compressor of one's own that ``compressors`` may name.
     seeds : sequence of int
     n_jobs : int
         Runs at a time; -1 for one per core.
@@ -57,6 +68,8 @@ def compare(
     NonFiniteError
         If a run diverged; the others are kept.
     """
+    declared = _declared(keys)
+    keys = {key: value for key, value in keys.items() if key not in _DECLARING}
     methods = [
         (name, rate)
         for name in dict.fromkeys(compressors)
@@ -65,6 +78,7 @@ def compare(
     cells = {
         (method, seed): keys
         | {"compressor": method[0], "compression_rate": method[1], "seed": seed}
+        | declared.get(method[0], {})
         for method in methods
         for seed in dict.fromkeys(seeds)
     }
@@ -77,9 +91,8 @@ def compare(
             raise NonFiniteError(f"{outcome['keys']}: {outcome['error']}")
     runs: dict[str, list[Cell]] = {}
     for ((name, rate), _), outcome in zip(cells, outcomes, strict=True):
-        runs.setdefault(name if name == "none" else f"{name} {rate:.2%}", []).append(
-            outcome
-        )
+        label = name if name == "none" else f"{name} {100 * rate:g} %"
+        runs.setdefault(label, []).append(outcome)
     rows = [
         summary(label, own, next(iter(runs.values()))) for label, own in runs.items()
     ]
@@ -87,6 +100,27 @@ def compare(
     print(markdown(rows))
     print(f"Tables and report.html are in {folder}")
     return rows
+
+
+def _declared(keys: Keys) -> dict[str, Keys]:
+    """Return the class of a compressor of the user's own, by its name.
+
+    Raises
+    ------
+    ValueError
+        If a key is given that is what the runs differ in.
+    """
+    refused = sorted(_COMPARED & keys.keys())
+    if "compressor" in keys and "compressor_class" not in keys:
+        refused.append("compressor")
+    if refused:
+        raise ValueError(
+            f"{', '.join(refused)} must not be set: that is what is compared, by "
+            "--compressors, --compression_rates and --seeds"
+        )
+    if "compressor_class" not in keys:
+        return {}
+    return {keys["compressor"]: {"compressor_class": keys["compressor_class"]}}
 
 
 def summary(label: str, own: list[Cell], first: list[Cell]) -> dict[str, Any]:
@@ -115,8 +149,10 @@ def significance(own: list[Cell], first: list[Cell]) -> tuple[int, int, float]:
     better, worse : int
         Users whose item stands higher, or lower, than with ``first``.
     p : float
-        Two-sided; 1 where no user differs.
+        Two-sided; 1 where no user differs, NaN for metrics that rank nothing.
     """
+    if not all(cell["ranks"] for cell in [*own, *first]):
+        return 0, 0, nan
     change = _reciprocal_ranks(own) - _reciprocal_ranks(first)
     better, worse = int((change > 1e-12).sum()), int((change < -1e-12).sum())
     p = float(wilcoxon(change).pvalue) if better + worse else 1.0
@@ -229,8 +265,9 @@ def _write(
     )
     body = tabulate(rows, headers="keys", tablefmt="html", floatfmt=".4f")
     note = (
-        "p: Wilcoxon's signed ranks over users' reciprocal ranks, two-sided, against "
-        f"{escape(rows[0]['method'])}. Catch-up is not sent, and in no plot."
+        "p: Wilcoxon's signed ranks over users' reciprocal ranks in the test, 0 beyond "
+        f"topk, two-sided, against {escape(rows[0]['method'])}. Catch-up is not sent, "
+        "and in no plot."
     )
     (folder / "report.html").write_text(
         f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title>"

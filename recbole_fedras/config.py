@@ -243,22 +243,23 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         self._compressors: dict[str, tuple[str, type[Compressor]]] = {}
         for direction in DIRECTIONS:
             key = f"{direction}_compressor"
-            if chosen.get(key) is None:
-                key = "compressor"
-            name = str(chosen[key])
-            path = chosen.get(f"{key}_class") or registry.read_properties(
-                "compressor", name
-            ).get("compressor_class")
+            path = chosen.get(f"{key}_class")
+            name = chosen.get(key) or (path and str(path).rpartition(".")[2])
+            if not name:
+                key, name = "compressor", self.compressor_name
             if not path and name == self.compressor_name:
                 path = chosen.get("compressor_class")
             if not path:
+                shipped = registry.read_properties("compressor", str(name))
+                path = shipped.get("compressor_class")
+            if not path:
                 valid = list(registry.names("compressor"))
                 raise ValueError(
-                    f"{key}={name!r} is unknown; {registry.nearest(name, valid)}"
+                    f"{key}={name!r} is unknown; {registry.nearest(str(name), valid)}"
                     f"known: {', '.join(valid)}, or set {key}_class"
                 )
             found = registry.load_class(f"{key}_class", path, Compressor)
-            self._compressors[direction] = name, found
+            self._compressors[direction] = str(name), found
 
     def _refuse_unknown_keys(self) -> None:
         known = {*self.internal_config_dict, *_RECBOLE_KEYS}
@@ -291,6 +292,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         keys.check_common(self)
         super()._set_default_parameters()
         if issubclass(self.model_class, FederatedRecommender):
+            self._check_base()
             self.federation(), self.local_training(), self.make_compressors()
             keys.check_federated(self)
             self._cut()
@@ -309,10 +311,31 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         kept = (
             1 - self["compression_rate"] + 5e-5
         )  # rates are read as papers print them
-        if key == "client_fraction":
+        if key == "epochs":
+            self._cut_rounds(max(1, int(self[key] * (kept + 5e-5))))
+        elif key == "client_fraction":
             self.final_config_dict[key] *= 1 - self["compression_rate"]
         else:
             self.final_config_dict[key] = max(1, int(self[key] * kept))
+
+    def _cut_rounds(self, epochs: int) -> None:
+        """Cut rounds, and evaluate as often as lets the last one be evaluated."""
+        step = min(self["eval_step"], epochs)
+        while step and epochs % step:
+            step -= 1
+        self.final_config_dict |= {"epochs": epochs, "eval_step": step}
+
+    def _check_base(self) -> None:
+        """Refuse policies without a common table to a method that needs one."""
+        name, compressor_class = self._compressors["downlink"]
+        if not compressor_class.needs_base:
+            return
+        reason = f"{name} needs to know the receiver's table"
+        if self["replica"] == "stale":
+            keys.refuse(self, "replica", f"broadcast or personal: {reason}")
+        tiers = self["bandwidth"] is not None and self["replica"] == "broadcast"
+        if tiers and not self["downlink_feedback"]:
+            keys.refuse(self, "downlink_feedback", f"True with bandwidth: {reason}")
 
     # Typed settings.
 

@@ -18,7 +18,6 @@ from tqdm import tqdm, trange
 from recbole_fedras import registry
 from recbole_fedras.compressor import Budget, Compressor, RoundContext, RowUpdate
 from recbole_fedras.compressor.base import empty_update, row_update
-from recbole_fedras.compressor.ce import CE
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.config import Config
 from recbole_fedras.data.dataset import client_data
@@ -170,7 +169,7 @@ def methods(config: Config) -> dict[str, Compressor]:
         found: type[Compressor] = registry.load_class(
             "compressor_class", defaults["compressor_class"], Compressor
         )
-        if found.cuts is not None or found is CE:
+        if found.cuts is not None or found.needs_base:
             continue  # on one update the same as none, as FedRAS
         parameters = registry.hyper_parameters(found)
         keys = {

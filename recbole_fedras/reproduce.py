@@ -90,10 +90,9 @@ def read_exhibit(
     text = registry.read_properties("experiment", name)
     for key, asked in (("dataset", datasets), ("model", models)):
         for value in asked:
-            if value not in text[f"{key}s"]:
+            if value not in (have := _choices(text, key)):
                 raise ValueError(
-                    f"--{key}={value!r} is not in {name}, which has "
-                    f"{', '.join(text[f'{key}s'])}"
+                    f"--{key}={value!r} is not in {name}, which has {', '.join(have)}"
                 )
     text |= {"datasets": datasets or text["datasets"]}
     text |= {"models": models or text["models"]}
@@ -105,6 +104,20 @@ def read_exhibit(
         list(_entries(text, rounds)),
         text.get("figure"),
     )
+
+
+def has_part(name: str, datasets: Sequence[str], models: Sequence[str]) -> bool:
+    """Whether an exhibit has all of these datasets and models."""
+    text = registry.read_properties("experiment", name)
+    return {*datasets} <= {*_choices(text, "dataset")} and {*models} <= {
+        *_choices(text, "model")
+    }
+
+
+def _choices(text: dict[str, Any], key: str) -> list[str]:
+    """Return what an exhibit has; of more datasets it may have numbers only."""
+    more = text.get("paper", {}) if key == "dataset" else {}
+    return list(dict.fromkeys([*text[f"{key}s"], *more]))
 
 
 def _entries(text: dict[str, Any], rounds: int | None) -> Iterator[Entry]:
@@ -162,7 +175,7 @@ def reproduce(
         for entry in first.values()
         for rate in exhibit.learning_rates
     ]
-    for cell in grid:
+    for cell in [*grid, *(entry.keys | local for entry in exhibit.entries)]:
         Config(config_dict=cell)
     store = folder / "cells"
     if dry_run:

@@ -40,7 +40,9 @@ def run_cells(
 
     A cell is finished when its file is there, named by a digest of its keys and our
     version: a sweep that was killed goes on where it was, also on another machine that
-    is given the folder, and sweeps share what they have in common.
+    is given the folder, and sweeps share what they have in common. Neither a dataset's
+    content nor code of one's own is part of the name: where these changed, take another
+    folder.
 
     Parameters
     ----------
@@ -57,7 +59,8 @@ def run_cells(
     list of dict
         For each cell ``keys``; ``result``, what ``result.json`` holds; ``curve``, a
         list of evaluated rounds with metrics and bytes so far; and ``ranks``, that of
-        every user's held-out item in the test, 0 if it is not among the first. Of a run
+        every user's held-out item in the test, 0 if it is not among the first, empty
+        for metrics that rank nothing. Of a run
         that diverged, ``result`` is None and ``error`` says when.
 
     Raises
@@ -95,7 +98,7 @@ def _identity(cell: Keys) -> Keys:
 def _outcomes(
     missing: dict[Path, Keys], n_jobs: int
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield outcomes as runs end; after an error or Ctrl-C start no more."""
+    """Yield outcomes as runs end; after an error start no more, and raise it last."""
     if not missing:
         return
     workers = min(cpu_count() if n_jobs == -1 else n_jobs, len(missing))
@@ -104,14 +107,26 @@ def _outcomes(
         running: dict[Future[dict[str, Any]], Path] = {
             pool.submit(_run_cell, cell): path for path, cell in missing.items()
         }
+        failed: Exception | None = None
         try:
             while running:
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    yield running.pop(future), future.result()
+                    path = running.pop(future)
+                    if future.cancelled():
+                        continue
+                    try:
+                        outcome = future.result()
+                    except Exception as error:  # let those under way end, and keep them
+                        failed = failed or error
+                        pool.shutdown(wait=False, cancel_futures=True)
+                    else:
+                        yield path, outcome
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    if failed is not None:
+        raise failed
 
 
 def _run_cell(cell: Keys) -> dict[str, Any]:
@@ -155,6 +170,8 @@ def _curve(path: Path) -> Iterator[dict[str, float]]:
 
 
 def _ranks(path: Path) -> list[int]:
+    if not path.is_file():  # metrics that rank nothing
+        return []
     with path.open(encoding="utf-8") as file:
         return [int(row["rank"]) for row in csv.DictReader(file)]
 

@@ -96,7 +96,7 @@ def test_compare_runs_in_processes_and_reports(workspace, capsys):
     assert len(list(Path("comparison/cells").glob("*.json"))) == 2 * (1 + 2)
     with Path("comparison/table.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["method"] for row in rows] == ["none", "SVD 50.00%", "SVD 75.00%"]
+    assert [row["method"] for row in rows] == ["none", "SVD 50 %", "SVD 75 %"]
     assert Path("comparison/table.md").read_text().strip() in printed
     report = Path("comparison/report.html").read_text(encoding="utf-8")
     for said in (
@@ -119,6 +119,39 @@ def test_compare_runs_in_processes_and_reports(workspace, capsys):
     assert float(rows[2]["ndcg@10 sd"]) == pytest.approx(np.std(values, ddof=1))
     sizes = [result["communication"]["uplink_bytes"] for result in svd]
     assert float(rows[2]["uplink MB"]) == pytest.approx(np.mean(sizes) / 1e6)
+
+
+def test_ones_own_compressor_compares_with_ours(workspace):
+    (workspace / "own").mkdir()
+    (workspace / "own" / "mine.py").write_text(
+        "from recbole_fedras.compressor.svd import SVD\nclass Mine(SVD):\n    pass\n"
+    )
+    (workspace / "own" / "mine.yaml").write_text(
+        "compressor: Mine\ncompressor_class: mine.Mine\n"
+    )
+    command = ["compare", *COMMON, "--compressors=SVD Mine", "--seeds=1"]
+    files = ["--compression_rates=0.75", "--config_files=own/mine.yaml", "--jobs=2"]
+    assert main([*command, *files]) == 0
+    with Path("comparison/table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["SVD 75 %", "Mine 75 %"]
+    assert rows[0]["ndcg@10"] == rows[1]["ndcg@10"]
+    assert rows[0]["uplink MB"] == rows[1]["uplink MB"]
+
+
+def test_runs_under_way_are_kept_when_another_fails(workspace):
+    good = [cell(seed=seed, epochs=30) for seed in (1, 2)]
+    cells = [good[0], cell(dataset="nowhere"), good[1]]
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        sweep.run_cells(cells, Path("cells"), 3)
+    assert len(list(Path("cells").glob("*.json"))) == 2
+
+
+def test_metrics_that_rank_nothing_have_no_test(workspace, in_process):
+    keys = {"metrics": ["ItemCoverage"], "valid_metric": "ItemCoverage@10"}
+    outcome = sweep.run_cells([cell(**keys)], Path("cells"), 1)[0]
+    assert outcome["ranks"] == []
+    assert np.isnan(comparing.significance([outcome], [outcome])[2])
 
 
 def test_significance_is_wilcoxons_over_users_with_its_direction():
@@ -170,6 +203,11 @@ def test_table1_reads_as_printed():
     keys = entries["ml-100k", "NCF", "Base", "90.63 %"].keys
     assert Config(config_dict=keys)["embedding_size"] == 3
     assert len(reproducing.read_exhibit("table1", ["ml-1m"]).entries) == 30
+    raw = reproducing.read_exhibit("table1", ["lastfm-2k-raw"]).entries
+    clean = reproducing.read_exhibit("table1", ["lastfm-2k"]).entries
+    assert [own.paper for own in raw] == [own.paper for own in clean]
+    assert reproducing.has_part("table1", ["lastfm-2k-raw"], ["NCF"])
+    assert not reproducing.has_part("table4", ["ml-1m"], [])
     part = reproducing.read_exhibit("table1", ["ml-1m"], ["MF"])
     assert (part.name, len(part.entries)) == ("table1-ml-1m-MF", 15)
 
@@ -253,8 +291,10 @@ def test_reproduce_refuses_bad_input_before_any_run(workspace, capsys, arguments
         (["--compressors=none Gzip"], "compressor='Gzip' is unknown"),
         (["--compression_rates=2"], "compression_rate=2.0 is not allowed"),
         (["--compression_rates=high"], "could not convert string to float: 'high'"),
-        (["--compressor=SVD"], "--compressor is what is compared: use --compressors"),
-        (["--seed=3"], "--seed is what is compared: use --seeds"),
+        (["--compressor=SVD"], "compressor must not be set: that is what is compared"),
+        (["--seed=3"], "seed must not be set: that is what is compared, by --compre"),
+        (["--uplink_compressor=SVD"], "uplink_compressor must not be set"),
+        (["--bandwidth=[0.5,0.7]"], "bandwidth must not be set"),
         (["--jobs=0"], "--jobs=0 must be -1 or at least 1"),
     ],
 )

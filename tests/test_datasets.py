@@ -94,6 +94,34 @@ def test_prepare_keeps_pairs_dates_and_order_of_lastfm(tmp_path, capsys, whole_f
     assert held_out["valid"] == {"2": "70", "6": "80", "7": "103"}
 
 
+@pytest.mark.parametrize("tied_times", ["last", "first"])
+def test_parts_that_come_split_stay_so(tmp_path, tied_times):
+    """Neither rule moves a row from one file's part to another's."""
+    folder = tmp_path / "split"
+    folder.mkdir()
+    header = "user_id:token\titem_id:token\ttimestamp:float\n"
+    items = {"train": range(8), "valid": [8], "test": [9]}
+    for part, own in items.items():
+        rows = [f"u{u}\ti{item}\t{item}\n" for u in range(4) for item in own]
+        text = (
+            header
+            + "".join(rows)
+            + "".join(f"x\ti{item}\t1\n" for item in range(10, 14) if part == "train")
+        )
+        (folder / f"split.{part}.inter").write_text(text)
+    config = Config("MF", "split", config_dict={
+        "data_path": str(tmp_path), "benchmark_filename": list(items),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "tied_times": tied_times, "client_fraction": 1.0, "topk": [1],
+        "valid_metric": "Hit@1",
+        "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"},
+    })  # fmt: skip
+    _, valid, test = prepare_data(config)
+    for part, held_out in ((valid, "i8"), (test, "i9")):
+        items_of = part._dataset.inter_feat["item_id"].numpy()
+        assert set(part._dataset.id2token("item_id", items_of)) == {held_out}
+
+
 def test_prepare_reads_ml_1m(tmp_path, capsys):
     (tmp_path / "ratings.dat").write_text(
         "1::1193::5::978300760\n1::661::3::978302109\n"

@@ -427,6 +427,7 @@ class Mine(SVD):
         (own, "Mine+FedRAS"),
         ({"compressor_class": "mine.Mine", "uplink_compressor": "KLT"}, "KLT+Mine"),
         ({"compressor": "Mine", "compressor_class": "mine.Mine"}, "Mine"),
+        ({"uplink_compressor_class": "mine.Mine"}, "Mine+FedRAS"),
     ):
         config = Config(config_dict=keys, argv=TINY)
         assert config.method == method
@@ -434,6 +435,9 @@ class Mine(SVD):
         assert again.method == method
         names = [type(made).__name__ for made in again.make_compressors()]
         assert names == (method.split("+") * 2)[:2]
+    same = {"compressor": "SVD", "compressor_class": "mine.Mine"}
+    config = Config(config_dict=same | {"uplink_compressor": "SVD"}, argv=TINY)
+    assert [type(own).__name__ for own in config.make_compressors()] == ["Mine"] * 2
     with pytest.raises(ValueError, match="or set uplink_compressor_class"):
         Config(config_dict={"uplink_compressor": "Yours"}, argv=TINY)
 
@@ -467,6 +471,12 @@ def test_a_rate_may_be_met_by_doing_less(run, name, key, whole, left):
     assert yaml.safe_load(config)[key] == whole  # a run from it is cut as well
     with pytest.raises(ValueError, match=f"serves both ways, not {name} and SVD"):
         run(compressor=name, downlink_compressor="SVD")
+
+
+def test_fewer_rounds_end_with_an_evaluation(run):
+    result = run(compressor="RCR", compression_rate=0.4, epochs=20, eval_step=10)
+    evaluated = [int(row["round"]) for row in rounds_of(result) if row["valid_ndcg@10"]]
+    assert evaluated == [5, 11]
 
 
 def test_papers_rates_leave_three_two_and_one_dimension(workspace):
@@ -670,6 +680,10 @@ class SignOfMine(Compressor):
         (["--ITEM_ID_FIELD=what"], "ITEM_ID_FIELD='what'"),
         (["--load_col={'inter': ['nothing']}"], "USER_ID_FIELD='user_id'"),
         (["--eval_args={'split': {'LS': 'last'}}"], "LS one of valid_and_test"),
+        (["--eval_args={'split': {'LS': 'valid_only'}}"], "LS one of valid_and_test"),
+        (["--compressor=CE", "--replica=stale"], "CE needs to know the receiver's"),
+        (["--compressor=CE", "--bandwidth=[0.5,0.7]", "--downlink_feedback=False"],
+         "downlink_feedback=False is not allowed; it must be True with bandwidth"),
         (["--eval_args={'split': {'RS': [0.9, 0.1]}}"], "three ratios"),
         (["--eval_args={'order': 'by_time'}"], "order RO or TO"),
         (["--eval_args={'modes': 'uni20'}"], "did you mean 'mode'"),

@@ -213,6 +213,9 @@ class Compressor(ABC):
     #: ``epochs``, ``client_fraction`` or ``embedding_size``.
     cuts: ClassVar[str | None] = None
 
+    #: Whether the method needs ``RoundContext.base``, the table that both ends know.
+    needs_base: ClassVar[bool] = False
+
     #: Whether clients of one run may have different compression rates.
     heterogeneous: ClassVar[bool] = True
 

@@ -28,6 +28,8 @@ class CE(FedRAS):
     add up. As there, rows that are where they should be are not sent.
     """
 
+    needs_base = True
+
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Cluster the rows as they are after the update."""
         return super().encode(_moved(update, ctx, 1), budget, ctx)

@@ -10,7 +10,7 @@ from recbole.utils import FeatureType
 
 from recbole_fedras.data.clients import ClientData
 
-_LEAVE_ONE_OUT_PARTS = {"valid_and_test": 3, "valid_only": 2, "test_only": 2}
+_LEAVE_ONE_OUT_PARTS = {"valid_and_test": 3, "test_only": 2}
 
 
 class FederatedDataset(Dataset):  # type: ignore[misc]
@@ -76,8 +76,9 @@ class FederatedDataset(Dataset):  # type: ignore[misc]
         """Split as ``eval_args`` says, by exact times."""
         rows = self.inter_feat
         if self.time_field in rows:
-            if self.config["tied_times"] == "first":  # sorting keeps the order of ties
-                rows = rows[::-1].reset_index(drop=True)
+            whole = self.benchmark_filename_list is None  # not split by files
+            if self.config["tied_times"] == "first" and whole:
+                rows = rows[::-1].reset_index(drop=True)  # sorting keeps ties' order
             rows[self.time_field] = rows[self.time_field].rank(method="dense")
             self.inter_feat = rows
         self._require_interactions()
