@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, repeat
 from math import inf, nan
 from pathlib import Path
 from statistics import mean, stdev
@@ -16,9 +16,20 @@ from tabulate import tabulate
 
 from recbole_fedras import registry
 from recbole_fedras.config import Config
-from recbole_fedras.sweep import Keys, digest, run_cells
+from recbole_fedras.information_loss import information_loss
+from recbole_fedras.sweep import (
+    Keys,
+    Measure,
+    Outcome,
+    digest,
+    run_cells,
+    train_and_test,
+)
 
-Outcome = dict[str, Any]
+_MEASURES: dict[str, Measure] = {
+    "train_and_test": train_and_test,
+    "information_loss": information_loss,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +63,11 @@ class Entry:
 class Exhibit:
     """A table or figure, as ``properties/experiment/{name}.yaml`` says.
 
-    The file's keys: ``title``; ``figure``, what the settings are, if it is one;
-    ``metrics``; ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and
-    ``settings``, each a label with keys; ``learning_rates``, the grid; and ``paper``,
-    values by dataset, model and method, a list for each setting.
+    The file's keys: ``title``; ``measure``, if it is another than training and
+    testing; ``figure``, what the settings are, if it is one; ``metrics``; ``datasets``;
+    ``models``; ``keys`` of all runs; ``methods`` and ``settings``, each a label with
+    keys; ``learning_rates``, the grid; and ``paper``, values by dataset, model and
+    method, a list for each setting.
     """
 
     name: str
@@ -64,6 +76,7 @@ class Exhibit:
     learning_rates: list[float]
     entries: list[Entry]
     figure: str | None = None
+    measure: Measure = train_and_test
 
 
 def read_exhibit(
@@ -98,11 +111,12 @@ def read_exhibit(
     text |= {"models": models or text["models"]}
     return Exhibit(
         "-".join([name, *datasets, *models]),
-        text["title"],
+        text["title"] + (f", {rounds} rounds" if rounds else ""),
         text["metrics"],
         text["learning_rates"],
         list(_entries(text, rounds)),
         text.get("figure"),
+        _MEASURES[text.get("measure", "train_and_test")],
     )
 
 
@@ -179,21 +193,30 @@ def reproduce(
         Config(config_dict=cell)
     store = folder / "cells"
     if dry_run:
-        done = sum((store / f"{digest(cell)}.json").is_file() for cell in grid)
+        done = sum(
+            (store / f"{digest(cell, exhibit.measure)}.json").is_file() for cell in grid
+        )
         n_more = len(exhibit.entries) * len(seeds) - len(first)
         print(
             f"{exhibit.title}: {len(grid)} runs for learning rates, {done} of them "
             f"finished, then {n_more} with those chosen"
         )
         return []
-    tried = run_cells(grid, store, n_jobs, f"{exhibit.name}: learning rates")
-    chosen = dict(zip(first, _best_rates(exhibit.learning_rates, tried), strict=True))
+    measure = exhibit.measure
+    if len(exhibit.learning_rates) > 1:
+        tried = run_cells(
+            grid, store, n_jobs, f"{exhibit.name}: learning rates", measure
+        )
+        best = _best_rates(exhibit.learning_rates, tried)
+    else:
+        best = repeat(exhibit.learning_rates[0], len(first))
+    chosen = dict(zip(first, best, strict=True))
     cells = [
         entry.keys | local | {"learning_rate": chosen[entry.tuned], "seed": seed}
         for entry in exhibit.entries
         for seed in seeds
     ]
-    outcomes = run_cells(cells, store, n_jobs, exhibit.name)
+    outcomes = run_cells(cells, store, n_jobs, exhibit.name, measure)
     rows = []
     for index, entry in enumerate(exhibit.entries):
         own = outcomes[index * len(seeds) : (index + 1) * len(seeds)]
@@ -278,10 +301,17 @@ def _draw(folder: Path, exhibit: Exhibit, rows: list[dict[str, Any]]) -> None:
 
 
 _FORMATS = {
-    "ours": ".4f", "sd": ".4f", "paper": ".4f", "difference": "+.4f",
+    "ours": ".4f", "sd": ".4f", "paper": ".4f", "difference": ".4f",
     "CR wire": ".2%", "uplink MB": ",.1f", "downlink MB": ",.1f",
     "catch-up MB": ",.1f", "learning rate": "g",
 }  # fmt: skip
+
+
+def _shown(key: str, value: Any) -> str:
+    style = _FORMATS.get(key, "")
+    if style == ".4f" and 0 < abs(value) < 1e-3:
+        style = ".2e"
+    return format(value, f"+{style}" if key == "difference" else style)
 
 
 def _write(
@@ -294,10 +324,7 @@ def _write(
         writer.writeheader()
         writer.writerows(rows)
     shown = [
-        {
-            key: "" if value is None else format(value, _FORMATS.get(key, ""))
-            for key, value in row.items()
-        }
+        {key: "" if value is None else _shown(key, value) for key, value in row.items()}
         for row in rows
     ]
     markdown, latex = (

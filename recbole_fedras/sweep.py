@@ -11,7 +11,7 @@ import logging
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from recbole_fedras.quick_start import run_recbole_fedras
 from recbole_fedras.version import __version__
 
 Keys = dict[str, Any]
+Outcome = dict[str, Any]
+Measure = Callable[[Keys], Outcome]
 
 #: Keys that say where and how to run, not what: no part of a cell's identity.
 _LOCAL = {"checkpoint_dir", "data_path", "gpu_id", "n_jobs", "show_progress", "use_gpu"}
@@ -34,8 +36,12 @@ _CURVE = ("uplink_bytes", "downlink_bytes", "catch_up_bytes")
 
 
 def run_cells(
-    cells: Sequence[Keys], folder: Path, n_jobs: int, title: str = "Runs"
-) -> list[dict[str, Any]]:
+    cells: Sequence[Keys],
+    folder: Path,
+    n_jobs: int,
+    title: str = "Runs",
+    measure: Measure | None = None,
+) -> list[Outcome]:
     """Run every configuration that ``folder`` does not hold yet; return all outcomes.
 
     A cell is finished when its file is there, named by a digest of its keys and our
@@ -53,6 +59,9 @@ def run_cells(
         Processes, of one thread each; -1 for one per core.
     title : str
         Of the progress bar.
+    measure : callable, optional
+        What to do with the keys of a cell, instead of :func:`train_and_test`; part of
+        the cell's name. A function of a module, as it is called in another process.
 
     Returns
     -------
@@ -73,21 +82,25 @@ def run_cells(
     if n_jobs < 1 and n_jobs != -1:
         raise ValueError(f"--jobs={n_jobs} must be -1 or at least 1")
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{digest(cell)}.json" for cell in cells]
+    measure = measure or train_and_test
+    paths = [folder / f"{digest(cell, measure)}.json" for cell in cells]
     due = dict(zip(paths, cells, strict=True))
     missing = {path: cell for path, cell in due.items() if not path.is_file()}
     with tqdm(
         total=len(due), initial=len(due) - len(missing), desc=title, unit="run"
     ) as bar:
-        for path, outcome in _outcomes(missing, n_jobs):
+        for path, outcome in _outcomes(measure, missing, n_jobs):
             _write(path, outcome)
             bar.update()
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
-def digest(cell: Keys) -> str:
+def digest(cell: Keys, measure: Measure) -> str:
     """Name a configuration by what it says, in whatever order."""
-    text = json.dumps([__version__, _identity(cell)], sort_keys=True)
+    named = [__version__, _identity(cell)]
+    if measure is not train_and_test:
+        named.append(measure.__name__)
+    text = json.dumps(named, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -96,16 +109,17 @@ def _identity(cell: Keys) -> Keys:
 
 
 def _outcomes(
-    missing: dict[Path, Keys], n_jobs: int
-) -> Iterator[tuple[Path, dict[str, Any]]]:
+    measure: Measure, missing: dict[Path, Keys], n_jobs: int
+) -> Iterator[tuple[Path, Outcome]]:
     """Yield outcomes as runs end; after an error start no more, and raise it last."""
     if not missing:
         return
     workers = min(cpu_count() if n_jobs == -1 else n_jobs, len(missing))
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-        running: dict[Future[dict[str, Any]], Path] = {
-            pool.submit(_run_cell, cell): path for path, cell in missing.items()
+        running: dict[Future[Outcome], Path] = {
+            pool.submit(_run_cell, measure, cell): path
+            for path, cell in missing.items()
         }
         failed: Exception | None = None
         try:
@@ -129,29 +143,31 @@ def _outcomes(
         raise failed
 
 
-def _run_cell(cell: Keys) -> dict[str, Any]:
-    """Run in a folder of its own, quietly; keep what is small."""
+def _run_cell(measure: Measure, cell: Keys) -> Outcome:
+    """Measure in a folder of its own, quietly."""
     keys = {"data_path": str(Path(cell.get("data_path", "dataset/")).resolve())}
     quiet = {"show_progress": False, "n_jobs": 1, "checkpoint_dir": "saved"}
-    logging.disable(logging.INFO)
     before = Path.cwd()
+    logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory(prefix="recbole-fedras-") as scratch:
         os.chdir(scratch)
         try:
-            try:
-                with contextlib.redirect_stdout(io.StringIO()):
-                    result = run_recbole_fedras(config_dict=cell | keys | quiet)
-            except NonFiniteError as error:
-                return {"keys": _identity(cell), "result": None, "error": str(error)}
-            run = Path(result.pop("run_folder"))
-            return {
-                "keys": _identity(cell),
-                "result": result,
-                "curve": list(_curve(run / "rounds.csv")),
-                "ranks": _ranks(run / "ranks.csv"),
-            }
+            with contextlib.redirect_stdout(io.StringIO()):
+                outcome = measure(cell | keys | quiet)
+        except NonFiniteError as error:
+            outcome = {"result": None, "error": str(error)}
         finally:
             os.chdir(before)
+            logging.disable(logging.NOTSET)
+    return {"keys": _identity(cell)} | outcome
+
+
+def train_and_test(keys: Keys) -> Outcome:
+    """Run once, and keep what is small: ``result``, ``curve`` and ``ranks``."""
+    result = run_recbole_fedras(config_dict=keys)
+    run = Path(result.pop("run_folder"))
+    curve = list(_curve(run / "rounds.csv"))
+    return {"result": result, "curve": curve, "ranks": _ranks(run / "ranks.csv")}
 
 
 def _curve(path: Path) -> Iterator[dict[str, float]]:
@@ -176,7 +192,7 @@ def _ranks(path: Path) -> list[int]:
         return [int(row["rank"]) for row in csv.DictReader(file)]
 
 
-def _write(path: Path, outcome: dict[str, Any]) -> None:
+def _write(path: Path, outcome: Outcome) -> None:
     """Write to a temporary file, then replace: what is there is whole."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(outcome), encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import wilcoxon
 from test_run import TINY
 
@@ -16,6 +17,10 @@ from recbole_fedras import registry, sweep
 from recbole_fedras import reproduce as reproducing
 from recbole_fedras.__main__ import main
 from recbole_fedras.config import Config
+from recbole_fedras.data.dataset import client_data
+from recbole_fedras.federation.simulation import Simulation
+from recbole_fedras.information_loss import LossMeter, information_loss
+from recbole_fedras.quick_start import prepare_data
 
 COMMON = [argument for argument in TINY if "compression_rate" not in argument]
 COMPARE = [
@@ -32,10 +37,10 @@ def in_process(monkeypatch):
     """Run cells here, as a worker would, and count them."""
     started = []
 
-    def outcomes(missing, n_jobs):
+    def outcomes(measure, missing, n_jobs):
         for path, cell in missing.items():
             started.append(cell)
-            yield path, sweep._run_cell(cell)
+            yield path, sweep._run_cell(measure, cell)
 
     monkeypatch.setattr(sweep, "_outcomes", outcomes)
     return started
@@ -69,11 +74,11 @@ def test_a_finished_cell_never_runs_twice(workspace, in_process):
 def test_a_sweep_that_was_killed_goes_on(workspace, in_process, monkeypatch):
     run, calls = sweep._run_cell, []
 
-    def killed_at_second(own):
+    def killed_at_second(measure, own):
         calls.append(own)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return run(own)
+        return run(measure, own)
 
     cells = [cell(seed=seed) for seed in (1, 2, 3)]
     monkeypatch.setattr(sweep, "_run_cell", killed_at_second)
@@ -84,10 +89,14 @@ def test_a_sweep_that_was_killed_goes_on(workspace, in_process, monkeypatch):
 
 
 def test_cells_are_told_apart_by_all_that_they_say():
-    assert sweep.digest({"a": 1, "b": [2]}) == sweep.digest({"b": [2], "a": 1})
-    assert sweep.digest({"a": 1}) != sweep.digest({"a": 2})
-    assert sweep.digest({"a": 1}) != sweep.digest({"b": 1})
-    assert sweep.digest({"a": 1, "data_path": "here"}) == sweep.digest({"a": 1})
+    def name(own, measure=sweep.train_and_test):
+        return sweep.digest(own, measure)
+
+    assert name({"a": 1, "b": [2]}) == name({"b": [2], "a": 1})
+    assert name({"a": 1}) != name({"a": 2})
+    assert name({"a": 1}) != name({"b": 1})
+    assert name({"a": 1, "data_path": "here"}) == name({"a": 1})
+    assert name({"a": 1}, information_loss) != name({"a": 1})
 
 
 def test_compare_runs_in_processes_and_reports(workspace, capsys):
@@ -182,7 +191,8 @@ def test_exhibits_are_whole(name):
         assert (entry.paper is None) == (exhibit.figure is not None)
         if entry.paper is not None:
             assert len(entry.paper) == len(exhibit.metrics)
-            assert all(0 <= value <= 1 for value in entry.paper)
+            most = 1 if name != "table3" else 6
+            assert all(0 <= value <= most for value in filter(None, entry.paper))
         config = Config(config_dict=entry.keys)
         assert config.method in (entry.method, "FedRAS", "CE")
     text = registry.read_properties("experiment", name)
@@ -208,7 +218,8 @@ def test_table1_reads_as_printed():
     assert [own.paper for own in raw] == [own.paper for own in clean]
     assert reproducing.has_part("table1", ["lastfm-2k-raw"], ["NCF"])
     assert not reproducing.has_part("table4", ["ml-1m"], [])
-    part = reproducing.read_exhibit("table1", ["ml-1m"], ["MF"])
+    part = reproducing.read_exhibit("table1", ["ml-1m"], ["MF"], 30)
+    assert part.title.endswith("rates, 30 rounds")
     assert (part.name, len(part.entries)) == ("table1-ml-1m-MF", 15)
 
 
@@ -267,6 +278,51 @@ def test_an_exhibit_is_tuned_on_validation_and_stands_beside_the_paper(
     assert "toprule" in Path("out/mine.tex").read_text()
     with Path("out/mine.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 3
+
+
+def losses(**keys):
+    own = Config(argv=COMMON).external_config_dict | {"n_jobs": 1, "epochs": 4} | keys
+    return information_loss(own)["result"]
+
+
+def test_information_loss_is_that_of_aggregates_and_tables(workspace):
+    """Of no compression none; of clusters what the definition says."""
+    exact = losses(compressor="none")["test_result"]
+    assert exact["server sum"] == 0
+    assert exact["client"] < 1e-12
+    clusters = losses(compressor="FedRAS", compression_rate=0.75)
+    lost = clusters["test_result"]
+    assert lost["client"] > 0
+    assert lost["total"] == pytest.approx(lost["client"] + lost["server"])
+    assert lost["client sum"] == pytest.approx(lost["client"] * 60 * 8)
+    assert clusters["communication"]["uplink_bytes"] > 0
+    # CoLR's clients train in a subspace: what they did not learn is lost too.
+    assert losses(compressor="CoLR", compression_rate=0.75)["test_result"]["client"] > 0
+
+
+def test_the_loss_meter_changes_no_training(workspace):
+    for name in ("FedRAS", "CoLR"):
+        keys = {"compressor": name, "compression_rate": 0.75, "n_jobs": 1}
+        config = Config(config_dict=keys, argv=COMMON)
+        tables = []
+        for kind in (Simulation, LossMeter):
+            train, _, _ = prepare_data(config)
+            model = config.model_class(config, train._dataset)
+            simulation = kind(
+                model, client_data(train._dataset), *config.make_compressors(),
+                config.federation(), config.local_training(),
+            )  # fmt: skip
+            with torch.no_grad():
+                for _ in range(3):
+                    before = simulation.server.item_table.clone()
+                    simulation.run_round()
+            tables.append(simulation.server.item_table)
+        assert torch.equal(*tables)
+        lacking = tables[1] - simulation.replicas.tables[0]
+        assert simulation.losses[-1]["server"] == pytest.approx(
+            float(lacking.square().sum()), rel=1e-4
+        )
+        assert not torch.equal(before, tables[1])
 
 
 @pytest.mark.parametrize(
