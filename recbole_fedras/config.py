@@ -209,17 +209,19 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         overall |= self._preset(given.get("preset"))
         if "compressor_class" in given and "compressor" not in given:
             given["compressor"] = str(given["compressor_class"]).rpartition(".")[2]
-        self._find_compressors(overall | given)
+        federated = issubclass(model_class, FederatedRecommender)
+        of_model = registry.read_properties("model", model) if federated else {}
+        self._find_compressors(overall | of_model | given)
         own: dict[str, Any] = {}
         for name, compressor_class in self._compressors.values():
             own |= registry.hyper_parameters(compressor_class)
             own |= registry.read_properties("compressor", name)
         own.pop("compressor_class", None)  # of one of them; the names say which
-        if issubclass(model_class, FederatedRecommender):
+        if federated:
             self.internal_config_dict = {
                 **recbole,
                 **overall,
-                **registry.read_properties("model", model),
+                **of_model,
                 **own,
                 **registry.read_properties("dataset", dataset),
             }
@@ -293,6 +295,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         super()._set_default_parameters()
         if issubclass(self.model_class, FederatedRecommender):
             self._check_base()
+            self._check_codes()
             self.federation(), self.local_training(), self.make_compressors()
             keys.check_federated(self)
             self._cut()
@@ -308,15 +311,14 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             return
         if self["bandwidth"] is not None:
             keys.refuse(self, "bandwidth", f"None: {self.method} cuts {key} for all")
-        kept = (
-            1 - self["compression_rate"] + 5e-5
-        )  # rates are read as papers print them
+        kept = 1 - self["compression_rate"] + 5e-5  # as papers print rates
         if key == "epochs":
-            self._cut_rounds(max(1, int(self[key] * (kept + 5e-5))))
+            self._cut_rounds(max(1, int(self[key] * kept)))
         elif key == "client_fraction":
             self.final_config_dict[key] *= 1 - self["compression_rate"]
         else:
-            self.final_config_dict[key] = max(1, int(self[key] * kept))
+            bits = self._compressors["uplink"][1].value_bits
+            self.final_config_dict[key] = max(1, int(self[key] * kept * 32 / bits))
 
     def _cut_rounds(self, epochs: int) -> None:
         """Cut rounds, and evaluate as often as lets the last one be evaluated."""
@@ -336,6 +338,20 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         tiers = self["bandwidth"] is not None and self["replica"] == "broadcast"
         if tiers and not self["downlink_feedback"]:
             keys.refuse(self, "downlink_feedback", f"True with bandwidth: {reason}")
+
+    def _check_codes(self) -> None:
+        """Refuse to mix binary codes with what is made for real numbers."""
+        binary = self.model_class.binary
+        for direction, (name, compressor_class) in self._compressors.items():
+            fits = compressor_class.binary or compressor_class.lossless
+            if (compressor_class.binary and not binary) or (binary and not fits):
+                raise ValueError(
+                    f"model={self.model!r} does not go with {name!r} for the "
+                    f"{direction}: LightFR takes BinaryCodes or none, and BinaryCodes "
+                    "takes LightFR only"
+                )
+        if binary != (self["aggregation"] == "discrete"):
+            keys.refuse(self, "aggregation", "discrete with LightFR, and only there")
 
     # Typed settings.
 

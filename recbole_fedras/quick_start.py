@@ -18,6 +18,8 @@ from recbole_fedras.checkpoint import plain
 from recbole_fedras.config import Config
 from recbole_fedras.data.dataset import FederatedDataset
 from recbole_fedras.evaluation import fixed_candidates
+from recbole_fedras.federation.sampling import cohort_size
+from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.report import (
     RunFolder,
@@ -142,7 +144,6 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
     seconds = seconds_by_phase(trainer.rows)
     seconds["evaluation"] += test_seconds
     seconds["total"] += test_seconds
-    table = network.replicas()[0]
     result: dict[str, Any] = {
         "model": config["model"],
         "dataset": config["dataset"],
@@ -156,12 +157,7 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": best_valid_result,
         "test_result": test_result,
-        "communication": communication(
-            trainer.simulation.ledger.totals,
-            table_bytes=4 * table.numel(),
-            theta_bytes=4 * trainer.simulation.server.theta.numel(),
-            mb_per_s={key: config[f"{key}_mb_per_s"] for key in DIRECTIONS},
-        ),
+        "communication": cost(config, trainer.simulation),
         "seconds": seconds,
         "run_folder": str(folder.path),
     }
@@ -170,6 +166,23 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
     print(result_table(result))
     print(f"Everything is in {folder.path}")
     return result
+
+
+def cost(config: Config, simulation: Simulation) -> dict[str, Any]:
+    """Return a run's :func:`communication`, beside that of the run without a cut."""
+    asked, totals = config.resolved, simulation.ledger.totals
+    n_clients = len(simulation.clients.eligible)
+    cohort, whole_cohort = (
+        cohort_size(n_clients, keys["client_fraction"]) for keys in (config, asked)
+    )
+    rounds = totals["uplink_messages"] // cohort
+    return communication(
+        totals,
+        table_bytes=4 * len(simulation.server.item_table) * asked["embedding_size"],
+        theta_bytes=4 * len(simulation.server.theta),
+        participations=rounds * asked["epochs"] / config["epochs"] * whole_cohort,
+        mb_per_s={key: config[f"{key}_mb_per_s"] for key in DIRECTIONS},
+    )
 
 
 def prepare_data(config: Config) -> tuple[Any, Any, Any]:

@@ -96,6 +96,7 @@ def communication(
     totals: dict[str, int],
     table_bytes: int,
     theta_bytes: int,
+    participations: float,
     mb_per_s: dict[str, float],
 ) -> dict[str, Any]:
     """Sum up a run's ledger.
@@ -106,26 +107,31 @@ def communication(
         ``Ledger.totals``.
     table_bytes, theta_bytes : int
         Size of the item table and of the network in float32.
+    participations : float
+        Clients in all rounds. If a method cuts embeddings, rounds or cohorts instead of
+        compressing, table and participations are those without the cut.
     mb_per_s : dict
         What a client's link carries in each direction, 10^6 bytes a second.
 
     Returns
     -------
     dict
-        ``nominal_compression_rate`` compares float values of items with whole item
-        tables, as papers do; ``wire_compression_rate`` all bytes sent with
-        ``dense_bytes``, and ``..._with_catch_up`` counts catch-up as sent.
+        ``dense_bytes`` is what plain FedAvg would have sent: table and network, both
+        ways, at each participation. ``nominal_compression_rate`` compares float values
+        of items with whole item tables, as papers do; ``wire_compression_rate`` all
+        bytes sent with ``dense_bytes``, ``..._with_catch_up`` catch-up too.
         ``per_participation`` has means, with the seconds that one takes on the link.
     """
     sent = sum(totals[f"{direction}_bytes"] for direction in DIRECTIONS)
-    dense = totals["dense_bytes"]
+    dense = 2 * (table_bytes + theta_bytes) * participations
     values = sum(totals[f"{direction}_items_bytes"] for direction in DIRECTIONS)
-    dense_items = dense * table_bytes / (table_bytes + theta_bytes)
     summary: dict[str, Any] = {
-        key: totals[key]
-        for key in ("uplink_bytes", "downlink_bytes", "catch_up_bytes", "dense_bytes")
+        key: totals[key] for key in ("uplink_bytes", "downlink_bytes", "catch_up_bytes")
     }
-    summary["nominal_compression_rate"] = 1 - values / dense_items
+    summary["dense_bytes"] = round(dense)
+    summary["nominal_compression_rate"] = 1 - values / (
+        2 * table_bytes * participations
+    )
     summary["wire_compression_rate"] = 1 - sent / dense
     summary["wire_compression_rate_with_catch_up"] = (
         1 - (sent + totals["catch_up_bytes"]) / dense

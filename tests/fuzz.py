@@ -25,13 +25,14 @@ from tqdm import tqdm
 
 from recbole_fedras.wire.payload import Message, PayloadError
 
+ATTACKED = [*VARIANTS, ("BinaryCodes", {})]
 MOST_BYTES = 8 * N_ITEMS * DIM + 2048
 
 
 def seeds() -> dict[str, list[bytes]]:
     """Messages of every compressor, nominal and wire, by its name and settings."""
     messages = {}
-    for name, keys in VARIANTS:
+    for name, keys in ATTACKED:
         compressor = make(name, **keys)
         sent = []
         for n_rows in (1, 30, 50, N_ITEMS):
@@ -110,10 +111,10 @@ def main(argv: list[str]) -> None:
     everything = [data for sent in messages.values() for data in sent]
     rows = []
     with tqdm(total=args.mutations, unit="mutation") as bar:
-        for (name, keys), (label, sent) in zip(VARIANTS, messages.items(), strict=True):
+        for (name, keys), (label, sent) in zip(ATTACKED, messages.items(), strict=True):
             outcomes: Counter[str] = Counter()
             slowest = 0.0
-            for _ in range(-(-args.mutations // len(VARIANTS))):
+            for _ in range(-(-args.mutations // len(ATTACKED))):
                 data = mutate(sent[rng.integers(len(sent))], everything, rng)
                 start = perf_counter()
                 outcomes[attack(name, keys, data)] += 1

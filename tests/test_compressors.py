@@ -18,7 +18,7 @@ from recbole_fedras.compressor.topk import TopK
 from recbole_fedras.wire import bits
 from recbole_fedras.wire.payload import Message
 
-CUTS = ["Base", "RCR", "RSC"]  # do not compress: as none
+CUTS = ["Base", "BinaryCodes", "RCR", "RSC"]  # do not compress by the rate
 NAMES = [name for name in registry.names("compressor") if name not in CUTS]
 VARIANTS = [
     *((name, {}) for name in NAMES),

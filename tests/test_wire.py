@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_compressors import CTX, VARIANTS, make
+from test_compressors import CTX, make
 
 from recbole_fedras.wire.payload import Message, Payload, PayloadError
 
@@ -19,7 +19,7 @@ EVERYTHING = [data for sent in MESSAGES.values() for data in sent]
 
 
 @pytest.mark.parametrize(
-    ("variant", "sent"), list(zip(VARIANTS, MESSAGES.values(), strict=True))
+    ("variant", "sent"), list(zip(fuzz.ATTACKED, MESSAGES.values(), strict=True))
 )
 def test_mutated_messages_are_refused_or_decode_within_their_shape(variant, sent):
     rng = np.random.default_rng(0)
@@ -44,7 +44,7 @@ fields = st.tuples(names, shapes, st.binary(max_size=64), st.integers(0, 2))
 def test_forged_messages_are_refused_without_a_flood(entries):
     """Whatever shapes are declared, memory is bounded by the bytes that came."""
     data = msgpack.packb((4, 3, entries))
-    for name, keys in VARIANTS:
+    for name, keys in fuzz.ATTACKED:
         compressor = make(name, **keys)
         tracemalloc.start()
         try:

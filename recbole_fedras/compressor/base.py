@@ -188,6 +188,21 @@ class RoundContext:
     receiver: int | None = None
     base: Tensor | None = None
 
+    def base_rows(self, ids: Tensor) -> Tensor:
+        """Return rows of the table that the update changes, shape (n, dim).
+
+        Raises
+        ------
+        ValueError
+            If both ends do not know it.
+        """
+        if self.base is None:
+            raise ValueError(
+                "the compressor needs to know the receiver's table: choose another for "
+                "replica=stale, and with bandwidth set downlink_feedback=True"
+            )
+        return self.base[ids.to(self.base.device)]
+
     def generator(self) -> np.random.Generator:
         """Random numbers of this sender, to this receiver, in this round."""
         key = [self.round, self.sender + 1]
@@ -212,6 +227,15 @@ class Compressor(ABC):
     #: Key of the run that the compression rate cuts instead of compressing, if any:
     #: ``epochs``, ``client_fraction`` or ``embedding_size``.
     cuts: ClassVar[str | None] = None
+
+    #: Bits that a value of the table takes with this method, where nothing is cut.
+    value_bits: ClassVar[int] = 32
+
+    #: Whether every update arrives as it is.
+    lossless: ClassVar[bool] = False
+
+    #: Whether it carries nothing but binary codes, see ``FederatedRecommender.binary``.
+    binary: ClassVar[bool] = False
 
     #: Whether the method needs ``RoundContext.base``, the table that both ends know.
     needs_base: ClassVar[bool] = False

@@ -46,10 +46,5 @@ class CE(FedRAS):
 
 
 def _moved(update: RowUpdate, ctx: RoundContext, sign: int) -> RowUpdate:
-    if ctx.base is None:
-        raise ValueError(
-            "CE needs to know the receiver's table: with bandwidth tiers set "
-            "downlink_feedback=True, and with replica=stale another compressor"
-        )
-    base = ctx.base[update.ids.to(ctx.base.device)].to(update.rows)
+    base = ctx.base_rows(update.ids).to(update.rows)
     return RowUpdate(update.ids, torch.add(update.rows, base, alpha=sign))

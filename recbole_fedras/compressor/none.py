@@ -23,6 +23,8 @@ class NoCompression(Compressor):
     ``dense_bytes`` says what that would have been.
     """
 
+    lossless = True
+
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Send ids and rows."""
         return raw_payload(update, ctx.n_items)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedras.compressor.base import RowUpdate, row_update
+from recbole_fedras.descent import descend
 
 
 class RowMean:
@@ -43,6 +44,74 @@ class RowMean:
         mean = self._total / counts[:, None]
         ids = np.flatnonzero(mean.any(axis=1))  # a network may pass no gradient on
         return row_update(ids, mean[ids])
+
+
+class CodeDescent:
+    """Item codes with the least squared error for a cohort's users.
+
+    Source: LightFR (TOIS 2023). With ``c_u`` what client u would have item i be, his
+    code or its complement, the server descends by coordinates on
+    ``sum_u (f - c_u . d_i)^2`` from the code that it has: the error of i's users, as
+    ``(sgn(r') f - sgn(r') b_u . d)^2`` is the error of ``b_u . d`` against r'.
+
+    Parameters
+    ----------
+    table : Tensor, shape (n_items, dim)
+        The server's codes.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        self._table = table
+        self._ids: list[NDArray[np.int64]] = []
+        self._changes: list[NDArray[np.int8]] = []
+
+    def add(self, update: RowUpdate) -> None:
+        """Add one more client's update, as decoded."""
+        self._ids.append(update.ids.numpy())
+        self._changes.append(update.rows.numpy().astype(np.int8))
+
+    def update(self) -> RowUpdate:
+        """Return the change of the codes, of the rows where there is one."""
+        ids, changes = np.concatenate(self._ids), np.concatenate(self._changes)
+        order = np.argsort(ids, kind="stable")
+        items, starts = np.unique(ids[order], return_index=True)
+        table = self._table.numpy()
+        codes = table[items]
+        _descend_all(codes, changes, order, np.append(starts, len(order)))
+        codes -= table[items]
+        moved = codes.any(axis=1)
+        return row_update(items[moved], codes[moved])
+
+
+Aggregate = RowMean | CodeDescent
+
+
+def aggregate(aggregation: str, table: Tensor) -> Aggregate:
+    """Start the aggregation of a round, of updates to the server's ``table``."""
+    if aggregation == "discrete":
+        return CodeDescent(table)
+    n_items, dim = table.shape
+    return RowMean(n_items, dim, aggregation)
+
+
+@njit(nogil=True, cache=True)
+def _descend_all(
+    codes: NDArray[np.float32],
+    changes: NDArray[np.int8],
+    order: NDArray[np.int64],
+    starts: NDArray[np.int64],
+) -> None:
+    """Descend for each item, from its code and with its clients' wishes."""
+    dim = codes.shape[1]
+    for item in range(len(codes)):
+        own = order[starts[item] : starts[item + 1]]
+        wishes = np.empty((len(own), dim), np.float32)
+        error = np.full(len(own), dim, np.float32)
+        for c in range(len(own)):
+            for k in range(dim):
+                wishes[c, k] = codes[item, k] + changes[own[c], k]
+                error[c] -= wishes[c, k] * codes[item, k]
+        descend(codes[item], wishes, error, len(own))
 
 
 @njit(nogil=True, cache=True)

@@ -52,7 +52,7 @@ class BroadcastReplicas(PublishedReplicas):
         held = self.held[clients].clamp(max=before)
         missed = self._published[tier, before] - self._published[tier, held]
         catch_up = int(missed.clamp(max=self.dense_bytes).sum())
-        self._channel.ledger.note("catch_up_bytes", catch_up)
+        self._channel.ledger.catch_up(catch_up)
 
     def publish(self, update: RowUpdate) -> None:
         """Encode, and decode what all replicas will apply."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-AGGREGATIONS = ("inverse_frequency", "fedavg")
+AGGREGATIONS = ("inverse_frequency", "fedavg", "discrete")
 REPLICAS = ("broadcast", "stale", "personal")
 BUDGETS = ("nominal", "wire")
 
@@ -48,7 +48,7 @@ class Federation:
         Share of all eligible clients that form a round's cohort.
     compression_rates : tuple of float
         Of each bandwidth tier; one entry where all clients are alike.
-    aggregation : {'inverse_frequency', 'fedavg'}
+    aggregation : {'inverse_frequency', 'fedavg', 'discrete'}
     replica : {'broadcast', 'stale', 'personal'}
         Which downlinks clients hold, see :mod:`recbole_fedras.federation.replica`.
     budget : {'nominal', 'wire'}

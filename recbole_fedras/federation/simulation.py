@@ -22,7 +22,7 @@ from recbole_fedras.compressor.base import (
     RowUpdate,
 )
 from recbole_fedras.data.clients import ClientData, Ints, Samples, draw_samples
-from recbole_fedras.federation.aggregation import RowMean, mean_theta
+from recbole_fedras.federation.aggregation import aggregate, mean_theta
 from recbole_fedras.federation.broadcast import BroadcastReplicas, FeedbackReplicas
 from recbole_fedras.federation.cohort import (
     Score,
@@ -205,8 +205,7 @@ class Simulation:
         self.ledger.open_round()
         round, seed = self.server.round, self.federation.seed
         cohort = select_cohort(self._eligible, self._cohort_size, seed, round)
-        n_items, dim = self.server.item_table.shape
-        mean = RowMean(n_items, dim, self.federation.aggregation)
+        combined = aggregate(self.federation.aggregation, self.server.item_table)
         theta_changes: list[Tensor] = []
         user_rows: list[Tensor] = []
         losses: list[Tensor] = []
@@ -221,15 +220,13 @@ class Simulation:
             for update, theta_change in self._upload(trained.updates):
                 theta_changes.append(theta_change)
                 with self._time("aggregation"):
-                    mean.add(update)
+                    combined.add(update)
         with self._time("aggregation"):
-            update = mean.update()
+            update = combined.update()
             self.server.step(update, mean_theta(theta_changes))
         with self._time("compression"):
             self.replicas.publish(update)
         self._commit(torch.from_numpy(cohort), torch.cat(user_rows))
-        dense = 2 * 4 * (n_items * dim + len(self.server.theta))
-        self.ledger.note("dense_bytes", dense * len(cohort))
         return RoundReport(
             float(torch.cat(losses).sum()) / n_samples,
             len(cohort),

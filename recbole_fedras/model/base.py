@@ -46,6 +46,9 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     input_type = InputType.POINTWISE
 
+    #: Whether embeddings are codes of -1 and 1, which only ``train_clients`` can train.
+    binary: bool = False
+
     #: Compiled local training on the CPU for a model without a network, or None:
     #: ``train_clients(users, table, changes, ids, row_offsets, rows, labels,
     #: sample_offsets, n_epochs, batch_size, learning_rate, user_learning_rate,

@@ -16,7 +16,7 @@ class Ledger:
     ----------
     totals : dict of str to int
         ``{direction}_{part}_bytes``, ``{direction}_bytes``, ``{direction}_messages``,
-        ``catch_up_bytes`` and ``dense_bytes`` over all closed rounds.
+        and ``catch_up_bytes`` over all closed rounds.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Ledger:
             for part in ["", *(f"{part}_" for part in PARTS)]
         ]
         keys += [f"{direction}_messages" for direction in DIRECTIONS]
-        return dict.fromkeys([*keys, "catch_up_bytes", "dense_bytes"], 0)
+        return dict.fromkeys([*keys, "catch_up_bytes"], 0)
 
     def charge(self, direction: str, message: Message, receivers: int = 1) -> None:
         """Book ``message`` for each of ``receivers``."""
@@ -40,9 +40,9 @@ class Ledger:
         for part, size in message.part_bytes.items():
             self._round[f"{direction}_{part}_bytes"] += receivers * size
 
-    def note(self, key: str, size: int) -> None:
-        """Book bytes that were not sent: ``catch_up_bytes`` or ``dense_bytes``."""
-        self._round[key] += size
+    def catch_up(self, size: int) -> None:
+        """Book what participants had missed: ``catch_up_bytes``, which are not sent."""
+        self._round["catch_up_bytes"] += size
 
     def open_round(self) -> None:
         """Begin a round, and forget one that was not closed."""
