@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product, repeat
+from itertools import repeat
 from math import inf, nan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from recbole_fedras import registry
 from recbole_fedras.config import Config
-from recbole_fedras.information_loss import information_loss
+from recbole_fedras.figures import Curve, draw_curves, draw_metrics, draw_settings
+from recbole_fedras.measures import group_sizes, information_loss, transfer_time
 from recbole_fedras.sweep import (
     Keys,
     Measure,
@@ -29,6 +29,8 @@ from recbole_fedras.sweep import (
 _MEASURES: dict[str, Measure] = {
     "train_and_test": train_and_test,
     "information_loss": information_loss,
+    "group_sizes": group_sizes,
+    "transfer_time": transfer_time,
 }
 
 
@@ -42,6 +44,8 @@ class Entry:
         Labels.
     keys : dict
         Keys of its runs, but for seed and learning rate.
+    tuning : dict
+        The same, of the runs that choose its learning rate.
     paper : list of float or None
         The paper's values of the exhibit's metrics, if it prints any.
     """
@@ -51,6 +55,7 @@ class Entry:
     method: str
     setting: str
     keys: Keys
+    tuning: Keys
     paper: list[float] | None
 
     @property
@@ -64,10 +69,13 @@ class Exhibit:
     """A table or figure, as ``properties/experiment/{name}.yaml`` says.
 
     The file's keys: ``title``; ``measure``, if it is another than training and
-    testing; ``figure``, what the settings are, if it is one; ``metrics``; ``datasets``;
+    testing; ``figure``, the name of its x-axis, if it is one, and what ``drawn``
+    along it: ``settings``, ``metrics`` or ``rounds``; ``metrics``; ``datasets``;
     ``models``; ``keys`` of all runs; ``methods`` and ``settings``, each a label with
-    keys; ``learning_rates``, the grid; and ``paper``, values by dataset, model and
-    method, a list for each setting.
+    keys; ``learning_rates``, the grid, and ``tuning``, keys of the setting that they
+    are chosen in, the first if it says none; ``jobs``, if only so many runs may be
+    under way; and ``paper``, values by dataset, model and method, a list for each
+    setting.
     """
 
     name: str
@@ -76,7 +84,9 @@ class Exhibit:
     learning_rates: list[float]
     entries: list[Entry]
     figure: str | None = None
+    drawn: str = "settings"
     measure: Measure = train_and_test
+    jobs: int | None = None
 
 
 def read_exhibit(
@@ -116,7 +126,9 @@ def read_exhibit(
         text["learning_rates"],
         list(_entries(text, rounds)),
         text.get("figure"),
+        text.get("drawn", "settings"),
         _MEASURES[text.get("measure", "train_and_test")],
+        text.get("jobs"),
     )
 
 
@@ -141,11 +153,20 @@ def _entries(text: dict[str, Any], rounds: int | None) -> Iterator[Entry]:
             for method, own in text["methods"].items():
                 printed = text.get("paper", {}).get(dataset, {}).get(model, {})
                 values = printed.get(method, [None] * len(text["settings"]))
+                run = {"dataset": dataset, "model": model} | fixed
+                tuning = text.get("tuning", next(iter(text["settings"].values())))
                 for (setting, keys), paper in zip(
                     text["settings"].items(), values, strict=True
                 ):
-                    run = {"dataset": dataset, "model": model} | fixed | keys | own
-                    yield Entry(dataset, model, method, str(setting), run, paper)
+                    yield Entry(
+                        dataset,
+                        model,
+                        method,
+                        str(setting),
+                        run | keys | own,
+                        run | tuning | own,
+                        paper,
+                    )
 
 
 def reproduce(
@@ -159,9 +180,9 @@ def reproduce(
     """Run an exhibit and write it as Markdown, CSV and LaTeX; draw a figure.
 
     The learning rate of a method, with a model on a dataset, is the one of the grid
-    with the best validation score in the exhibit's first setting and with the first
-    seed. All methods share split, candidates, cohorts and negatives, which depend on
-    the seed alone.
+    with the best validation score in the exhibit's ``tuning`` setting and with the
+    first seed. All methods share split, candidates, cohorts and negatives, which
+    depend on the seed alone.
 
     Parameters
     ----------
@@ -183,34 +204,33 @@ def reproduce(
         A row for each entry and metric; empty for a dry run.
     """
     folder = Path(output)
-    first = {entry.tuned: entry for entry in reversed(exhibit.entries)}
+    n_jobs = exhibit.jobs or n_jobs
+    measure, rates = exhibit.measure, exhibit.learning_rates
+    tuning = {entry.tuned: entry.tuning for entry in exhibit.entries}
     grid = [
-        entry.keys | local | {"learning_rate": rate, "seed": seeds[0]}
-        for entry in first.values()
-        for rate in exhibit.learning_rates
+        keys | local | {"learning_rate": rate, "seed": seeds[0]}
+        for keys in tuning.values()
+        for rate in rates
+        if len(rates) > 1
     ]
     for cell in [*grid, *(entry.keys | local for entry in exhibit.entries)]:
         Config(config_dict=cell)
     store = folder / "cells"
     if dry_run:
-        done = sum(
-            (store / f"{digest(cell, exhibit.measure)}.json").is_file() for cell in grid
-        )
-        n_more = len(exhibit.entries) * len(seeds) - len(first)
+        done = sum((store / f"{digest(cell, measure)}.json").is_file() for cell in grid)
+        n_more = len(exhibit.entries) * len(seeds)
+        if grid:
+            n_more -= sum(entry.keys == entry.tuning for entry in exhibit.entries)
         print(
             f"{exhibit.title}: {len(grid)} runs for learning rates, {done} of them "
             f"finished, then {n_more} with those chosen"
         )
         return []
-    measure = exhibit.measure
-    if len(exhibit.learning_rates) > 1:
-        tried = run_cells(
-            grid, store, n_jobs, f"{exhibit.name}: learning rates", measure
-        )
-        best = _best_rates(exhibit.learning_rates, tried)
-    else:
-        best = repeat(exhibit.learning_rates[0], len(first))
-    chosen = dict(zip(first, best, strict=True))
+    best: Iterable[float] = repeat(rates[0], len(tuning))
+    if grid:
+        title = f"{exhibit.name}: learning rates"
+        best = _best_rates(rates, run_cells(grid, store, n_jobs, title, measure))
+    chosen = dict(zip(tuning, best, strict=True))
     cells = [
         entry.keys | local | {"learning_rate": chosen[entry.tuned], "seed": seed}
         for entry in exhibit.entries
@@ -218,12 +238,24 @@ def reproduce(
     ]
     outcomes = run_cells(cells, store, n_jobs, exhibit.name, measure)
     rows = []
+    curves: list[Curve] = []
     for index, entry in enumerate(exhibit.entries):
         own = outcomes[index * len(seeds) : (index + 1) * len(seeds)]
         rows += list(_rows(exhibit, entry, own, chosen[entry.tuned]))
+        curves += [
+            Curve(entry.dataset, entry.method, outcome.get("curve", []))
+            for outcome in own
+        ]
     _write(folder, exhibit, rows, seeds)
     if exhibit.figure is not None:
-        _draw(folder, exhibit, rows)
+        if exhibit.drawn == "rounds":
+            figure = draw_curves(curves, exhibit.metrics, exhibit.figure)
+        elif exhibit.drawn == "metrics":
+            figure = draw_metrics(rows, exhibit.figure)
+        else:
+            figure = draw_settings(rows, exhibit.figure)
+        for suffix in ("png", "svg"):
+            figure.savefig(folder / f"{exhibit.name}.{suffix}")
     return rows
 
 
@@ -267,37 +299,6 @@ def _rows(
             "learning rate": learning_rate,
             "diverged": len(outcomes) - len(results),
         }
-
-
-def _draw(folder: Path, exhibit: Exhibit, rows: list[dict[str, Any]]) -> None:
-    """Draw a panel for each dataset and metric, a line with deviations per method."""
-    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
-    n_rows, n_columns = len(exhibit.metrics), len(datasets)
-    figure = Figure(figsize=(4 * n_columns, 3 * n_rows), layout="constrained")
-    panels = figure.subplots(n_rows, n_columns, squeeze=False)
-    for (i, metric), (j, dataset) in product(
-        enumerate(exhibit.metrics), enumerate(datasets)
-    ):
-        panel = panels[i, j]
-        for method in dict.fromkeys(row["method"] for row in rows):
-            own = [
-                row
-                for row in rows
-                if (row["dataset"], row["metric"], row["method"])
-                == (dataset, metric, method)
-            ]
-            panel.errorbar(
-                [row["setting"] for row in own],
-                [row["ours"] for row in own],
-                [row["sd"] or 0 for row in own],
-                marker="o",
-                capsize=3,
-                label=method,
-            )
-        panel.set(title=dataset, xlabel=exhibit.figure, ylabel=metric)
-    panels[0, 0].legend()
-    for suffix in ("png", "svg"):
-        figure.savefig(folder / f"{exhibit.name}.{suffix}")
 
 
 _FORMATS = {

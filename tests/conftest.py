@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,16 @@ import torch
 from recbole_fedras.compressor import Budget, RoundContext, RowUpdate
 
 N_ITEMS, DIM = 60, 8
+TINY = [
+    "--dataset=tiny",
+    "--epochs=3",
+    "--client_fraction=0.25",
+    "--embedding_size=8",
+    "--compression_rate=0.75",
+    "--eval_step=1",
+    "--eval_args={'split': {'LS': 'valid_and_test'}, 'order': 'TO', 'mode': 'uni20'}",
+]
+COMMON = [argument for argument in TINY if "compression_rate" not in argument]
 BASE = torch.randn(N_ITEMS, DIM, generator=torch.Generator().manual_seed(5))
 CTX = RoundContext(round=3, seed=7, n_items=N_ITEMS, dim=DIM, sender=5, base=BASE)
 
@@ -92,6 +102,22 @@ def run(workspace: Path) -> Callable[..., dict[str, Any]]:
         )
 
     return run_tiny
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Run cells here, as a worker would, and count them."""
+    from recbole_fedras import sweep
+
+    started: list[dict[str, Any]] = []
+
+    def outcomes(measure: Any, missing: dict[Path, Any], n_jobs: int) -> Iterator[Any]:
+        for path, cell in missing.items():
+            started.append(cell)
+            yield path, sweep._run_cell(measure, cell)
+
+    monkeypatch.setattr(sweep, "_outcomes", outcomes)
+    return started
 
 
 def shared_data() -> Path | None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import write_dataset
+from conftest import TINY, write_dataset
 from test_compressors import CUTS
 
 from recbole_fedras import registry
@@ -30,15 +30,6 @@ from recbole_fedras.theta import unflatten
 from recbole_fedras.trainer import FederatedTrainer
 
 ROOT = Path(__file__).parents[1]
-TINY = [
-    "--dataset=tiny",
-    "--epochs=3",
-    "--client_fraction=0.25",
-    "--embedding_size=8",
-    "--compression_rate=0.75",
-    "--eval_step=1",
-    "--eval_args={'split': {'LS': 'valid_and_test'}, 'order': 'TO', 'mode': 'uni20'}",
-]
 
 
 def rounds_of(result: dict) -> list[dict[str, str]]:

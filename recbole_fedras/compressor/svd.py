@@ -79,7 +79,7 @@ class SVD(Compressor):
         if rank * (n + ctx.dim) >= n * ctx.dim or fits_raw(n, budget):
             return raw_payload(update, ctx.n_items)
         extra = budget.most(0, n, self._layout_of(n, budget, rank))
-        right = leading_right_vectors(update.rows, rank + bool(extra))
+        right = self._right(update.rows, rank + bool(extra))
         left = (update.rows @ right.T).cpu().numpy()
         payload = put_update_rows(Payload(), update, ctx.n_items)
         payload.put_floats("left", left[:, :rank])
@@ -89,6 +89,9 @@ class SVD(Compressor):
             payload.put_rows("extra", which, n)
             payload.put_floats("extra_values", left[which, rank])
         return payload
+
+    def _right(self, rows: Tensor, rank: int) -> Tensor:
+        return leading_right_vectors(rows, rank)
 
     def decode(self, payload: Payload, ctx: RoundContext) -> RowUpdate:
         """Multiply the factors."""

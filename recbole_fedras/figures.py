@@ -1,0 +1,115 @@
+"""Figures of an exhibit: a panel for each dataset and metric, a colour per method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import mean
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+
+
+class Curve(NamedTuple):
+    """One run's evaluated rounds.
+
+    Attributes
+    ----------
+    dataset, method : str
+    rounds : list of dict
+        ``round`` and ``valid_{metric}`` of each.
+    """
+
+    dataset: str
+    method: str
+    rounds: list[dict[str, float]]
+
+
+def draw_settings(rows: Sequence[Row], xlabel: str) -> Figure:
+    """Draw each metric against an exhibit's settings, with deviations over seeds."""
+    metrics = _distinct(row["metric"] for row in rows)
+    figure, panels = _panels(_distinct(row["dataset"] for row in rows), metrics, xlabel)
+    for (dataset, metric), panel in panels:
+        for method in _distinct(row["method"] for row in rows):
+            own = [
+                row
+                for row in rows
+                if (row["dataset"], row["metric"], row["method"])
+                == (dataset, metric, method)
+            ]
+            values, deviations = _bars(own)
+            panel.errorbar(
+                [row["setting"] for row in own],
+                values,
+                deviations,
+                marker="o",
+                capsize=3,
+                label=method,
+            )
+        panel.legend()
+    return figure
+
+
+def draw_metrics(rows: Sequence[Row], xlabel: str) -> Figure:
+    """Draw metrics side by side, but for those that the paper prints a number of."""
+    rows = [row for row in rows if row["paper"] is None]
+    methods = _distinct(row["method"] for row in rows)
+    figure, panels = _panels(_distinct(row["dataset"] for row in rows), [""], xlabel)
+    for (dataset, _), panel in panels:
+        for index, method in enumerate(methods):
+            own = [
+                row
+                for row in rows
+                if (row["dataset"], row["method"]) == (dataset, method)
+            ]
+            width = 0.8 / len(methods)
+            places = np.arange(len(own)) + index * width
+            values, deviations = _bars(own)
+            panel.bar(places, values, width, yerr=deviations, capsize=3, label=method)
+            panel.set_xticks(np.arange(len(own)), [row["metric"] for row in own])
+        panel.legend()
+    return figure
+
+
+def draw_curves(curves: Sequence[Curve], metrics: Sequence[str], xlabel: str) -> Figure:
+    """Draw each validation metric against rounds, the mean over seeds."""
+    datasets = _distinct(curve.dataset for curve in curves)
+    figure, panels = _panels(datasets, metrics, xlabel)
+    for (dataset, metric), panel in panels:
+        for method in _distinct(curve.method for curve in curves):
+            values: dict[float, list[float]] = {}
+            for curve in curves:
+                if (curve.dataset, curve.method) == (dataset, method):
+                    for row in curve.rounds:
+                        values.setdefault(row["round"], []).append(
+                            row[f"valid_{metric}"]
+                        )
+            panel.plot(list(values), list(map(mean, values.values())), label=method)
+        panel.set_ylabel(f"{metric}, validation")
+        panel.legend()
+    return figure
+
+
+def _panels(
+    datasets: Sequence[str], metrics: Sequence[str], xlabel: str
+) -> tuple[Figure, Iterator[tuple[tuple[str, str], Axes]]]:
+    size = (4 * len(datasets), 3 * len(metrics))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(metrics), len(datasets), squeeze=False)
+    named = {}
+    for i, metric in enumerate(metrics):
+        for j, dataset in enumerate(datasets):
+            panels[i, j].set(title=dataset, xlabel=xlabel, ylabel=metric)
+            named[dataset, metric] = panels[i, j]
+    return figure, iter(named.items())
+
+
+def _bars(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    return [row["ours"] for row in rows], [row["sd"] or 0 for row in rows]
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
