@@ -3,11 +3,12 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import torch
 from scipy.sparse import dok_matrix
 
 #: Names that RecBole reads or assigns from, gone from numpy 1.24 or 2.0.
@@ -40,6 +41,7 @@ def apply() -> None:
         )
 
 
+@cache
 def trust_recboles_checkpoints() -> None:
     """Let RecBole's Trainer load the checkpoints that it wrote itself.
 
@@ -49,11 +51,23 @@ def trust_recboles_checkpoints() -> None:
     from recbole.trainer import Trainer
 
     for name in ("evaluate", "resume_checkpoint"):
-        method = getattr(Trainer, name)
-        if not hasattr(method, "trusting"):
-            setattr(Trainer, name, _trusting(method))
+        setattr(Trainer, name, _trusting(getattr(Trainer, name)))
 
 
+def find_recboles_model(name: str) -> type:
+    """Return RecBole's model of a name, and leave torch as it was.
+
+    RecBole looks through all its modules; one of them (SINE) switches autograd's
+    anomaly detection on, which slows all training down and fails where it diverges.
+    """
+    from recbole.utils import get_model
+
+    with torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled()):
+        model: type = get_model(name)
+    return model
+
+
+@cache
 def let_hyperopt_draw() -> None:
     """Let RecBole's exhaustive search give hyperopt the generator that it now asks for.
 
@@ -62,15 +76,12 @@ def let_hyperopt_draw() -> None:
     from recbole.trainer import hyper_tuning
 
     search = hyper_tuning.exhaustive_search
-    if hasattr(search, "modern"):
-        return
 
     @wraps(search)
     def modern(*args: Any, **kwargs: Any) -> Any:
         with patch.object(np.random, "RandomState", _generator):
             return search(*args, **kwargs)
 
-    modern.modern = True  # type: ignore[attr-defined]
     hyper_tuning.exhaustive_search = modern
 
 
@@ -88,7 +99,6 @@ def _trusting(method: Callable[..., Any]) -> Callable[..., Any]:
             warnings.filterwarnings("ignore", f".*{switch}.*", UserWarning)
             return method(self, *args, **kwargs)
 
-    trusting.trusting = True  # type: ignore[attr-defined]
     return trusting
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
-from recbole.utils import get_model
 
 from recbole_fedras import compat, keys, registry
 from recbole_fedras.checkpoint import plain, read_checkpoint
@@ -191,7 +190,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             model_class = registry.load_class("model_class", path, FederatedRecommender)
             return model, model_class, str(dataset)
         try:
-            return model, get_model(model), str(dataset)
+            return model, compat.find_recboles_model(model), str(dataset)
         except (ValueError, AttributeError, ImportError) as error:
             valid = list(registry.names("model"))
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from recbole_fedras.compressor import Budget, RoundContext, RowUpdate
 
+ROOT = Path(__file__).parents[1]
 N_ITEMS, DIM = 60, 8
 TINY = [
     "--dataset=tiny",
@@ -50,6 +52,12 @@ def write_dataset(
     lines = ["\t".join(map(str, row)) for row in rows]
     text = "\n".join([header, *lines]) + "\n"
     (folder / name / f"{name}.inter").write_text(text, encoding="utf-8")
+
+
+def rounds_of(result: dict[str, Any]) -> list[dict[str, str]]:
+    """Lines of a run's ``rounds.csv``."""
+    with (Path(result["run_folder"]) / "rounds.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +132,7 @@ def shared_data() -> Path | None:
     """Folder with ML-1M and Lastfm-2K as atomic files, if this machine has one."""
     candidates = [os.environ.get("RECBOLE_DATA"), "../shared/data"]
     for candidate in filter(None, candidates):
-        path = Path(__file__).parents[1] / candidate
+        path = ROOT / candidate
         if (path / "ml-1m" / "ml-1m.inter").is_file():
             return path
     return None
