@@ -87,13 +87,15 @@ def test_the_same_seed_gives_the_same_bytes(name, keys):
 @pytest.mark.parametrize(("name", "keys"), VARIANTS)
 def test_lossless_at_full_budget(name, keys, broadcast):
     update = make_update(40)
-    if name == "JointRec" and not broadcast:
-        pytest.skip("eight bits a value at any rate")
     if name == "RankOne":  # of one rank at any rate
         update = RowUpdate(update.ids, update.rows[:, :1] @ torch.ones(1, DIM))
     message = through_the_wire(make(name, **keys), update, 0.0, broadcast)
     decoded = make(name, **keys).decode(message.payload, CTX)
-    torch.testing.assert_close(table(decoded), table(update), rtol=1e-4, atol=1e-5)
+    error = table(decoded) - table(update)
+    if name == "JointRec" and not broadcast:  # eight bits a value at any rate
+        assert 0 < error.norm() < 0.05 * update.rows.norm()
+    else:
+        torch.testing.assert_close(table(decoded), table(update), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
