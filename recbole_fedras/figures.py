@@ -28,7 +28,7 @@ class Curve(NamedTuple):
     rounds: list[dict[str, float]]
 
 
-def draw_settings(rows: Sequence[Row], xlabel: str) -> Figure:
+def draw_settings(rows: Sequence[Row], xlabel: str | None) -> Figure:
     """Draw each metric against an exhibit's settings, with deviations over seeds."""
     metrics = _distinct(row["metric"] for row in rows)
     figure, panels = _panels(_distinct(row["dataset"] for row in rows), metrics, xlabel)
@@ -53,7 +53,7 @@ def draw_settings(rows: Sequence[Row], xlabel: str) -> Figure:
     return figure
 
 
-def draw_metrics(rows: Sequence[Row], xlabel: str) -> Figure:
+def draw_metrics(rows: Sequence[Row], xlabel: str | None) -> Figure:
     """Draw metrics side by side, but for those that the paper prints a number of."""
     rows = [row for row in rows if row["paper"] is None]
     methods = _distinct(row["method"] for row in rows)
@@ -74,7 +74,9 @@ def draw_metrics(rows: Sequence[Row], xlabel: str) -> Figure:
     return figure
 
 
-def draw_curves(curves: Sequence[Curve], metrics: Sequence[str], xlabel: str) -> Figure:
+def draw_curves(
+    curves: Sequence[Curve], metrics: Sequence[str], xlabel: str | None
+) -> Figure:
     """Draw each validation metric against rounds, the mean over seeds."""
     datasets = _distinct(curve.dataset for curve in curves)
     figure, panels = _panels(datasets, metrics, xlabel)
@@ -94,7 +96,7 @@ def draw_curves(curves: Sequence[Curve], metrics: Sequence[str], xlabel: str) ->
 
 
 def _panels(
-    datasets: Sequence[str], metrics: Sequence[str], xlabel: str
+    datasets: Sequence[str], metrics: Sequence[str], xlabel: str | None
 ) -> tuple[Figure, Iterator[tuple[tuple[str, str], Axes]]]:
     size = (4 * len(datasets), 3 * len(metrics))
     figure = Figure(figsize=size, layout="constrained")

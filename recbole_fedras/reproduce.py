@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from math import inf, nan
 from pathlib import Path
 from statistics import mean, stdev
@@ -216,27 +215,30 @@ def reproduce(
     for cell in [*grid, *(entry.keys | local for entry in exhibit.entries)]:
         Config(config_dict=cell)
     store = folder / "cells"
+    chosen = dict.fromkeys(tuning, rates[0])
+
+    def cells() -> list[Keys]:
+        return [
+            entry.keys | local | {"learning_rate": chosen[entry.tuned], "seed": seed}
+            for entry in exhibit.entries
+            for seed in seeds
+        ]
+
     if dry_run:
-        done = sum((store / f"{digest(cell, measure)}.json").is_file() for cell in grid)
-        n_more = len(exhibit.entries) * len(seeds)
+        due = grid or cells()
+        done = sum((store / f"{digest(cell, measure)}.json").is_file() for cell in due)
+        said = [f"{len(due)} runs{' for learning rates' * bool(grid)}"]
+        said += [f"{done} of them finished"]
         if grid:
-            n_more -= sum(entry.keys == entry.tuning for entry in exhibit.entries)
-        print(
-            f"{exhibit.title}: {len(grid)} runs for learning rates, {done} of them "
-            f"finished, then {n_more} with those chosen"
-        )
+            shared = sum(entry.keys == entry.tuning for entry in exhibit.entries)
+            said += [f"then {len(cells()) - shared} with those chosen"]
+        print(f"{exhibit.title}: {', '.join(said)}")
         return []
-    best: Iterable[float] = repeat(rates[0], len(tuning))
     if grid:
         title = f"{exhibit.name}: learning rates"
-        best = _best_rates(rates, run_cells(grid, store, n_jobs, title, measure))
-    chosen = dict(zip(tuning, best, strict=True))
-    cells = [
-        entry.keys | local | {"learning_rate": chosen[entry.tuned], "seed": seed}
-        for entry in exhibit.entries
-        for seed in seeds
-    ]
-    outcomes = run_cells(cells, store, n_jobs, exhibit.name, measure)
+        tried = run_cells(grid, store, n_jobs, title, measure)
+        chosen = dict(zip(tuning, _best_rates(rates, tried), strict=True))
+    outcomes = run_cells(cells(), store, n_jobs, exhibit.name, measure)
     rows = []
     curves: list[Curve] = []
     for index, entry in enumerate(exhibit.entries):
@@ -248,14 +250,7 @@ def reproduce(
         ]
     _write(folder, exhibit, rows, seeds)
     if exhibit.figure is not None:
-        if exhibit.drawn == "rounds":
-            figure = draw_curves(curves, exhibit.metrics, exhibit.figure)
-        elif exhibit.drawn == "metrics":
-            figure = draw_metrics(rows, exhibit.figure)
-        else:
-            figure = draw_settings(rows, exhibit.figure)
-        for suffix in ("png", "svg"):
-            figure.savefig(folder / f"{exhibit.name}.{suffix}")
+        _draw(folder, exhibit, rows, curves)
     return rows
 
 
@@ -299,6 +294,20 @@ def _rows(
             "learning rate": learning_rate,
             "diverged": len(outcomes) - len(results),
         }
+
+
+def _draw(
+    folder: Path, exhibit: Exhibit, rows: list[dict[str, Any]], curves: list[Curve]
+) -> None:
+    if exhibit.drawn == "rounds":
+        figure = draw_curves(curves, exhibit.metrics, exhibit.figure)
+    elif exhibit.drawn == "metrics":
+        figure = draw_metrics(rows, exhibit.figure)
+    else:
+        figure = draw_settings(rows, exhibit.figure)
+    for suffix in ("png", "svg"):
+        figure.savefig(folder / f"{exhibit.name}.{suffix}")
+    print(f"{exhibit.name}.png and .svg are in {folder}")
 
 
 _FORMATS = {
