@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from tabulate import tabulate
 
@@ -19,6 +19,8 @@ from recbole_fedras.federation.simulation import NonFiniteError
 from recbole_fedras.quick_start import run_recbole_fedras
 from recbole_fedras.rate_distortion import RATES, run_rate_distortion
 from recbole_fedras.reproduce import has_part, read_exhibit, reproduce
+
+Value = TypeVar("Value")
 
 
 def script() -> None:
@@ -142,9 +144,7 @@ def _compare(argv: list[str]) -> None:
     )
     parser.add_argument("--compression_rates", default="0.9375", help="one or more")
     parser.add_argument("--seeds", default="2020", help="one or more")
-    parser.add_argument(
-        "--jobs", type=int, default=-1, help="runs at a time (default: one per core)"
-    )
+    _add_jobs(parser)
     parser.add_argument(
         "--output", default="comparison", help="folder for runs, tables and report"
     )
@@ -152,10 +152,10 @@ def _compare(argv: list[str]) -> None:
     shared = Config(arguments.model, arguments.dataset, _files(arguments), argv=rest)
     keys = shared.external_config_dict
     compare(
-        arguments.compressors.split(),
-        [float(rate) for rate in arguments.compression_rates.split()],
+        _several("compressors", arguments.compressors, str),
+        _several("compression_rates", arguments.compression_rates, float),
         keys,
-        [int(seed) for seed in arguments.seeds.split()],
+        _several("seeds", arguments.seeds, int),
         arguments.jobs,
         arguments.output,
     )
@@ -173,9 +173,7 @@ def _reproduce(argv: list[str]) -> None:
     parser.add_argument("--model", action="append", default=[], help="only this one")
     parser.add_argument("--seeds", default="2020 1 2", help="(default: 2020 1 2)")
     parser.add_argument("--rounds", type=int, help="(default: as configured)")
-    parser.add_argument(
-        "--jobs", type=int, default=-1, help="runs at a time (default: one per core)"
-    )
+    _add_jobs(parser)
     parser.add_argument("--data_path", help="folder of the datasets' folders")
     parser.add_argument("--output", default="results", help="(default: results)")
     parser.add_argument("--dry_run", action="store_true", help="only count the runs")
@@ -184,9 +182,14 @@ def _reproduce(argv: list[str]) -> None:
     chosen = (arguments.dataset, arguments.model, arguments.rounds)
     if "all" in arguments.exhibits:
         names = [name for name in known if has_part(name, *chosen[:2])]
+        if not names:
+            raise ValueError(
+                f"no exhibit has --dataset={arguments.dataset} and "
+                f"--model={arguments.model}"
+            )
     exhibits = [read_exhibit(name, *chosen) for name in names]
     local = {"data_path": arguments.data_path} if arguments.data_path else {}
-    seeds = [int(seed) for seed in arguments.seeds.split()]
+    seeds = _several("seeds", arguments.seeds, int)
     for exhibit in exhibits:
         reproduce(
             exhibit, seeds, local, arguments.jobs, arguments.output, arguments.dry_run
@@ -205,6 +208,29 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "-m", help="MF, NCF or your own (default: MF)")
     parser.add_argument("--dataset", "-d", help="a RecBole dataset (default: ml-100k)")
     parser.add_argument("--config_files", help='YAML files: "a.yaml b.yaml"')
+
+
+def _add_jobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--jobs", type=int, default=-1, help="runs at a time (default: one per core)"
+    )
+
+
+def _several(option: str, text: str, kind: Callable[[str], Value]) -> list[Value]:
+    """Read the values of an option, at least one.
+
+    Raises
+    ------
+    ValueError
+        That names the option.
+    """
+    try:
+        values = [kind(value) for value in text.split()]
+    except ValueError as error:
+        raise ValueError(f"--{option}={text!r}: {error}") from error
+    if not values:
+        raise ValueError(f"--{option}={text!r} must name at least one")
+    return values
 
 
 def _files(arguments: argparse.Namespace) -> list[str]:

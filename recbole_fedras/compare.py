@@ -15,6 +15,8 @@ import plotly.graph_objects as go
 from scipy.stats import wilcoxon
 from tabulate import tabulate
 
+from recbole_fedras import registry
+from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config
 from recbole_fedras.federation.simulation import NonFiniteError
 from recbole_fedras.sweep import Keys, run_cells
@@ -75,8 +77,10 @@ def compare(
         for name in dict.fromkeys(compressors)
         for rate in (sorted(set(rates))[:1] if name == "none" else sorted(set(rates)))
     ]
+    own = {key for added in declared.values() for key in added}
+    shared = {key: value for key, value in keys.items() if key not in own}
     cells = {
-        (method, seed): keys
+        (method, seed): shared
         | {"compressor": method[0], "compression_rate": method[1], "seed": seed}
         | declared.get(method[0], {})
         for method in methods
@@ -103,7 +107,7 @@ def compare(
 
 
 def _declared(keys: Keys) -> dict[str, Keys]:
-    """Return the class of a compressor of the user's own, by its name.
+    """Return class and hyper-parameters of a compressor of the user's own, by its name.
 
     Raises
     ------
@@ -120,7 +124,11 @@ def _declared(keys: Keys) -> dict[str, Keys]:
         )
     if "compressor_class" not in keys:
         return {}
-    return {keys["compressor"]: {"compressor_class": keys["compressor_class"]}}
+    found = registry.load_class(
+        "compressor_class", keys["compressor_class"], Compressor
+    )
+    own = {"compressor_class", *registry.hyper_parameters(found)} & keys.keys()
+    return {keys["compressor"]: {key: keys[key] for key in own}}
 
 
 def summary(label: str, own: list[Cell], first: list[Cell]) -> dict[str, Any]:

@@ -181,6 +181,8 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         overall = registry.read_properties(".", "overall")
         model = model or given.get("model") or overall["model"]
         dataset = dataset or given.get("dataset") or overall["dataset"]
+        if not isinstance(model, str | type):
+            raise ValueError(f"model={model!r} is not allowed; it must be a name")
         if not isinstance(model, str):
             return model.__name__, model, str(dataset)
         path = given.get("model_class") or registry.read_properties("model", model).get(
@@ -346,11 +348,13 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             if (compressor_class.binary and not binary) or (binary and not fits):
                 raise ValueError(
                     f"model={self.model!r} does not go with {name!r} for the "
-                    f"{direction}: LightFR takes BinaryCodes or none, and BinaryCodes "
-                    "takes LightFR only"
+                    f"{direction}: binary codes (LightFR) take BinaryCodes or none, "
+                    "and BinaryCodes takes nothing else"
                 )
         if binary != (self["aggregation"] == "discrete"):
-            keys.refuse(self, "aggregation", "discrete with LightFR, and only there")
+            keys.refuse(self, "aggregation", "discrete for binary codes, and only then")
+        if binary and self["replica"] == "stale":  # half an update leaves no codes
+            keys.refuse(self, "replica", "broadcast or personal for binary codes")
 
     # Typed settings.
 

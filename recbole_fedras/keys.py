@@ -106,11 +106,21 @@ def _downlink_feedback(config: Any) -> bool:
 
 def check_common(config: Any) -> None:
     """Check what RecBole would stumble over later."""
-    for key in ("metrics", "topk", "eval_args", "valid_metric"):
+    for key in ("topk", "eval_args"):
         if config[key] is None:
             refuse(config, key, "set")
-    if not isinstance(config["data_path"], str):
-        refuse(config, "data_path", "a folder")
+    for key in ("valid_metric", "data_path"):
+        if not isinstance(config[key], str):
+            refuse(config, key, "a string")
+    metrics = config["metrics"]
+    if not isinstance(metrics, str) and not (
+        isinstance(metrics, list | tuple)
+        and all(isinstance(metric, str) for metric in metrics)
+    ):
+        refuse(config, "metrics", "names of metrics")
+    mode = config["eval_args"].get("mode", "full")
+    if not isinstance(mode, str | dict):
+        refuse(config, "eval_args", "with a mode like uni99 or full")
 
 
 def check_federated(config: Any) -> None:
@@ -142,8 +152,12 @@ def check_federated(config: Any) -> None:
     (way, how), parts = next(iter(split.items())), ("train", "valid", "test")
     if way == "LS" and how not in _LEAVE_ONE_OUT:
         refuse(config, "eval_args", f"with LS one of {', '.join(_LEAVE_ONE_OUT)}")
-    if way != "LS" and not (isinstance(how, list) and len(how) == len(parts)):
-        refuse(config, "eval_args", f"with {way} three ratios, of {parts}")
+    if way != "LS" and not (
+        isinstance(how, list)
+        and len(how) == len(parts)
+        and all(_is_number(ratio) and ratio >= 0 for ratio in how)
+    ):
+        refuse(config, "eval_args", f"with {way} three ratios >= 0, of {parts}")
     if eval_args["order"] not in ("RO", "TO"):
         refuse(config, "eval_args", "with order RO or TO")
     for phase, mode in eval_args["mode"].items():

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_fedras import keys
 from recbole_fedras.compressor import (
     Budget,
     CohortUpdate,
@@ -117,6 +118,8 @@ class Observed:
         self._note = note
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copying asks before there is a compressor
+            raise AttributeError(name)
         return getattr(self._compressor, name)
 
     def encode_broadcast(
@@ -129,7 +132,7 @@ class Observed:
         return payloads
 
 
-def information_loss(keys: Keys) -> Outcome:
+def information_loss(cell: Keys) -> Outcome:
     """Return the mean losses of a round (FedRAS, Table 3).
 
     Returns
@@ -138,7 +141,7 @@ def information_loss(keys: Keys) -> Outcome:
         ``result``, whose ``test_result`` holds ``client``, ``server`` and ``total``,
         means over entries, and the same as ``... sum``.
     """
-    config = Config(config_dict=keys)
+    config = Config(config_dict=cell)
     meter = _train(config, LossMeter)
     losses: dict[str, float] = {}
     for unit, size in (("", meter.server.item_table.numel()), (" sum", 1)):
@@ -151,7 +154,7 @@ def information_loss(keys: Keys) -> Outcome:
     return _outcome(config, meter, losses)
 
 
-def group_sizes(keys: Keys) -> Outcome:
+def group_sizes(cell: Keys) -> Outcome:
     """Return how many rows share an action, and how alike they are (FedRAS, Figure 4).
 
     Rows are of one group if they arrive alike.
@@ -163,7 +166,7 @@ def group_sizes(keys: Keys) -> Outcome:
         action, averaged over the rows of a round and over rounds, and the share of
         all rounds' groups that have so many rows, by :data:`GROUP_SIZES`.
     """
-    config = Config(config_dict=keys)
+    config = Config(config_dict=cell)
     counts: Counter[str] = Counter()
     cosines: list[float] = []
 
@@ -183,7 +186,7 @@ def group_sizes(keys: Keys) -> Outcome:
     return _outcome(config, simulation, {"mean cosine": mean(cosines)} | shares)
 
 
-def transfer_time(keys: Keys) -> Outcome:
+def transfer_time(cell: Keys) -> Outcome:
     """Return what a downlink takes on the link and at the server (FedRAS, Table 6).
 
     Returns
@@ -193,7 +196,7 @@ def transfer_time(keys: Keys) -> Outcome:
         ``downlink_mb_per_s``, and ``compute s``, of encoding; means over all rounds but
         the first, which warms up.
     """
-    config = Config(config_dict=keys)
+    config = Config(config_dict=cell)
     transfer: list[float] = []
     compute: list[float] = []
 
@@ -222,6 +225,10 @@ class FullSVD(SVD):
 
 def _train(config: Config, kind: type[Meter], note: Note | None = None) -> Meter:
     """Run all rounds of a configuration, without evaluation."""
+    if note is not None and config["replica"] == "personal":
+        keys.refuse(config, "replica", "broadcast or stale: downlinks to all are noted")
+    if note is not None and config["epochs"] < 2:
+        keys.refuse(config, "epochs", "at least 2: the first round is left out")
     train_data, _, _ = prepare_data(config)
     uplink, downlink = config.make_compressors()
     if note is not None:

@@ -170,17 +170,14 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
 
 def cost(config: Config, simulation: Simulation) -> dict[str, Any]:
     """Return a run's :func:`communication`, beside that of the run without a cut."""
-    asked, totals = config.resolved, simulation.ledger.totals
-    n_clients = len(simulation.clients.eligible)
-    cohort, whole_cohort = (
-        cohort_size(n_clients, keys["client_fraction"]) for keys in (config, asked)
-    )
-    rounds = totals["uplink_messages"] // cohort
+    asked = config.resolved
+    cohort = cohort_size(len(simulation.clients.eligible), asked["client_fraction"])
+    rounds = simulation.round * asked["epochs"] / config["epochs"]
     return communication(
-        totals,
+        simulation.ledger.totals,
         table_bytes=4 * len(simulation.server.item_table) * asked["embedding_size"],
         theta_bytes=4 * len(simulation.server.theta),
-        participations=rounds * asked["epochs"] / config["epochs"] * whole_cohort,
+        participations=rounds * cohort,
         mb_per_s={key: config[f"{key}_mb_per_s"] for key in DIRECTIONS},
     )
 

@@ -17,7 +17,7 @@ from tqdm import tqdm, trange
 
 from recbole_fedras import registry
 from recbole_fedras.compressor import Budget, Compressor, RoundContext, RowUpdate
-from recbole_fedras.compressor.base import empty_update, row_update
+from recbole_fedras.compressor.base import SERVER, empty_update, row_update
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.config import Config
 from recbole_fedras.data.dataset import client_data
@@ -189,15 +189,14 @@ def measure(
     n_items: int,
     direction: str,
     rates: Sequence[float],
-    seed: int = 0,
 ) -> list[Point]:
     """Encode within each budget of all bytes, and decode what was sent.
 
     A method that cannot work at a rate has no point there.
     """
     dim = update.rows.shape[1]
-    sender = -1 if direction == "downlink" else 0
-    ctx = RoundContext(0, seed, n_items, dim, sender)
+    sender = SERVER if direction == "downlink" else 0
+    ctx = RoundContext(0, 0, n_items, dim, sender)
     energy = float(update.rows.double().square().sum())
     points: list[Point] = []
     for method, compressor in tqdm(compressors.items(), unit="method"):

@@ -120,7 +120,7 @@ def read_exhibit(
     text |= {"models": models or text["models"]}
     return Exhibit(
         "-".join([name, *datasets, *models]),
-        text["title"] + (f", {rounds} rounds" if rounds else ""),
+        text["title"] + ("" if rounds is None else f", {rounds} rounds"),
         text["metrics"],
         text["learning_rates"],
         list(_entries(text, rounds)),
@@ -146,7 +146,7 @@ def _choices(text: dict[str, Any], key: str) -> list[str]:
 
 
 def _entries(text: dict[str, Any], rounds: int | None) -> Iterator[Entry]:
-    fixed = text.get("keys", {}) | ({"epochs": rounds} if rounds else {})
+    fixed = text.get("keys", {}) | ({} if rounds is None else {"epochs": rounds})
     for dataset in text["datasets"]:
         for model in text["models"]:
             for method, own in text["methods"].items():

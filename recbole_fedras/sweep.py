@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def run_cells(
         The first that a run raised, when those under way have ended.
     """
     if n_jobs < 1 and n_jobs != -1:
-        raise ValueError(f"--jobs={n_jobs} must be -1 or at least 1")
+        raise ValueError(f"n_jobs={n_jobs} must be -1 or at least 1")
     folder.mkdir(parents=True, exist_ok=True)
     measure = measure or train_and_test
     paths = [folder / f"{digest(cell, measure)}.json" for cell in cells]
@@ -131,6 +132,11 @@ def _outcomes(
                         continue
                     try:
                         outcome = future.result()
+                    except BrokenProcessPool as error:
+                        raise ChildProcessError(
+                            "the process of a run was killed, maybe for want of "
+                            "memory: try fewer --jobs"
+                        ) from error
                     except Exception as error:  # let those under way end, and keep them
                         failed = failed or error
                         pool.shutdown(wait=False, cancel_futures=True)

@@ -13,6 +13,7 @@ from test_compressors import CUTS
 
 from recbole_fedras import registry
 from recbole_fedras.__main__ import main
+from recbole_fedras.config import Config
 
 
 def test_rate_distortion_captures_measures_and_reads_back(workspace, capsys):
@@ -133,6 +134,13 @@ class SignOfMine(Compressor):
         (["--compressor=Gzip"], "known: Base, BinaryCodes, CE, CoLR, EDEN, FedRAS, "),
         (["--model=MFF"], "did you mean 'MF'"),
         (["--model=bpr"], "model='bpr' is unknown"),
+        (["--valid_metric=5"], "valid_metric=5 is not allowed; it must be a string"),
+        (["--metrics=[5]"], "metrics=[5] is not allowed; it must be names"),
+        (["--eval_args={'mode': 5}"], "with a mode like uni99 or full"),
+        (["--eval_args={'split': {'RS': [0.8, 0.3, -0.1]}}"], "three ratios >= 0"),
+        (["--eval_args={'split': {'RS': ['a', 'b', 'c']}}"], "three ratios >= 0"),
+        (["--alpha=a"], "alpha='a' must be a number in [0, 1)"),
+        (["--kmeans_iterations=2.5"], "kmeans_iterations=2.5 must be an integer"),
         (["--compresion_rate=0.5"], "did you mean 'compression_rate'"),
         (["--compression_rate=1"], "compression_rate=1 is not allowed"),
         (["--compression_rate=-0.1"], "number >= 0 and < 1"),
@@ -210,6 +218,11 @@ def test_bad_input_is_refused_before_any_work(workspace, capsys, arguments, said
     assert said in error
     assert not list(workspace.glob("saved/*"))
     assert not torch.is_anomaly_enabled()  # as RecBole leaves it after a search
+
+
+def test_a_model_is_a_name_or_a_class(workspace):
+    with pytest.raises(ValueError, match="model=5 is not allowed; it must be a name"):
+        Config(config_dict={"model": 5})
 
 
 def test_bad_data_is_refused_by_line_and_field(workspace, tiny_rows, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -113,10 +114,16 @@ def test_compare_runs_in_processes_and_reports(workspace, capsys):
 def test_ones_own_compressor_compares_with_ours(workspace):
     (workspace / "own").mkdir()
     (workspace / "own" / "mine.py").write_text(
-        "from recbole_fedras.compressor.svd import SVD\nclass Mine(SVD):\n    pass\n"
+        """
+from recbole_fedras.compressor.svd import SVD
+
+class Mine(SVD):
+    def __init__(self, strength=1.0):
+        assert strength == 2.0
+"""
     )
     (workspace / "own" / "mine.yaml").write_text(
-        "compressor: Mine\ncompressor_class: mine.Mine\n"
+        "compressor: Mine\ncompressor_class: mine.Mine\nstrength: 2.0\n"
     )
     command = ["compare", *COMMON, "--compressors=SVD Mine", "--seeds=1"]
     files = ["--compression_rates=0.75", "--config_files=own/mine.yaml", "--jobs=2"]
@@ -134,6 +141,15 @@ def test_runs_under_way_are_kept_when_another_fails(workspace):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         sweep.run_cells(cells, Path("cells"), 3)
     assert len(list(Path("cells").glob("*.json"))) == 2
+
+
+def end_the_process(keys):
+    os._exit(1)
+
+
+def test_a_process_that_was_killed_is_an_error_with_a_remedy(workspace):
+    with pytest.raises(OSError, match="killed, maybe for want of memory: try fewer"):
+        sweep.run_cells([cell()], Path("cells"), 1, measure=end_the_process)
 
 
 def test_metrics_that_rank_nothing_have_no_test(workspace, in_process):
@@ -170,7 +186,10 @@ def test_significance_is_wilcoxons_over_users_with_its_direction():
         (["--seed=3"], "seed must not be set: that is what is compared, by --compre"),
         (["--uplink_compressor=SVD"], "uplink_compressor must not be set"),
         (["--bandwidth=[0.5,0.7]"], "bandwidth must not be set"),
-        (["--jobs=0"], "--jobs=0 must be -1 or at least 1"),
+        (["--seeds="], "--seeds='' must name at least one"),
+        (["--seeds=one"], "--seeds='one': invalid literal for int()"),
+        (["--compressors="], "--compressors='' must name at least one"),
+        (["--jobs=0"], "n_jobs=0 must be -1 or at least 1"),
     ],
 )
 def test_compare_refuses_bad_input_before_any_run(workspace, capsys, arguments, said):

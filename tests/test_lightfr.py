@@ -156,8 +156,12 @@ def test_a_resumed_run_ends_like_the_whole(run, workspace):
         ({"downlink_compressor": "FedRAS"}, "'FedRAS' for the downlink"),
         ({"model": "MF", "compressor": "BinaryCodes"}, "'MF' does not go with"),
         ({"aggregation": "fedavg"}, "aggregation='fedavg' is not allowed"),
-        ({"model": "MF", "aggregation": "discrete"}, "discrete with LightFR, and only"),
+        (
+            {"model": "MF", "aggregation": "discrete"},
+            "discrete for binary codes, and only",
+        ),
         ({"replica": "stale"}, "BinaryCodes needs to know the receiver's table"),
+        ({"replica": "stale", "compressor": "none"}, "personal for binary codes"),
         ({"preset": "best", "compressor": "KLT"}, "does not go with 'KLT'"),
     ],
 )

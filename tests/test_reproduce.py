@@ -228,6 +228,29 @@ def test_transfer_time_is_that_of_the_bytes_after_the_first_round(workspace):
     assert found["compute s"] > 0
 
 
+@pytest.mark.parametrize("feedback", [True, False])
+def test_downlinks_with_feedback_are_noted_too(workspace, feedback):
+    keys = {"compressor": "FedRAS", "compression_rate": 0.75, "clustering": "fixed"}
+    found = measured(group_sizes, downlink_feedback=feedback, **keys)
+    assert 0 < found["mean cosine"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("measure", "keys", "said"),
+    [
+        (group_sizes, {"replica": "personal"}, "replica='personal' is not allowed"),
+        (
+            transfer_time,
+            {"epochs": 1},
+            "epochs=1 is not allowed; it must be at least 2",
+        ),
+    ],
+)
+def test_what_cannot_be_noted_is_refused(workspace, measure, keys, said):
+    with pytest.raises(ValueError, match=said):
+        measured(measure, compressor="none", **keys)
+
+
 def test_a_full_svd_sends_what_ours_does():
     update = make_update(40)
     first, second = (
@@ -282,8 +305,11 @@ def test_curves_are_means_over_seeds():
         (["table9"], "exhibit 'table9' is unknown; did you mean 'table"),
         (["table4", "--dataset=ml-1m"], "--dataset='ml-1m' is not in table4"),
         (["table4", "--model=NCF"], "--model='NCF' is not in table4, which has MF"),
-        (["table5", "--jobs=0"], "--jobs=0 must be -1 or at least 1"),
+        (["table5", "--jobs=0"], "n_jobs=0 must be -1 or at least 1"),
         (["table5", "--rounds=-1"], "epochs=-1"),
+        (["table5", "--rounds=0"], "epochs=0"),
+        (["table5", "--seeds="], "--seeds='' must name at least one"),
+        (["all", "--dataset=nonsense"], "no exhibit has --dataset=['nonsense']"),
     ],
 )
 def test_reproduce_refuses_bad_input_before_any_run(workspace, capsys, arguments, said):

@@ -89,15 +89,15 @@ class FedRAS(Compressor):
         kmeans_iterations: int = 10,
         actions: str = "float32",
     ) -> None:
-        if not 0 <= alpha < 1:
-            raise ValueError(f"alpha={alpha} must lie in [0, 1)")
+        if type(alpha) not in (int, float) or not 0 <= alpha < 1:
+            raise ValueError(f"alpha={alpha!r} must be a number in [0, 1)")
         if clustering not in ("adaptive", "fixed"):
             raise ValueError(f"clustering={clustering!r} must be 'adaptive' or 'fixed'")
         if kmeans not in BACKENDS:
             raise ValueError(f"kmeans={kmeans!r} must be one of {BACKENDS}")
-        if kmeans_iterations < 1:
+        if type(kmeans_iterations) is not int or kmeans_iterations < 1:
             raise ValueError(
-                f"kmeans_iterations={kmeans_iterations} must be at least 1"
+                f"kmeans_iterations={kmeans_iterations!r} must be an integer from 1"
             )
         if actions not in ACTIONS:
             raise ValueError(f"actions={actions!r} must be one of {tuple(ACTIONS)}")

@@ -285,7 +285,7 @@ class Message:
 def _unpack(data: bytes) -> tuple[Any, ...]:
     try:
         entries = msgpack.unpackb(data, use_list=False, strict_map_key=True)
-    except Exception as error:  # msgpack raises many unrelated types
+    except ValueError as error:  # all of msgpack's are
         raise PayloadError(f"not a payload: {error}") from error
     if not isinstance(entries, tuple):
         raise PayloadError(f"not a payload: {type(entries).__name__}")
