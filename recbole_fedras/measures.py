@@ -163,18 +163,24 @@ def group_sizes(cell: Keys) -> Outcome:
     -------
     dict
         ``result``, whose ``test_result`` holds ``mean cosine`` of a row and its
-        action, averaged over the rows of a round and over rounds, and the share of
-        all rounds' groups that have so many rows, by :data:`GROUP_SIZES`.
+        action, averaged over the rows of a round and over rounds; ``worst group``, the
+        lowest mean cosine of a group's rows, averaged over rounds; and the share of all
+        rounds' groups that have so many rows, by :data:`GROUP_SIZES`.
     """
     config = Config(config_dict=cell)
     counts: Counter[str] = Counter()
     cosines: list[float] = []
+    worst: list[float] = []
 
     def note(update: RowUpdate, payload: Payload, ctx: RoundContext, _: float) -> None:
         received = compressor.decode(payload, ctx)
         pairs = update.rows.cpu().double(), received.rows.double()
-        cosines.append(float(torch.cosine_similarity(*pairs, dim=1).mean()))
-        _, sizes = np.unique(received.rows.numpy(), axis=0, return_counts=True)
+        cosine = torch.cosine_similarity(*pairs, dim=1).numpy()
+        _, groups, sizes = np.unique(
+            received.rows.numpy(), axis=0, return_inverse=True, return_counts=True
+        )
+        cosines.append(float(cosine.mean()))
+        worst.append(float((np.bincount(groups.ravel(), cosine) / sizes).min()))
         for size in sizes:
             counts[
                 next(name for name, most in GROUP_SIZES.items() if size <= most)
@@ -183,7 +189,8 @@ def group_sizes(cell: Keys) -> Outcome:
     _, compressor = config.make_compressors()
     simulation = _train(config, Simulation, note)
     shares = {name: counts[name] / counts.total() for name in GROUP_SIZES}
-    return _outcome(config, simulation, {"mean cosine": mean(cosines)} | shares)
+    alike = {"mean cosine": mean(cosines), "worst group": mean(worst)}
+    return _outcome(config, simulation, alike | shares)
 
 
 def transfer_time(cell: Keys) -> Outcome:

@@ -206,14 +206,20 @@ def measured(measure, **keys):
 def test_groups_are_counted_by_their_rows_and_cosines_averaged(workspace):
     keys = {"compressor": "FedRAS", "compression_rate": 0.75, "clustering": "fixed"}
     found = measured(group_sizes, **keys)
-    cosines, sizes = [], []
+    cosines, worst, sizes = [], [], []
     for change, rows, _ in downlinks(**keys):
         dots = (change * rows).sum(1) / change.norm(dim=1) / rows.norm(dim=1)
         cosines.append(float(dots.mean()))
-        counts = Counter(map(tuple, rows.tolist()))
+        actions = list(map(tuple, rows.tolist()))
+        counts = Counter(actions)
+        of_group = dict.fromkeys(counts, 0.0)
+        for action, dot in zip(actions, dots.tolist(), strict=True):
+            of_group[action] += dot / counts[action]
+        worst.append(min(of_group.values()))
         assert len(counts) == 15  # 60 items, 75 %
         sizes += counts.values()
     assert found["mean cosine"] == pytest.approx(np.mean(cosines), abs=1e-4)
+    assert found["worst group"] == pytest.approx(np.mean(worst), abs=1e-4)
     bounds = [0, *GROUP_SIZES.values()]
     for name, below, most in zip(GROUP_SIZES, bounds[:-1], bounds[1:], strict=True):
         share = sum(below < size <= most for size in sizes) / len(sizes)
