@@ -1,7 +1,6 @@
 """EDEN: a random rotation makes values Gaussian, then few bits each are enough."""
 
-from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numba import njit
@@ -72,7 +71,7 @@ class EDEN(Compressor):
         roomy = budget.n_bytes is None and m <= budget.values
         if roomy or fits_raw(n, budget):
             return raw_payload(update, ctx.n_items)
-        n_fine = budget.most(0, m, self._layout_of(n, budget, n_bits))
+        n_fine = budget.most(0, m, partial(self._layout, n, budget, n_bits))
         values = update.rows.cpu().numpy().astype(np.float64).ravel()
         if not np.isfinite(values).all():
             raise ValueError("EDEN: a row is not finite")
@@ -128,26 +127,19 @@ class EDEN(Compressor):
         return row_update(ids, rows)
 
     def _bits(self, n: int, budget: Budget) -> int:
-        def layout(n_bits: int) -> Layout:
-            return self._layout_of(n, budget, n_bits)(0)
-
         nominal = int(32 * (1 - budget.compression_rate + 5e-5))
-        return budget.most(nominal, _MOST_BITS, layout)
+        return budget.most(nominal, _MOST_BITS, partial(self._layout, n, budget))
 
     @staticmethod
-    def _layout_of(n: int, budget: Budget, n_bits: int) -> Callable[[int], Layout]:
-        """Return the layout by the number of values that have one bit more."""
+    def _layout(n: int, budget: Budget, n_bits: int, n_fine: int = 0) -> Layout:
+        """Return the layout, with the number of values that have one bit more."""
         m = n * budget.dim
-
-        def layout(n_fine: int) -> Layout:
-            whole = Layout().rows("rows", n, budget.n_items)
-            whole.ints("bits", _MOST_BITS + 1, 1).floats("scales", len(_pieces(m)))
-            whole.ints("codes", 2**n_bits, m - n_fine)
-            if n_fine:
-                whole.ints("fine_codes", 2 ** (n_bits + 1), n_fine)
-            return whole
-
-        return layout
+        whole = Layout().rows("rows", n, budget.n_items)
+        whole.ints("bits", _MOST_BITS + 1, 1).floats("scales", len(_pieces(m)))
+        whole.ints("codes", 2**n_bits, m - n_fine)
+        if n_fine:
+            whole.ints("fine_codes", 2 ** (n_bits + 1), n_fine)
+        return whole
 
 
 def _pieces(m: int) -> list[slice]:

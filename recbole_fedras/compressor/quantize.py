@@ -1,6 +1,6 @@
 """Quantize: every value of a row rounded at random to a few levels."""
 
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Quantize(Compressor):
             return raw_payload(update, ctx.n_items)
         rows = update.rows.cpu().numpy().astype(np.float64)
         scales = np.abs(rows).max(axis=1, initial=0).astype(np.float32)  # (n,)
-        n_fine = budget.most(0, n, self._layout_of(n, budget, n_bits))
+        n_fine = budget.most(0, n, partial(self._layout, n, budget, n_bits))
         fine = largest(scales, n_fine)
         n_levels = np.full((n, 1), 2 ** (n_bits - 1) - 1)
         n_levels[fine] = 2**n_bits - 1
@@ -100,23 +100,16 @@ class Quantize(Compressor):
             return row_update(ids, (shares * scales[:, None]).astype(np.float32))
 
     def _bits(self, n: int, budget: Budget) -> int:
-        def layout(n_bits: int) -> Layout:
-            return self._layout_of(n, budget, n_bits)(0)
-
         nominal = int(32 * (1 - budget.compression_rate) + 1e-9)
         most = 32 if budget.n_bytes is None else _MOST_BITS
-        return budget.most(nominal, most, layout)
+        return budget.most(nominal, most, partial(self._layout, n, budget))
 
     @staticmethod
-    def _layout_of(n: int, budget: Budget, n_bits: int) -> Callable[[int], Layout]:
-        """Return the layout by the number of rows that have one bit more."""
-
-        def layout(n_fine: int) -> Layout:
-            whole = Layout().rows("rows", n, budget.n_items)
-            whole.ints("bits", _MOST_BITS + 1, 1).floats("scales", n)
-            whole.ints("levels", 2**n_bits, n - n_fine, budget.dim)
-            if n_fine:
-                whole.ints("fine_levels", 2 ** (n_bits + 1), n_fine, budget.dim)
-            return whole
-
-        return layout
+    def _layout(n: int, budget: Budget, n_bits: int, n_fine: int = 0) -> Layout:
+        """Return the layout, with the number of rows that have one bit more."""
+        whole = Layout().rows("rows", n, budget.n_items)
+        whole.ints("bits", _MOST_BITS + 1, 1).floats("scales", n)
+        whole.ints("levels", 2**n_bits, n - n_fine, budget.dim)
+        if n_fine:
+            whole.ints("fine_levels", 2 ** (n_bits + 1), n_fine, budget.dim)
+        return whole

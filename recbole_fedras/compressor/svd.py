@@ -1,6 +1,6 @@
 """SVD: the update's best approximation of a given rank travels as two factors."""
 
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -48,29 +48,22 @@ class SVD(Compressor):
         """Require a rank of at least one, of one row where all bytes are budgeted."""
 
         def rank(n: int) -> int:
-            rows = budget.most(0, n, self._layout_of(n, budget, 0))
+            rows = budget.most(0, n, partial(self._layout, n, budget, 0))
             return self._rank(n, budget) or rows
 
         budget.require("rank", budget.least(rank))
 
     def _rank(self, n: int, budget: Budget) -> int:
-        def layout(rank: int) -> Layout:
-            return self._layout_of(n, budget, rank)(0)
-
-        return budget.most(budget.columns, budget.dim, layout)
+        return budget.most(budget.columns, budget.dim, partial(self._layout, n, budget))
 
     @staticmethod
-    def _layout_of(n: int, budget: Budget, rank: int) -> Callable[[int], Layout]:
-        """Return the layout by the number of rows that have one more column."""
-
-        def layout(extra: int) -> Layout:
-            whole = Layout().rows("rows", n, budget.n_items).floats("left", n, rank)
-            whole.floats("right", rank + bool(extra), budget.dim)
-            if extra:
-                whole.rows("extra", extra, n).floats("extra_values", extra)
-            return whole
-
-        return layout
+    def _layout(n: int, budget: Budget, rank: int, extra: int = 0) -> Layout:
+        """Return the layout, with the number of rows that have one more column."""
+        whole = Layout().rows("rows", n, budget.n_items).floats("left", n, rank)
+        whole.floats("right", rank + bool(extra), budget.dim)
+        if extra:
+            whole.rows("extra", extra, n).floats("extra_values", extra)
+        return whole
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Factorise and send both factors."""
@@ -78,7 +71,7 @@ class SVD(Compressor):
         rank = self._rank(n, budget)
         if rank * (n + ctx.dim) >= n * ctx.dim or fits_raw(n, budget):
             return raw_payload(update, ctx.n_items)
-        extra = budget.most(0, n, self._layout_of(n, budget, rank))
+        extra = budget.most(0, n, partial(self._layout, n, budget, rank))
         right = self._right(update.rows, rank + bool(extra))
         left = (update.rows @ right.T).cpu().numpy()
         payload = put_update_rows(Payload(), update, ctx.n_items)

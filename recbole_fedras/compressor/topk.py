@@ -1,6 +1,6 @@
 """TopK: only the entries of largest magnitude travel."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class TopK(Compressor):
         def entries(n: int) -> int:
             if self.topk_scope == "global":
                 return self._entries(np.ones(n), budget)
-            rows = budget.most(0, n, self._layout_of(n, budget, 0))
+            rows = budget.most(0, n, partial(self._layout, n, budget, 0))
             return self._columns(n, budget) or rows
 
         per_row = " per row" if self.topk_scope == "row" else ""
@@ -66,7 +66,9 @@ class TopK(Compressor):
             return self._encode_global(update, budget, ctx)
         n, rows = len(update), update.rows.cpu().numpy()
         k = self._columns(n, budget)
-        extra = budget.most(0, n, self._layout_of(n, budget, k)) if k < ctx.dim else 0
+        extra = (
+            budget.most(0, n, partial(self._layout, n, budget, k)) if k < ctx.dim else 0
+        )
         order = _leading(rows, k + 1)
         columns = np.sort(order[:, :k], axis=1)  # (n, k)
         payload = put_update_rows(Payload(), update, ctx.n_items)
@@ -128,24 +130,17 @@ class TopK(Compressor):
         return budget.most(budget.values, len(is_new), layout)
 
     def _columns(self, n: int, budget: Budget) -> int:
-        def layout(k: int) -> Layout:
-            return self._layout_of(n, budget, k)(0)
-
-        return budget.most(budget.columns, budget.dim, layout)
+        return budget.most(budget.columns, budget.dim, partial(self._layout, n, budget))
 
     @staticmethod
-    def _layout_of(n: int, budget: Budget, k: int) -> Callable[[int], Layout]:
-        """Return the layout by the number of rows that have one more entry."""
-
-        def layout(extra: int) -> Layout:
-            whole = Layout().rows("rows", n, budget.n_items).floats("values", n, k)
-            whole.ints("columns", budget.dim, n, k)
-            if extra:
-                whole.rows("extra", extra, n).floats("extra_values", extra)
-                whole.ints("extra_columns", budget.dim, extra)
-            return whole
-
-        return layout
+    def _layout(n: int, budget: Budget, k: int, extra: int = 0) -> Layout:
+        """Return the layout, with the number of rows that have one more entry."""
+        whole = Layout().rows("rows", n, budget.n_items).floats("values", n, k)
+        whole.ints("columns", budget.dim, n, k)
+        if extra:
+            whole.rows("extra", extra, n).floats("extra_values", extra)
+            whole.ints("extra_columns", budget.dim, extra)
+        return whole
 
 
 def _leading(rows: NDArray[np.float32], count: int) -> NDArray[np.int64]:
