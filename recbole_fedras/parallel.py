@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 from joblib import cpu_count
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 Result = TypeVar("Result")
 
@@ -25,6 +26,12 @@ def thread_map(
     return list((pool.map if pool else map)(function, *iterables))
 
 
+@cache
+def _thread_pools() -> ThreadpoolController:
+    """Find the libraries that have threads, once: that takes milliseconds."""
+    return ThreadpoolController()
+
+
 @contextmanager
 def threads(n_jobs: int) -> Iterator[None]:
     """Let :func:`thread_map` use ``n_jobs`` threads (-1: one per core), nobody else.
@@ -36,7 +43,7 @@ def threads(n_jobs: int) -> Iterator[None]:
     torch.set_num_threads(1)
     try:
         with (
-            threadpool_limits(1, user_api="blas"),
+            _thread_pools().limit(limits=1, user_api="blas"),
             ThreadPoolExecutor(cpu_count() if n_jobs == -1 else n_jobs) as pool,
         ):
             token = _pool.set(pool if n_jobs != 1 else None)

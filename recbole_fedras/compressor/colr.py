@@ -1,6 +1,8 @@
 """CoLR: clients train and send a low-rank factor of the update."""
 
 from copy import copy
+from dataclasses import replace
+from functools import lru_cache
 from math import sqrt
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recbole_fedras.compressor.base import (
+    SERVER,
     Budget,
     Compressor,
     RoundContext,
@@ -87,7 +90,14 @@ def _rank(budget: Budget) -> int:
 
 
 def _basis(rank: int, ctx: RoundContext, like: Tensor) -> Tensor:
-    """Draw B, shape (rank, dim): an orthonormalised Gaussian times sqrt(d / r)."""
+    """Return B of the round, shape (rank, dim)."""
+    shared = replace(ctx, sender=SERVER, receiver=None, base=None)
+    return _draw_basis(rank, shared).to(like)
+
+
+@lru_cache(maxsize=4)
+def _draw_basis(rank: int, ctx: RoundContext) -> Tensor:
+    """Draw B, which a cohort shares: an orthonormalised Gaussian times sqrt(d / r)."""
     gaussian = ctx.shared_generator().standard_normal((rank, ctx.dim))
     left, _, right = np.linalg.svd(gaussian, full_matrices=False)
-    return torch.from_numpy(left @ right * sqrt(ctx.dim / rank)).to(like)
+    return torch.from_numpy(left @ right * sqrt(ctx.dim / rank))

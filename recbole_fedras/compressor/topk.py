@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from recbole_fedras.compressor.base import (
@@ -143,10 +144,28 @@ class TopK(Compressor):
         return whole
 
 
+@njit(nogil=True, cache=True)
 def _leading(rows: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Columns of the ``count`` entries of largest magnitude in each row, by rank."""
-    magnitudes = -np.abs(rows)
-    count = min(count, rows.shape[1])
-    found = np.argpartition(magnitudes, count - 1, axis=1)[:, :count]
-    by_rank = np.argsort(np.take_along_axis(magnitudes, found, 1), axis=1)
-    return np.take_along_axis(found, by_rank, 1)
+    """Columns of the ``count`` entries of largest magnitude in each row, by rank.
+
+    Ties go to the first column.
+    """
+    n, dim = rows.shape
+    count = min(count, dim)
+    found = np.zeros((n, count), np.int64)
+    largest = np.empty(count, np.float32)
+    for i in range(n):
+        n_found = 0
+        for column in range(dim):
+            magnitude = abs(rows[i, column])
+            if n_found == count and magnitude <= largest[-1]:
+                continue
+            n_found = min(n_found + 1, count)
+            place = n_found - 1
+            while place and magnitude > largest[place - 1]:
+                largest[place] = largest[place - 1]
+                found[i, place] = found[i, place - 1]
+                place -= 1
+            largest[place] = magnitude
+            found[i, place] = column
+    return found
