@@ -72,7 +72,15 @@ def local_training(config: Any) -> LocalTraining:
         local_epochs=_integer(config, "local_epochs", 1),
         batch_size=_integer(config, "train_batch_size", 1),
         n_negatives=sample_num,
+        rho_shared=_rho(config, "rho_shared"),
+        rho_private=_rho(config, "rho_private"),
     )
+
+
+def _rho(config: Any, key: str) -> float:
+    rho = _number(config, key, at_least=0)
+    objective = _choice(config, "local_objective", ("sgd", "sam"))
+    return rho if objective == "sam" else 0.0
 
 
 def _compression_rates(config: Any) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -119,18 +120,43 @@ def naive_client(model, client, sample, training, mapping=None):
         for start in range(0, len(rows), training.batch_size):
             own = slice(start, start + training.batch_size)
             items = torch.from_numpy(sample.ids[rows[own]])
-            logits = model.score(
-                user[None, None],
-                table[items][None],
-                {name: value[None] for name, value in theta.items()},
-            )[0]
             label = torch.from_numpy(labels[own])
-            loss = bce(logits, label, reduction="sum")
-            gradients = torch.autograd.grad(loss, leaves)
+
+            def slopes(leaves, items=items, label=label):
+                user, table, *network = leaves
+                named = zip(theta, network, strict=True)
+                logits = model.score(
+                    user[None, None],
+                    table[items][None],
+                    {name: value[None] for name, value in named},
+                )[0]
+                loss = bce(logits, label, reduction="sum")
+                user_slope, table_slope, *rest = torch.autograd.grad(loss, leaves)
+                if mapping is not None:
+                    table_slope = table_slope @ mapping
+                return [user_slope, table_slope, *rest]
+
+            gradients = slopes(leaves)
+            if training.sharpness_aware:
+                private, shared = gradients[:1], gradients[1:]
+                uphill = [
+                    training.rho_private * private[0] / private[0].norm(),
+                    *(
+                        training.rho_shared
+                        * gradient
+                        / sum(other.square().sum() for other in shared).sqrt()
+                        for gradient in shared
+                    ),
+                ]
+                gradients = slopes(
+                    [
+                        (leaf.detach() + eps).requires_grad_()
+                        for leaf, eps in zip(leaves, uphill, strict=True)
+                    ]
+                )
             with torch.no_grad():
                 user -= training.user_learning_rate * gradients[0]
-                step = gradients[1] if mapping is None else gradients[1] @ mapping
-                table -= training.learning_rate * step
+                table -= training.learning_rate * gradients[1]
                 for value, gradient in zip(theta.values(), gradients[2:], strict=True):
                     value -= training.theta_learning_rate * gradient / len(label)
     changes = [theta[name] - model._theta[name] for name in theta]
@@ -162,16 +188,20 @@ def train_groups(model, clients, groups, compiled, training, mapping):
     )
 
 
+@pytest.mark.parametrize("rhos", [(0, 0), (0.3, 0.2), (0.3, 0), (0, 0.2)])
 @pytest.mark.parametrize(("group", "n_jobs"), [(64, 1), (4, 1), (1, 3)])
 @pytest.mark.parametrize(("make", "compiled"), [(mf, False), (mf, True), (ncf, False)])
 def test_cohort_training_equals_a_naive_loop_over_clients(
-    make, compiled, group, n_jobs, data
+    make, compiled, group, n_jobs, rhos, data
 ):
+    training = replace(TRAINING, rho_shared=rhos[0], rho_private=rhos[1])
     model, clients = make(), [0, 2, 3, 7, 8, 11]
-    trained = train(model, data, clients, compiled, group=group, n_jobs=n_jobs)
+    trained = train(
+        model, data, clients, compiled, training, group=group, n_jobs=n_jobs
+    )
     for index, client in enumerate(clients):
         sample = samples_of(data, [client])[0]
-        user, change, theta = naive_client(model, client, sample, TRAINING)
+        user, change, theta = naive_client(model, client, sample, training)
         update = trained.updates[index]
         torch.testing.assert_close(trained.user_rows[index], user, rtol=1e-4, atol=1e-5)
         dense = torch.zeros(N_ITEMS, DIM)

@@ -15,6 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recbole_fedras.compressor.base import CohortUpdate
 from recbole_fedras.data.clients import Samples
+from recbole_fedras.federation.sam import Gradients, Parameters, ascend
 from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.parallel import thread_map
 
@@ -172,6 +173,8 @@ def _train_compiled(
             training.learning_rate,
             training.user_learning_rate,
             gradient_map.numpy(),
+            training.rho_shared,
+            training.rho_private,
         )
     return torch.tensor(loss, dtype=torch.float64)
 
@@ -193,7 +196,7 @@ def _train_batched(
     Those with most steps stand first, so that the ones still training are a prefix.
     Sizes are known on the host: nothing waits for the device.
     """
-    device, dim, batch_size = tables.device, tables.shape[-1], training.batch_size
+    device, batch_size = tables.device, training.batch_size
     per_epoch = np.diff(samples.sample_offsets) // samples.n_epochs
     n_batches = -(-per_epoch // batch_size)
     batch_size = min(batch_size, int(per_epoch.max()))
@@ -232,27 +235,21 @@ def _train_batched(
         batch = torch.where(valid, start[:, None] + column[:width], start[:, None])
         row, label = rows[batch], labels[batch]
 
-        user = users[:n, None].detach().requires_grad_()  # (n, 1, dim)
-        item = table[row].requires_grad_()  # (n, width, dim)
-        own = {
-            name: value[:n].detach().requires_grad_() for name, value in network.items()
-        }
-        with torch.enable_grad():
-            logits = score(user, item, own)
-            loss = binary_cross_entropy_with_logits(
-                logits, label, weight=valid.to(logits.dtype), reduction="sum"
+        own = {name: value[:n] for name, value in network.items()}
+        parameters, given = (users[:n], table, own), (row, label, valid, gradient_map)
+        loss, slopes = _gradients(score, parameters, *given)
+        total += loss
+        if training.sharpness_aware:
+            uphill = ascend(
+                parameters, slopes, row, training.rho_shared, training.rho_private
             )
-        gradients = torch.autograd.grad(loss, [user, item, *own.values()])
-        total += loss.detach()
-
-        users[:n] -= training.user_learning_rate * gradients[0][:, 0]
-        item_gradient = gradients[1].reshape(-1, dim)
-        if gradient_map is not None:
-            item_gradient = item_gradient @ gradient_map
+            _, slopes = _gradients(score, uphill, *given)
+        user_gradient, item_gradient, of_network = slopes
+        users[:n] -= training.user_learning_rate * user_gradient
         table.index_add_(
             0, row.reshape(-1), item_gradient, alpha=-training.learning_rate
         )
-        for value, gradient in zip(network.values(), gradients[2:], strict=True):
+        for value, gradient in zip(network.values(), of_network, strict=True):
             mean = gradient / size.reshape(-1, *[1] * (gradient.dim() - 1))
             value[:n] -= training.theta_learning_rate * mean
 
@@ -264,3 +261,33 @@ def _train_batched(
         flat = [value.flatten(1) for value in network.values()]
         theta_changes[who] = torch.cat(flat, 1)
     return total
+
+
+def _gradients(
+    score: Score,
+    parameters: Parameters,
+    row: Tensor,
+    label: Tensor,
+    valid: Tensor,
+    gradient_map: Tensor | None,
+) -> tuple[Tensor, Gradients]:
+    """Return a batch's loss and gradients, summed over samples.
+
+    Those of users are (n, dim), of items one for each sample (n * width, dim), of the
+    network by parameter (n, ...).
+    """
+    users, table, network = parameters
+    user = users[:, None].detach().requires_grad_()  # (n, 1, dim)
+    item = table[row].requires_grad_()  # (n, width, dim)
+    own = {name: value.detach().requires_grad_() for name, value in network.items()}
+    with torch.enable_grad():
+        logits = score(user, item, own)
+        loss = binary_cross_entropy_with_logits(
+            logits, label, weight=valid.to(logits.dtype), reduction="sum"
+        )
+    leaves = [user, item, *own.values()]
+    of_user, of_item, *of_network = torch.autograd.grad(loss, leaves)
+    of_item = of_item.reshape(-1, table.shape[1])
+    if gradient_map is not None:
+        of_item = of_item @ gradient_map
+    return loss.detach(), (of_user[:, 0], of_item, of_network)

@@ -27,6 +27,9 @@ class LocalTraining:
         Samples per step, positives and negatives together.
     n_negatives : int
         Fresh negatives for each positive and epoch.
+    rho_shared, rho_private : float
+        How far sharpness-aware minimisation goes uphill before it takes a gradient, in
+        the shared and in the private parameters; both 0: plain SGD.
     """
 
     learning_rate: float
@@ -35,6 +38,13 @@ class LocalTraining:
     local_epochs: int
     batch_size: int
     n_negatives: int
+    rho_shared: float = 0.0
+    rho_private: float = 0.0
+
+    @property
+    def sharpness_aware(self) -> bool:
+        """Whether there is anything uphill of the parameters to look at."""
+        return self.rho_shared > 0 or self.rho_private > 0
 
 
 @dataclass(frozen=True, slots=True)

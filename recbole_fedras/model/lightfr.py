@@ -91,7 +91,7 @@ class LightFR(FederatedRecommender):
 def _train_clients(  # type: ignore[no-untyped-def]
     regularization, users, table, changes, ids, row_offsets, rows, labels,
     sample_offsets, n_epochs, batch_size, learning_rate, user_learning_rate,
-    gradient_map,
+    gradient_map, rho_shared, rho_private,
 ):  # fmt: skip
     """Train clients one by one; see ``FederatedRecommender.train_clients``.
 

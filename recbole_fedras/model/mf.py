@@ -14,12 +14,100 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
 
-@njit(
+_fast = njit(
     nogil=True,
     cache=True,
     error_model="numpy",
     fastmath={"reassoc", "contract", "arcp", "nsz"},  # NaN and infinity stay so
 )
+
+
+@_fast
+def _slopes(
+    user: Floats,
+    table: Floats,
+    rows: Ints,
+    labels: Floats,
+    slopes: Floats,
+    user_gradient: Floats,
+) -> float:
+    """Write each sample's slope and the user's gradient; return the loss."""
+    dim = len(user)
+    loss = 0.0
+    user_gradient[:] = 0
+    product = 1.0  # of 1 + exp(-|logit|): one logarithm for many
+    for i in range(len(rows)):
+        item = table[rows[i]]
+        logit = np.float32(0)
+        for j in range(dim):
+            logit += user[j] * item[j]
+        decay = np.exp(-abs(logit))
+        loss += max(logit, np.float32(0)) - logit * labels[i]
+        product *= np.float32(1) + decay
+        if product > 1e300:
+            loss += np.log(product)
+            product = 1.0
+        positive = np.float32(1) / (np.float32(1) + decay)
+        slopes[i] = (positive if logit >= 0 else decay * positive) - labels[i]
+        for j in range(dim):
+            user_gradient[j] += slopes[i] * item[j]
+    return float(loss + np.log(product))
+
+
+@_fast
+def _step(user: Floats, gradient_map: Floats, step: Floats) -> None:
+    """Write what an item's gradient is for a slope of one, mapped."""
+    if not len(gradient_map):
+        step[:] = user
+        return
+    step[:] = 0
+    for k in range(len(user)):
+        for j in range(len(user)):
+            step[j] += user[k] * gradient_map[k, j]
+
+
+@_fast
+def _ascend(
+    user: Floats,
+    table: Floats,
+    rows: Ints,
+    slopes: Floats,
+    user_gradient: Floats,
+    step: Floats,
+    rho_shared: np.float32,
+    rho_private: np.float32,
+    slope_of_row: Floats,
+    high_user: Floats,
+    high_table: Floats,
+) -> None:
+    """Write the parameters that lie uphill, those of a batch's items; see ``ascend``.
+
+    An item's gradient is the sum of its slopes times ``step``. ``slope_of_row`` is
+    zero, before and after.
+    """
+    dim, tiny = len(user), np.float32(1e-12)
+    square, norm, user_norm = np.float32(0), np.float32(0), np.float32(0)
+    for i in range(len(rows)):
+        slope_of_row[rows[i]] += slopes[i]
+    for i in range(len(rows)):
+        square += slopes[i] * slope_of_row[rows[i]]  # of rows' slopes, in all
+    for j in range(dim):
+        norm += step[j] * step[j]
+        user_norm += user_gradient[j] * user_gradient[j]
+    shared = rho_shared / (np.sqrt(norm * square) + tiny)
+    private = rho_private / (np.sqrt(user_norm) + tiny)
+    for i in range(len(rows)):
+        slope = shared * slope_of_row[rows[i]]
+        item, high = table[rows[i]], high_table[rows[i]]
+        for j in range(dim):
+            high[j] = item[j] + slope * step[j]
+    for i in range(len(rows)):
+        slope_of_row[rows[i]] = 0
+    for j in range(dim):
+        high_user[j] = user[j] + private * user_gradient[j]
+
+
+@_fast
 def _train_client(
     user: Floats,
     table: Floats,
@@ -29,6 +117,8 @@ def _train_client(
     learning_rate: float,
     user_learning_rate: float,
     gradient_map: Floats,
+    rho_shared: float,
+    rho_private: float,
 ) -> float:
     """Train one client in place.
 
@@ -40,38 +130,27 @@ def _train_client(
     slopes = np.empty(batch_size, np.float32)
     user_gradient = np.empty(dim, np.float32)
     step = np.empty(dim, np.float32)
+    sharpness_aware = rho_shared > 0 or rho_private > 0
+    n_rows = len(table) if sharpness_aware else 0
+    slope_of_row = np.zeros(n_rows, np.float32)
+    high_table, high_user = np.empty((n_rows, dim), np.float32), np.empty_like(user)
     loss = 0.0
     for epoch in range(len(rows)):
         for start in range(0, rows.shape[1], batch_size):
-            size = min(batch_size, rows.shape[1] - start)
-            user_gradient[:] = 0
-            product = 1.0  # of 1 + exp(-|logit|): one logarithm for many
-            for i in range(size):
-                item = table[rows[epoch, start + i]]
-                logit = np.float32(0)
-                for j in range(dim):
-                    logit += user[j] * item[j]
-                label = labels[epoch, start + i]
-                decay = np.exp(-abs(logit))
-                loss += max(logit, np.float32(0)) - logit * label
-                product *= np.float32(1) + decay
-                if product > 1e300:
-                    loss += np.log(product)
-                    product = 1.0
-                positive = np.float32(1) / (np.float32(1) + decay)
-                slopes[i] = (positive if logit >= 0 else decay * positive) - label
-                for j in range(dim):
-                    user_gradient[j] += slopes[i] * item[j]
-            loss += np.log(product)
-            if len(gradient_map):
-                step[:] = 0
-                for k in range(dim):
-                    for j in range(dim):
-                        step[j] += user[k] * gradient_map[k, j]
-            else:
-                step[:] = user
-            for i in range(size):
-                item = table[rows[epoch, start + i]]
+            batch = rows[epoch, start : start + batch_size]
+            label = labels[epoch, start : start + batch_size]
+            loss += _slopes(user, table, batch, label, slopes, user_gradient)
+            _step(user, gradient_map, step)
+            if sharpness_aware:
+                _ascend(
+                    user, table, batch, slopes, user_gradient, step,
+                    np.float32(rho_shared), np.float32(rho_private), slope_of_row,
+                    high_user, high_table,
+                )  # fmt: skip
+                _slopes(high_user, high_table, batch, label, slopes, user_gradient)
+                _step(high_user, gradient_map, step)
+            for i in range(len(batch)):
+                item = table[batch[i]]
                 slope = rate * slopes[i]
                 for j in range(dim):
                     item[j] -= slope * step[j]
@@ -83,7 +162,8 @@ def _train_client(
 @njit(nogil=True, cache=True)
 def _train_clients(  # type: ignore[no-untyped-def]
     users, table, changes, ids, row_offsets, rows, labels, sample_offsets, n_epochs,
-    batch_size, learning_rate, user_learning_rate, gradient_map,
+    batch_size, learning_rate, user_learning_rate, gradient_map, rho_shared,
+    rho_private,
 ):  # fmt: skip
     """Train clients one by one; see ``FederatedRecommender.train_clients``.
 
@@ -102,7 +182,7 @@ def _train_clients(  # type: ignore[no-untyped-def]
         loss += _train_client(
             users[c], local, rows[samples].reshape(n_epochs, -1),
             labels[samples].reshape(n_epochs, -1), batch_size, learning_rate,
-            user_learning_rate, gradient_map,
+            user_learning_rate, gradient_map, rho_shared, rho_private,
         )  # fmt: skip
         for i in range(len(own_ids)):
             row, held = local[i], table[own_ids[i]]
