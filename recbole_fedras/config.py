@@ -353,6 +353,8 @@ class Config(RecBoleConfig):  # type: ignore[misc]
                 )
         if binary != (self["aggregation"] == "discrete"):
             keys.refuse(self, "aggregation", "discrete for binary codes, and only then")
+        if binary and not self.federation().optimization.is_plain:
+            keys.refuse(self, "server_optimizer", "sgd of rate 1 for binary codes")
         if binary and self["local_objective"] != "sgd":
             keys.refuse(self, "local_objective", "sgd for binary codes")
         if binary and self["replica"] == "stale":  # half an update leaves no codes

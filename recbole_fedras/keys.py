@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from recbole_fedras import registry
+from recbole_fedras.federation.optimizer import OPTIMIZERS, ServerOptimization
 from recbole_fedras.federation.settings import (
     AGGREGATIONS,
     BUDGETS,
@@ -41,6 +42,7 @@ def federation(config: Any) -> Federation:
         budget=_choice(config, "budget", BUDGETS),
         downlink_feedback=_downlink_feedback(config),
         uplink_feedback=_boolean(config, "uplink_feedback"),
+        optimization=_server_optimization(config),
     )
 
 
@@ -81,6 +83,22 @@ def _rho(config: Any, key: str) -> float:
     rho = _number(config, key, at_least=0)
     objective = _choice(config, "local_objective", ("sgd", "sam"))
     return rho if objective == "sam" else 0.0
+
+
+def _server_optimization(config: Any) -> ServerOptimization:
+    betas = config["server_betas"]
+    if not (
+        isinstance(betas, list | tuple)
+        and len(betas) == 2
+        and all(_is_number(beta) and 0 <= beta < 1 for beta in betas)
+    ):
+        refuse(config, "server_betas", "two numbers >= 0 and < 1")
+    return ServerOptimization(
+        _choice(config, "server_optimizer", OPTIMIZERS),
+        _number(config, "server_learning_rate", above=0),
+        (betas[0], betas[1]),
+        _number(config, "server_tau", above=0),
+    )
 
 
 def _compression_rates(config: Any) -> tuple[float, ...]:

@@ -142,6 +142,8 @@ def information_loss(cell: Keys) -> Outcome:
         means over entries, and the same as ``... sum``.
     """
     config = Config(config_dict=cell)
+    if not config.federation().optimization.is_plain:
+        keys.refuse(config, "server_optimizer", "sgd of rate 1 to compare aggregates")
     meter = _train(config, LossMeter)
     losses: dict[str, float] = {}
     for unit, size in (("", meter.server.item_table.numel()), (" sum", 1)):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from recbole_fedras.compressor.base import Budget, RowUpdate
+from recbole_fedras.federation.optimizer import ServerOptimization, ServerOptimizer
 from recbole_fedras.wire.payload import Layout, Message, Payload
 
 
@@ -20,6 +21,8 @@ class Server:
         Initial table, which every client draws from the shared seed.
     theta : Tensor, shape (n_theta,)
         Initial network, flattened.
+    optimization : ServerOptimization
+        How it steps.
 
     Attributes
     ----------
@@ -27,24 +30,48 @@ class Server:
         Rounds completed; the version of the shared parameters.
     """
 
-    def __init__(self, item_table: Tensor, theta: Tensor) -> None:
+    def __init__(
+        self,
+        item_table: Tensor,
+        theta: Tensor,
+        optimization: ServerOptimization = ServerOptimization(),  # noqa: B008 - frozen
+    ) -> None:
         self.item_table = item_table.clone()
         self.theta = theta.clone()
         self.round = 0
         self._before: tuple[Tensor, Tensor] | None = None
+        self._plain = optimization.is_plain
+        self._optimizers = {
+            name: ServerOptimizer(optimization) for name in ("item_table", "theta")
+        }
 
-    def step(self, update: RowUpdate, theta_change: Tensor) -> None:
-        """Apply a round's aggregate; nothing is lost until :meth:`commit`."""
+    def step(self, update: RowUpdate, theta_change: Tensor) -> RowUpdate:
+        """Apply a round's aggregate; nothing is lost until :meth:`commit`.
+
+        Returns
+        -------
+        RowUpdate
+            By how much which items changed.
+        """
         self._before = self.item_table.clone(), self.theta.clone()
+        if not self._plain:
+            dense = torch.zeros_like(self.item_table).cpu()
+            dense[update.ids] = update.rows.to(dense)
+            change = self._optimizers["item_table"].step(dense)
+            ids = change.any(dim=1).nonzero().flatten()
+            update = RowUpdate(ids, change[ids])
         self.item_table.index_add_(
             0, update.ids.to(self.item_table.device), update.rows.to(self.item_table)
         )
-        self.theta += theta_change.to(self.theta)
+        self.theta += self._optimizers["theta"].step(theta_change.to(self.theta))
         self.round += 1
+        return update
 
     def commit(self) -> None:
         """Put a step into force."""
         self._before = None
+        for optimizer in self._optimizers.values():
+            optimizer.commit()
 
     def rollback(self) -> None:
         """Undo a step that was not committed."""
@@ -64,6 +91,10 @@ class Server:
             "item_table": self.item_table,
             "theta": self.theta,
             "round": self.round,
+            "optimizers": {
+                name: optimizer.state_dict()
+                for name, optimizer in self._optimizers.items()
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -71,6 +102,8 @@ class Server:
         self.item_table.copy_(state["item_table"])
         self.theta.copy_(state["theta"])
         self.round = state["round"]
+        for name, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
 
 
 def put_theta(payload: Payload, theta: Tensor) -> Payload:

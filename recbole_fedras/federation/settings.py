@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from recbole_fedras.federation.optimizer import ServerOptimization
 
 AGGREGATIONS = ("inverse_frequency", "fedavg", "discrete")
 REPLICAS = ("broadcast", "stale", "personal")
@@ -68,6 +70,8 @@ class Federation:
         of earlier downlinks included, instead of the newest aggregate.
     uplink_feedback : bool
         Whether clients add to an update what earlier ones lost.
+    optimization : ServerOptimization
+        How the server steps.
     """
 
     seed: int
@@ -78,3 +82,4 @@ class Federation:
     budget: str = "nominal"
     downlink_feedback: bool = False
     uplink_feedback: bool = False
+    optimization: ServerOptimization = field(default_factory=ServerOptimization)

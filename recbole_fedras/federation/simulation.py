@@ -145,7 +145,9 @@ class Simulation:
         self._tier_of_client = torch.from_numpy(
             assign_tiers(clients.n_clients, len(rates), federation.seed)
         )
-        self.server = Server(model.replicas()[0], flatten(model.theta()))
+        self.server = Server(
+            model.replicas()[0], flatten(model.theta()), federation.optimization
+        )
         n_items, dim = self.server.item_table.shape
         self._budgets = [self._budget(rate) for rate in rates]
         for budget in self._budgets:
@@ -223,7 +225,7 @@ class Simulation:
                     combined.add(update)
         with self._time("aggregation"):
             update = combined.update()
-            self.server.step(update, mean_theta(theta_changes))
+            update = self.server.step(update, mean_theta(theta_changes))
         with self._time("compression"):
             self.replicas.publish(update)
         self._commit(torch.from_numpy(cohort), torch.cat(user_rows))
