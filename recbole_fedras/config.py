@@ -295,8 +295,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         keys.check_common(self)
         super()._set_default_parameters()
         if issubclass(self.model_class, FederatedRecommender):
-            self._check_base()
-            self._check_codes()
+            keys.check_compressors(self, self._compressors)
             self.federation(), self.local_training(), self.make_compressors()
             keys.check_federated(self)
             self._cut()
@@ -327,38 +326,6 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         while step and epochs % step:
             step -= 1
         self.final_config_dict |= {"epochs": epochs, "eval_step": step}
-
-    def _check_base(self) -> None:
-        """Refuse policies without a common table to a method that needs one."""
-        name, compressor_class = self._compressors["downlink"]
-        if not compressor_class.needs_base:
-            return
-        reason = f"{name} needs to know the receiver's table"
-        if self["replica"] == "stale":
-            keys.refuse(self, "replica", f"broadcast or personal: {reason}")
-        tiers = self["bandwidth"] is not None and self["replica"] == "broadcast"
-        if tiers and not self["downlink_feedback"]:
-            keys.refuse(self, "downlink_feedback", f"True with bandwidth: {reason}")
-
-    def _check_codes(self) -> None:
-        """Refuse to mix binary codes with what is made for real numbers."""
-        binary = self.model_class.binary
-        for direction, (name, compressor_class) in self._compressors.items():
-            fits = compressor_class.binary or compressor_class.lossless
-            if (compressor_class.binary and not binary) or (binary and not fits):
-                raise ValueError(
-                    f"model={self.model!r} does not go with {name!r} for the "
-                    f"{direction}: binary codes (LightFR) take BinaryCodes or none, "
-                    "and BinaryCodes takes nothing else"
-                )
-        if binary != (self["aggregation"] == "discrete"):
-            keys.refuse(self, "aggregation", "discrete for binary codes, and only then")
-        if binary and not self.federation().optimization.is_plain:
-            keys.refuse(self, "server_optimizer", "sgd of rate 1 for binary codes")
-        if binary and self["local_objective"] != "sgd":
-            keys.refuse(self, "local_objective", "sgd for binary codes")
-        if binary and self["replica"] == "stale":  # half an update leaves no codes
-            keys.refuse(self, "replica", "broadcast or personal for binary codes")
 
     # Typed settings.
 

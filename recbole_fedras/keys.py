@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from recbole_fedras import registry
+from recbole_fedras.compressor import Compressor
 from recbole_fedras.federation.optimizer import OPTIMIZERS, ServerOptimization
 from recbole_fedras.federation.settings import (
     AGGREGATIONS,
@@ -200,6 +201,48 @@ def check_federated(config: Any) -> None:
     names = [f"{metric}@{k}" for metric in metrics for k in config["topk"]]
     if valid_metric not in [*names, *metrics]:
         refuse(config, "valid_metric", f"one of {names}, from metrics and topk")
+
+
+def check_compressors(
+    config: Any, compressors: dict[str, tuple[str, type[Compressor]]]
+) -> None:
+    """Check that model, policies and the compressor of each direction go together."""
+    _check_base(config, *compressors["downlink"])
+    binary = config.model_class.binary
+    for direction, (name, compressor_class) in compressors.items():
+        fits = compressor_class.binary or compressor_class.lossless
+        if (compressor_class.binary and not binary) or (binary and not fits):
+            raise ValueError(
+                f"model={config.model!r} does not go with {name!r} for the "
+                f"{direction}: binary codes (LightFR) take BinaryCodes or none, "
+                "and BinaryCodes takes nothing else"
+            )
+    if binary != (config["aggregation"] == "discrete"):
+        refuse(config, "aggregation", "discrete for binary codes, and only then")
+    if binary:
+        _check_codes(config)
+
+
+def _check_base(config: Any, name: str, compressor_class: type[Compressor]) -> None:
+    """Refuse policies without a common table to a method that needs one."""
+    if not compressor_class.needs_base:
+        return
+    reason = f"{name} needs to know the receiver's table"
+    if config["replica"] == "stale":
+        refuse(config, "replica", f"broadcast or personal: {reason}")
+    tiers = config["bandwidth"] is not None and config["replica"] == "broadcast"
+    if tiers and not config["downlink_feedback"]:
+        refuse(config, "downlink_feedback", f"True with bandwidth: {reason}")
+
+
+def _check_codes(config: Any) -> None:
+    """Refuse to binary codes what is made for real numbers."""
+    if not config.federation().optimization.is_plain:
+        refuse(config, "server_optimizer", "sgd of rate 1 for binary codes")
+    if config["local_objective"] != "sgd":
+        refuse(config, "local_objective", "sgd for binary codes")
+    if config["replica"] == "stale":  # half an update leaves no codes
+        refuse(config, "replica", "broadcast or personal for binary codes")
 
 
 def _check_dict(config: Any, key: str, allowed: set[str]) -> None:
