@@ -97,7 +97,10 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             )
         except (NotImplementedError, TypeError, KeyError, RuntimeError) as error:
             raise ValueError(f"configuration: {error}") from error  # RecBole's checks
-        if not self.final_config_dict["use_gpu"]:  # RecBole ignores it
+        # RecBole ignores use_gpu; binary codes are optimised by compiled code only.
+        if not self.final_config_dict["use_gpu"] or getattr(
+            self.model_class, "binary", False
+        ):
             self.final_config_dict["device"] = torch.device("cpu")
 
     # What RecBole calls, in this order.

@@ -71,7 +71,7 @@ class LossMeter(Simulation):
         """Run a round and note its losses."""
         table = self.server.item_table
         before = table.clone()
-        self._exact = aggregate(self.federation.aggregation, table)
+        self._exact = aggregate(self.federation.aggregation, before)
         report = super().run_round()
         update = self._exact.update()
         exact = torch.zeros_like(before)
@@ -110,7 +110,7 @@ class Observed:
     compressor : Compressor
         What does the work.
     note : callable
-        ``note(update, payload, ctx, seconds)``, of the first bandwidth tier.
+        ``note(update, payload, ctx, seconds)``.
     """
 
     def __init__(self, compressor: Compressor, note: Note) -> None:
@@ -206,6 +206,8 @@ def transfer_time(cell: Keys) -> Outcome:
         the first, which warms up.
     """
     config = Config(config_dict=cell)
+    if config["epochs"] < 2:
+        keys.refuse(config, "epochs", "at least 2: the first round is left out")
     transfer: list[float] = []
     compute: list[float] = []
 
@@ -236,8 +238,8 @@ def _train(config: Config, kind: type[Meter], note: Note | None = None) -> Meter
     """Run all rounds of a configuration, without evaluation."""
     if note is not None and config["replica"] == "personal":
         keys.refuse(config, "replica", "broadcast or stale: downlinks to all are noted")
-    if note is not None and config["epochs"] < 2:
-        keys.refuse(config, "epochs", "at least 2: the first round is left out")
+    if note is not None and config["bandwidth"] is not None:
+        keys.refuse(config, "bandwidth", "None: downlinks of one rate are noted")
     train_data, _, _ = prepare_data(config)
     uplink, downlink = config.make_compressors()
     if note is not None:

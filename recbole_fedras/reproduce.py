@@ -71,10 +71,10 @@ class Exhibit:
     testing; ``figure``, the name of its x-axis, if it is one, and what ``drawn``
     along it: ``settings``, ``metrics`` or ``rounds``; ``metrics``; ``datasets``;
     ``models``; ``keys`` of all runs; ``methods`` and ``settings``, each a label with
-    keys; ``learning_rates``, the grid, and ``tuning``, keys of the setting that they
-    are chosen in, the first if it says none; ``jobs``, if only so many runs may be
-    under way; and ``paper``, values by dataset, model and method, a list for each
-    setting.
+    keys; ``learning_rates``, the grid for methods that name none, and ``tuning``, keys
+    of the setting that they are chosen in, the first if it says none; ``jobs``, if only
+    so many runs may be under way; and ``paper``, values by dataset, model and method, a
+    list for each setting.
     """
 
     name: str
@@ -205,7 +205,11 @@ def reproduce(
     folder = Path(output)
     n_jobs = exhibit.jobs or n_jobs
     measure, rates = exhibit.measure, exhibit.learning_rates
-    tuning = {entry.tuned: entry.tuning for entry in exhibit.entries}
+    tuning = {
+        entry.tuned: entry.tuning
+        for entry in exhibit.entries
+        if "learning_rate" not in entry.keys
+    }
     grid = [
         keys | local | {"learning_rate": rate, "seed": seeds[0]}
         for keys in tuning.values()
@@ -215,7 +219,10 @@ def reproduce(
     for cell in [*grid, *(entry.keys | local for entry in exhibit.entries)]:
         Config(config_dict=cell)
     store = folder / "cells"
-    chosen = dict.fromkeys(tuning, rates[0])
+    chosen = {
+        entry.tuned: entry.keys.get("learning_rate", rates[0])
+        for entry in exhibit.entries
+    }
 
     def cells() -> list[Keys]:
         return [
@@ -237,7 +244,7 @@ def reproduce(
     if grid:
         title = f"{exhibit.name}: learning rates"
         tried = run_cells(grid, store, n_jobs, title, measure)
-        chosen = dict(zip(tuning, _best_rates(rates, tried), strict=True))
+        chosen |= dict(zip(tuning, _best_rates(rates, tried), strict=True))
     outcomes = run_cells(cells(), store, n_jobs, exhibit.name, measure)
     rows = []
     curves: list[Curve] = []

@@ -147,7 +147,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
     # RecBole's hooks.
 
     def _build_optimizer(self, **kwargs: Any) -> None:
-        """Clients run plain SGD of their own; the server has no optimizer."""
+        """Nothing: clients run SGD of their own, and the server steps by itself."""
 
     def _train_epoch(
         self,

@@ -325,6 +325,15 @@ def test_a_rate_may_be_met_by_doing_less(run, name, key, whole, left):
         run(compressor=name, downlink_compressor="SVD")
 
 
+def test_dense_bytes_are_those_of_the_rounds_that_ran(run):
+    keys = {"eval_step": 1, "stopping_step": 0}
+    result = run(compressor="RSC", compression_rate=0.75, epochs=50, **keys)
+    assert 1 < result["rounds"] < 50
+    assert result["communication"]["dense_bytes"] == (
+        result["rounds"] * 10 * 2 * 60 * 8 * 4
+    )
+
+
 def test_fewer_rounds_end_with_an_evaluation(run):
     result = run(compressor="RCR", compression_rate=0.4, epochs=20, eval_step=10)
     evaluated = [int(row["round"]) for row in rounds_of(result) if row["valid_ndcg@10"]]

@@ -79,8 +79,28 @@ def test_a_step_says_what_changed_and_can_be_undone(kind):
     again = Server(table, theta, ServerOptimization(kind, 0.5))
     again.load_state_dict(saved)
     again.step(*updates[2])
+    changes = np.stack([change.numpy() for _, change in (updates[0], updates[2])])
+    if kind == "sgd":
+        expected = 0.5 * changes.sum(0)
+    else:
+        expected = sum(naive(kind, changes, 0.5, (0.9, 0.99), 1e-3))
+    np.testing.assert_allclose(server.theta - theta, expected, rtol=1e-4, atol=1e-6)
     assert torch.equal(again.item_table, server.item_table)
     assert torch.equal(again.theta, server.theta)
+
+
+def test_a_step_that_fails_within_leaves_round_and_tables(monkeypatch):
+    server = Server(torch.ones(3, 2), torch.ones(2), ServerOptimization("adam"))
+    update = RowUpdate(torch.tensor([1]), torch.ones(1, 2))
+    for name in ("item_table", "theta"):
+        with monkeypatch.context() as patch:
+            patch.setattr(server._optimizers[name], "step", lambda change: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                server.step(update, torch.ones(2))
+        server.rollback()
+        assert server.round == 0
+        assert torch.equal(server.item_table, torch.ones(3, 2))
+        assert torch.equal(server.theta, torch.ones(2))
 
 
 @pytest.mark.parametrize("model", ["MF", "NCF"])

@@ -34,8 +34,8 @@ class Trained:
     updates : CohortUpdate
         Change of the shared parameters, for the server.
     losses : Tensor of float64, shape (n_groups,)
-        Binary cross-entropy, summed over all samples when they were trained on; not
-        finite if anything else here is not.
+        Binary cross-entropy (LightFR: squared error), summed over all samples when they
+        were trained on; not finite if anything else here is not.
     n_samples : int
     """
 

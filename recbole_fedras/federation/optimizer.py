@@ -67,9 +67,15 @@ class ServerOptimizer:
         own = self._settings
         if own.optimizer == "sgd":
             return change if own.is_plain else own.learning_rate * change
-        start = torch.full_like(change, own.tau**2)
-        mean = self._state.get("mean", torch.zeros_like(change))
-        squares = self._state.get("squares", start)
+        start = {
+            "mean": torch.zeros_like(change),
+            "squares": torch.full_like(change, own.tau**2),
+        }
+        state = {
+            name: self._state.get(name, value).to(change)
+            for name, value in start.items()
+        }
+        mean, squares = state["mean"], state["squares"]
         beta, decay = own.betas
         mean = beta * mean + (1 - beta) * change
         square = change.square()

@@ -39,7 +39,7 @@ class Server:
         self.item_table = item_table.clone()
         self.theta = theta.clone()
         self.round = 0
-        self._before: tuple[Tensor, Tensor] | None = None
+        self._before: tuple[Tensor, Tensor, int] | None = None
         self._plain = optimization.is_plain
         self._optimizers = {
             name: ServerOptimizer(optimization) for name in ("item_table", "theta")
@@ -53,7 +53,7 @@ class Server:
         RowUpdate
             By how much which items changed.
         """
-        self._before = self.item_table.clone(), self.theta.clone()
+        self._before = self.item_table.clone(), self.theta.clone(), self.round
         if not self._plain:
             dense = torch.zeros_like(self.item_table).cpu()
             dense[update.ids] = update.rows.to(dense)
@@ -76,8 +76,7 @@ class Server:
     def rollback(self) -> None:
         """Undo a step that was not committed."""
         if self._before is not None:
-            self.item_table, self.theta = self._before
-            self.round -= 1
+            self.item_table, self.theta, self.round = self._before
             self._before = None
 
     def drift(self, replica: Tensor) -> float:

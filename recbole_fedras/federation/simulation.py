@@ -85,7 +85,7 @@ class RoundReport:
     Attributes
     ----------
     loss : float
-        Mean binary cross-entropy of a training sample.
+        Of a training sample, the mean: binary cross-entropy, LightFR's squared error.
     n_clients : int
     bytes : dict of str to int
         The round of the ledger.
@@ -302,7 +302,8 @@ class Simulation:
                 f"round {round}: local training is not finite any more (loss "
                 f"{loss:.4g}); lower learning_rate="
                 f"{training.learning_rate} or theta_learning_rate="
-                f"{training.theta_learning_rate}"
+                f"{training.theta_learning_rate}, or server_learning_rate="
+                f"{self.federation.optimization.learning_rate}"
             )
         return trained
 

@@ -63,10 +63,6 @@ class LightFR(FederatedRecommender):
                 f"code_regularization={regularization!r} is not allowed; it must be a "
                 "number >= 0.5"
             )
-        if config["device"].type != "cpu":
-            raise ValueError(
-                f"model={config['model']!r} trains on the CPU only: set use_gpu=False"
-            )
         self.train_clients = partial(_train_clients, float(regularization))
         for table in (self.user_embedding, self.item_embedding):
             negative = table.weight.data < 0
