@@ -113,7 +113,7 @@ def test_compare_runs_in_processes_and_reports(workspace, capsys):
 
 def test_ones_own_compressor_compares_with_ours(workspace):
     (workspace / "own").mkdir()
-    (workspace / "own" / "mine.py").write_text(
+    (workspace / "own" / "stronger.py").write_text(
         """
 from recbole_fedras.compressor.svd import SVD
 
@@ -123,7 +123,7 @@ class Mine(SVD):
 """
     )
     (workspace / "own" / "mine.yaml").write_text(
-        "compressor: Mine\ncompressor_class: mine.Mine\nstrength: 2.0\n"
+        "compressor: Mine\ncompressor_class: stronger.Mine\nstrength: 2.0\n"
     )
     command = ["compare", *COMMON, "--compressors=SVD Mine", "--seeds=1"]
     files = ["--compression_rates=0.75", "--config_files=own/mine.yaml", "--jobs=2"]
