@@ -17,8 +17,12 @@ from recbole.config import Config as RecBoleConfig
 from recbole_fedras import compat, keys, registry
 from recbole_fedras.checkpoint import plain, read_checkpoint
 from recbole_fedras.compressor import Compressor
+from recbole_fedras.embedding import ItemEmbedding
+from recbole_fedras.embedding.base import random_base
+from recbole_fedras.embedding.full import Full
 from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.model import FederatedRecommender
+from recbole_fedras.rng import Stream, generator
 from recbole_fedras.wire.channel import DIRECTIONS
 
 #: Keys that RecBole reads although none of its YAML files sets them.
@@ -40,6 +44,10 @@ _RESUMABLE = {
 
 #: Keys that name a compressor; with ``_class`` behind, one of the user's own.
 _COMPRESSOR_KEYS = ("compressor", "uplink_compressor", "downlink_compressor")
+
+
+#: What every item embedding is made with.
+_GIVEN = {"n_items", "dim", "base", "seed"}
 
 
 class Config(RecBoleConfig):  # type: ignore[misc]
@@ -173,7 +181,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         if newer.get("model_class") not in (None, shipped.get("model_class")):
             self._declared |= newer.keys()
         merged = older | newer
-        for kind in ("model", *_COMPRESSOR_KEYS):
+        for kind in ("model", "item_embedding", *_COMPRESSOR_KEYS):
             renamed = newer.get(kind, older.get(kind)) != older.get(kind)
             if renamed and f"{kind}_class" not in newer:
                 merged.pop(f"{kind}_class", None)
@@ -216,6 +224,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         federated = issubclass(model_class, FederatedRecommender)
         of_model = registry.read_properties("model", model) if federated else {}
         self._find_compressors(overall | of_model | given)
+        overall |= self._find_item_embedding(overall | of_model | given)
         own: dict[str, Any] = {}
         for name, compressor_class in self._compressors.values():
             own |= registry.hyper_parameters(compressor_class)
@@ -242,6 +251,23 @@ class Config(RecBoleConfig):  # type: ignore[misc]
                 f"known: {', '.join(valid)}"
             )
         return registry.read_properties("preset", name) if name else {}
+
+    def _find_item_embedding(self, chosen: dict[str, Any]) -> dict[str, Any]:
+        """Find the class; return its keys and their defaults."""
+        name, path = chosen["item_embedding"], chosen.get("item_embedding_class")
+        keys = registry.read_properties("item_embedding", str(name))
+        path = path or keys.get("item_embedding_class")
+        if not path:
+            valid = list(registry.names("item_embedding"))
+            raise ValueError(
+                f"item_embedding={name!r} is unknown; "
+                f"{registry.nearest(str(name), valid)}known: {', '.join(valid)}, or "
+                "set item_embedding_class"
+            )
+        found = registry.load_class("item_embedding_class", path, ItemEmbedding)
+        self._item_embedding_class: type[ItemEmbedding] = found
+        own = registry.hyper_parameters(found) | {"use_base": False} | keys
+        return {key: own[key] for key in own.keys() - _GIVEN}
 
     def _find_compressors(self, chosen: dict[str, Any]) -> None:
         """Find name and class for either direction."""
@@ -270,8 +296,8 @@ class Config(RecBoleConfig):  # type: ignore[misc]
     def _refuse_unknown_keys(self) -> None:
         known = {*self.internal_config_dict, *_RECBOLE_KEYS}
         known |= {"model_class", *self._declared}
-        known |= {f"{key}_class" for key in _COMPRESSOR_KEYS}
-        for kind in ("model", "compressor"):  # files may hold keys of several
+        known |= {f"{key}_class" for key in ("item_embedding", *_COMPRESSOR_KEYS)}
+        for kind in ("model", "item_embedding", "compressor"):  # files may have several
             for name in registry.names(kind):
                 known |= registry.read_properties(kind, name).keys()
         known |= {key for keys in self.parameters.values() for key in keys}
@@ -302,6 +328,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             self.federation(), self.local_training(), self.make_compressors()
             keys.check_federated(self)
             self._cut()
+            self.make_item_embedding(1, self["embedding_size"])
 
     def _cut(self) -> None:
         """Let methods that do not compress meet the rate by doing less."""
@@ -352,6 +379,17 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         """
         uplink, downlink = map(self._make_compressor, DIRECTIONS)
         return uplink, downlink
+
+    def make_item_embedding(self, n_items: int, dim: int) -> ItemEmbedding | None:
+        """Build what items are made of; None for a row each without a base."""
+        kind, base = self._item_embedding_class, None
+        if self["use_base"]:
+            rng = generator(self["seed"], Stream.INITIALISATION, 1, 1)
+            base = random_base(n_items, dim, self["init_std"], rng)
+        elif kind is Full:
+            return None
+        own = registry.hyper_parameters(kind).keys() - _GIVEN
+        return kind(n_items, dim, base, self["seed"], **{key: self[key] for key in own})
 
     def _make_compressor(self, direction: str) -> Compressor:
         name, compressor_class = self._compressors[direction]

@@ -154,6 +154,7 @@ def check_federated(config: Any) -> None:
     """Check what else a federated run depends on."""
     _number(config, "uplink_mb_per_s", above=0)
     _number(config, "downlink_mb_per_s", above=0)
+    _boolean(config, "use_base")
     _integer(config, "epochs", 1)
     _integer(config, "embedding_size", 1)
     _integer(config, "eval_batch_size", 1)
@@ -239,6 +240,8 @@ def _check_codes(config: Any) -> None:
     """Refuse to binary codes what is made for real numbers."""
     if not config.federation().optimization.is_plain:
         refuse(config, "server_optimizer", "sgd of rate 1 for binary codes")
+    if config["item_embedding"] != "full" or config["use_base"]:
+        refuse(config, "item_embedding", "full, without use_base, for binary codes")
     if config["local_objective"] != "sgd":
         refuse(config, "local_objective", "sgd for binary codes")
     if config["replica"] == "stale":  # half an update leaves no codes

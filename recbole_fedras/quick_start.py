@@ -175,7 +175,7 @@ def cost(config: Config, simulation: Simulation) -> dict[str, Any]:
     rounds = simulation.round * asked["epochs"] / config["epochs"]
     return communication(
         simulation.ledger.totals,
-        table_bytes=4 * len(simulation.server.item_table) * asked["embedding_size"],
+        table_bytes=4 * simulation.clients.n_items * asked["embedding_size"],
         theta_bytes=4 * len(simulation.server.theta),
         participations=rounds * cohort,
         mb_per_s={key: config[f"{key}_mb_per_s"] for key in DIRECTIONS},

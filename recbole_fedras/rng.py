@@ -16,6 +16,7 @@ class Stream(IntEnum):
     CANDIDATES = 4
     BANDWIDTH = 5
     TIES = 6
+    HASHES = 7
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:

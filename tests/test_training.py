@@ -39,7 +39,7 @@ class Clients:
         self.score, self.train_clients = model.score, model.train_clients
         self.users = torch.randn(N_CLIENTS, DIM, generator=rng) * std
         self.tables = torch.randn(1, N_ITEMS, DIM, generator=rng) * std
-        self.networks = None
+        self.networks = self.embedding = None
         self.replica = torch.zeros(N_CLIENTS, dtype=torch.int64)
         self._theta = {
             name: torch.randn(size, generator=rng) * 0.5 for name, size in theta_sizes

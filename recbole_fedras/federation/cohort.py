@@ -15,6 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recbole_fedras.compressor.base import CohortUpdate
 from recbole_fedras.data.clients import Samples
+from recbole_fedras.embedding.base import ItemEmbedding, LocalRows, local_rows
 from recbole_fedras.federation.sam import Gradients, Parameters, ascend
 from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.parallel import thread_map
@@ -75,6 +76,7 @@ def train_cohort(
     gradient_map: Tensor | None = None,
     train_clients: TrainClients | None = None,
     workspace: Workspace | None = None,
+    embedding: ItemEmbedding | None = None,
 ) -> Trained:
     """Train every client of a cohort from the shared parameters that he holds.
 
@@ -104,10 +106,13 @@ def train_cohort(
         CPU; its results equal those of the general path to rounding.
     workspace : Workspace, optional
         Holds the updates returned, until it is used again.
+    embedding : ItemEmbedding, optional
+        What items are made of; by default a row of the table each.
     """
     device, dim = tables.device, tables.shape[-1]
     bounds = np.cumsum([0, *map(len, groups)])
-    row_bounds = np.cumsum([0, *(len(samples.ids) for samples in groups)])
+    local = thread_map(lambda samples: local_rows(samples, embedding), groups)
+    row_bounds = np.cumsum([0, *(len(rows.ids) for rows in local)])
     user_rows = user_rows.clone()
     rows = (workspace or Workspace()).rows(int(row_bounds[-1]), dim, device)
     n_theta = sum(value.numel() for value in theta.values())
@@ -122,20 +127,21 @@ def train_cohort(
             loss = _train_compiled(compiled, *group, training, gradient_map)
         else:
             loss = _train_batched(
-                score, *group, theta, theta_changes[own], training, gradient_map
-            )
+                score, *group, theta, theta_changes[own], training, gradient_map,
+                local[index], embedding,
+            )  # fmt: skip
         # 0 times a number that is not finite is NaN.
         return loss + 0 * (users.sum() + changes.sum() + theta_changes[own].sum())
 
     losses = thread_map(train, range(len(groups)))
     offsets = [
-        samples.row_offsets[:-1] + start
-        for samples, start in zip(groups, row_bounds, strict=False)
+        rows_of.offsets[:-1] + start
+        for rows_of, start in zip(local, row_bounds, strict=False)
     ]
     updates = CohortUpdate(
         clients=clients,
         offsets=torch.from_numpy(np.concatenate([*offsets, row_bounds[-1:]])),
-        ids=torch.from_numpy(np.concatenate([samples.ids for samples in groups])),
+        ids=torch.from_numpy(np.concatenate([rows_of.ids for rows_of in local])),
         rows=rows,
         theta=theta_changes,
     )
@@ -190,6 +196,8 @@ def _train_batched(
     theta_changes: Tensor,
     training: LocalTraining,
     gradient_map: Tensor | None,
+    local: LocalRows,
+    embedding: ItemEmbedding | None,
 ) -> Tensor:
     """Train all clients of a group side by side; return the loss.
 
@@ -206,11 +214,13 @@ def _train_batched(
     def place(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(device)
 
-    owner = np.repeat(table_of_client.numpy(), np.diff(samples.row_offsets))
-    before = tables[place(owner), place(samples.ids)]
+    owner = np.repeat(table_of_client.numpy(), np.diff(local.offsets))
+    before = tables[place(owner), place(local.ids)]
     table = before.clone()
     shift = np.repeat(samples.row_offsets[:-1], np.diff(samples.sample_offsets))
-    rows, labels = place(samples.rows + shift), place(samples.labels)
+    # Of each sample its place among the group's items, whose rows are members.
+    own_items, labels = place(samples.rows + shift), place(samples.labels)
+    members, items = place(local.members), place(samples.ids)
     first, own_sizes, own_batches, who = map(
         place, (samples.sample_offsets[:-1][order], sizes, n_batches, order)
     )
@@ -233,10 +243,12 @@ def _train_batched(
         valid = column[:width] < size[:, None]  # (n, width)
         # Batches are padded with their first sample.
         batch = torch.where(valid, start[:, None] + column[:width], start[:, None])
-        row, label = rows[batch], labels[batch]
+        item, label = own_items[batch], labels[batch]
+        row = members[item]  # (n, width, h)
 
         own = {name: value[:n] for name, value in network.items()}
-        parameters, given = (users[:n], table, own), (row, label, valid, gradient_map)
+        parameters = (users[:n], table, own)
+        given = (row, items[item], label, valid, gradient_map, embedding)
         loss, slopes = _gradients(score, parameters, *given)
         total += loss
         if training.sharpness_aware:
@@ -267,25 +279,31 @@ def _gradients(
     score: Score,
     parameters: Parameters,
     row: Tensor,
+    item: Tensor,
     label: Tensor,
     valid: Tensor,
     gradient_map: Tensor | None,
+    embedding: ItemEmbedding | None,
 ) -> tuple[Tensor, Gradients]:
     """Return a batch's loss and gradients, summed over samples.
 
-    Those of users are (n, dim), of items one for each sample (n * width, dim), of the
-    network by parameter (n, ...).
+    Those of users are (n, dim), of rows one for each sample and part of its item
+    (n * width * h, columns), of the network by parameter (n, ...).
     """
     users, table, network = parameters
     user = users[:, None].detach().requires_grad_()  # (n, 1, dim)
-    item = table[row].requires_grad_()  # (n, width, dim)
+    parts = table[row].requires_grad_()  # (n, width, h, columns)
     own = {name: value.detach().requires_grad_() for name, value in network.items()}
     with torch.enable_grad():
-        logits = score(user, item, own)
+        if embedding is None:
+            vectors = parts[:, :, 0]
+        else:
+            vectors = embedding.vectors(parts, item, own)
+        logits = score(user, vectors, own)
         loss = binary_cross_entropy_with_logits(
             logits, label, weight=valid.to(logits.dtype), reduction="sum"
         )
-    leaves = [user, item, *own.values()]
+    leaves = [user, parts, *own.values()]
     of_user, of_item, *of_network = torch.autograd.grad(loss, leaves)
     of_item = of_item.reshape(-1, table.shape[1])
     if gradient_map is not None:

@@ -36,8 +36,8 @@ def ascend(
     gradients : tuple
         Users' (n, dim), that of each sample's item (n * n_samples, dim), and the
         network's, shapes (n, ...).
-    row : Tensor of int64, shape (n, n_samples)
-        Item row of each sample.
+    row : Tensor of int64, shape (n, n_samples, ...)
+        Item row, or rows, of each sample.
     rho_shared, rho_private : float
 
     Notes
@@ -52,7 +52,7 @@ def ascend(
     # A row belongs to the client whose samples have it.
     owner = torch.zeros(len(table), dtype=torch.int64, device=table.device)
     owner[row.reshape(-1)] = torch.arange(n, device=table.device).repeat_interleave(
-        row.shape[1]
+        row[0].numel()
     )
     square = torch.zeros(n, device=table.device)
     square.index_add_(0, owner, slope.square().sum(1))

@@ -22,6 +22,7 @@ from recbole_fedras.compressor.base import (
     RowUpdate,
 )
 from recbole_fedras.data.clients import ClientData, Ints, Samples, draw_samples
+from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.federation.aggregation import aggregate, mean_theta
 from recbole_fedras.federation.broadcast import BroadcastReplicas, FeedbackReplicas
 from recbole_fedras.federation.cohort import (
@@ -70,6 +71,7 @@ class FederatedModel(Holder, Protocol):
 
     score: Score
     train_clients: TrainClients | None
+    embedding: ItemEmbedding | None
 
     def client_rows(self) -> Tensor:
         """Private rows, shape (n_clients, dim); a view."""
@@ -295,6 +297,7 @@ class Simulation:
                 ),
                 self._model.train_clients,
                 self._workspace,
+                self._model.embedding,
             )
         loss = float(trained.losses.sum()) / trained.n_samples
         if not isfinite(loss):

@@ -12,6 +12,7 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
+from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.memory import leading, mapped_zeros
 from recbole_fedras.rng import Stream, generator
 from recbole_fedras.theta import Theta, unflatten
@@ -37,8 +38,10 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     ----------
     user_embedding : nn.Embedding, shape (n_users, dim)
         Private. Row 0 is RecBole's [PAD].
-    item_embedding : nn.Embedding, shape (n_replicas * n_items, dim)
-        Shared. Replica t is the block of rows from ``t * n_items``; there is one where
+    embedding : ItemEmbedding or None
+        What items are made of; None: of a row each, as they are.
+    item_embedding : nn.Embedding, shape (n_replicas * n_rows, width)
+        Shared. Replica t is the block of rows from ``t * n_rows``; there is one where
         all clients hold the same (:meth:`hold_replicas`).
     networks : Tensor or None, shape (n_replicas, n_theta)
         Flattened network that goes with each replica; None if one serves all.
@@ -72,14 +75,32 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         self.dim: int = config["embedding_size"]
         self.init_std: float = config["init_std"]
         self.seed: int = config["seed"]
+        self.embedding: ItemEmbedding | None = config.make_item_embedding(
+            self.n_items - 1, self.dim
+        )
+        self.width, members = self.dim, torch.arange(self.n_items)[:, None]
+        if self.embedding is not None:
+            self.train_clients = None
+            self.width = self.embedding.width
+            own = torch.from_numpy(self.embedding.members) + 1
+            members = torch.cat([torch.zeros_like(own[:1]), own])  # [PAD]
+            for name, value in self.embedding.theta().items():
+                self.register_parameter(name, nn.Parameter(value))
+        #: Rows of the item table, with that of [PAD].
+        self.n_rows = self.embedding.n_rows + 1 if self.embedding else self.n_items
+        self.register_buffer("item_members", members, persistent=False)
         self.user_embedding = nn.Embedding(self.n_users, self.dim)
-        self.item_embedding = nn.Embedding(self.n_items, self.dim)
+        self.item_embedding = nn.Embedding(self.n_rows, self.width)
         self.register_buffer(
             "replica_of_user", torch.zeros(self.n_users, dtype=torch.int64)
         )
         self.register_buffer("networks", None)
         for index, table in enumerate((self.user_embedding, self.item_embedding)):
             rng = generator(self.seed, Stream.INITIALISATION, index)
+            if index and self.embedding is not None:
+                start = self.embedding.initial_table(rng, self.init_std)
+                table.weight.data[1:] = start
+                continue
             values = rng.standard_normal((table.num_embeddings, self.dim))
             table.weight.data.copy_(torch.from_numpy(values * self.init_std))
 
@@ -112,14 +133,14 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
         The first is as it was, the rest are zeros.
         """
-        first = self.item_embedding.weight.data[: self.n_items]
+        first = self.item_embedding.weight.data[: self.n_rows]
         if mapped and first.device.type == "cpu":
             zeros = mapped_zeros
         else:
             zeros = partial(torch.zeros, device=first.device)
-        weight = zeros(n_replicas * self.n_items, self.dim)
-        weight[: self.n_items] = first
-        self.item_embedding = nn.Embedding(len(weight), self.dim, _weight=weight)
+        weight = zeros(n_replicas * self.n_rows, self.width)
+        weight[: self.n_rows] = first
+        self.item_embedding = nn.Embedding(len(weight), self.width, _weight=weight)
         n_theta = sum(value.numel() for value in self.theta().values())
         self.networks = (
             zeros(n_replicas, n_theta) if n_replicas > 1 and n_theta else None
@@ -135,9 +156,9 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         return self.user_embedding.weight.data[1:]
 
     def replicas(self) -> Tensor:
-        """Item tables without [PAD], shape (n_replicas, n_items - 1, dim); a view."""
+        """Item tables without [PAD], shape (n_replicas, n_rows - 1, width); a view."""
         tables: Tensor = self.item_embedding.weight.data
-        return tables.view(-1, self.n_items, self.dim)[:, 1:]
+        return tables.view(-1, self.n_rows, self.width)[:, 1:]
 
     def theta(self) -> dict[str, Tensor]:
         """Parameters of the scoring network, by name; views."""
@@ -154,7 +175,7 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         """Return parameters; of replicas, those up to the last that a client holds."""
         state = super().state_dict(*args, **kwargs)
         used = int(self.replica_of_user.max()) + 1
-        counts = {"item_embedding.weight": used * self.n_items, "networks": used}
+        counts = {"item_embedding.weight": used * self.n_rows, "networks": used}
         for name, count in counts.items():
             if name in state and len(state[name]) > count:
                 state[name] = leading(state[name], count)
@@ -164,11 +185,11 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Load parameters; make room for more replicas, keep room that is left over."""
-        saved = len(state_dict["item_embedding.weight"]) // self.n_items
-        if saved * self.n_items > len(self.item_embedding.weight):
+        saved = len(state_dict["item_embedding.weight"]) // self.n_rows
+        if saved * self.n_rows > len(self.item_embedding.weight):
             self.hold_replicas(saved, mapped=True)
         weight, networks = self.item_embedding.weight.data, self.networks
-        self.item_embedding.weight.data = weight[: max(saved, 1) * self.n_items]
+        self.item_embedding.weight.data = weight[: max(saved, 1) * self.n_rows]
         if networks is not None:
             self.networks = networks[:saved] if "networks" in state_dict else None
         try:
@@ -180,15 +201,24 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         """Logits of pairs: users (n,) with items (n,) or with candidates (n, m)."""
         replica = self.replica_of_user[user]
         theta = self._theta_of(replica)
-        shift = replica * self.n_items
-        user_rows = self.user_embedding(user)
+        user_rows = self.user_embedding(user)[:, None]
         if item.dim() == 2:
-            item_rows = self.item_embedding(item + shift[:, None])
-            return self.score(user_rows[:, None], item_rows, theta)
-        item_rows = self.item_embedding(item + shift)
+            rows = self._vectors(item, replica[:, None], theta)
+            return self.score(user_rows, rows, theta)
         if self.networks is None:
-            return self.score(user_rows[None], item_rows[None], theta)[0]
-        return self.score(user_rows[:, None], item_rows[:, None], theta)[:, 0]
+            rows = self._vectors(item[None], replica[None], theta)
+            return self.score(user_rows[None, :, 0], rows, theta)[0]
+        rows = self._vectors(item[:, None], replica[:, None], theta)
+        return self.score(user_rows, rows, theta)[:, 0]
+
+    def _vectors(self, item: Tensor, replica: Tensor, theta: Theta) -> Tensor:
+        """Vectors of items (n_clients, n) as replicas (broadcast to that) have them."""
+        if self.embedding is None:
+            rows: Tensor = self.item_embedding(item + replica * self.n_rows)
+            return rows
+        members = self.item_members[item] + replica[..., None] * self.n_rows
+        parts = self.item_embedding(members)
+        return self.embedding.vectors(parts, (item - 1).clamp(min=0), theta)
 
     def _theta_of(self, replica: Tensor) -> dict[str, Tensor]:
         """Return networks of replicas, shapes (n, *shape); (1, *shape) if one."""
@@ -210,12 +240,14 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Logits of a batch's users with all items, shape (n * n_items,)."""
         user = interaction[self.USER_ID]
-        tables = self.item_embedding.weight.view(-1, self.n_items, self.dim)
         user_rows: Tensor = self.user_embedding(user)
         replica = self.replica_of_user[user]
         scores = user_rows.new_empty(len(user), self.n_items)
         for index in replica.unique().tolist():
             own = replica == index
             theta = self._theta_of(replica[own][:1])
-            scores[own] = self.score_all(user_rows[own], tables[index], theta)
+            everything = torch.arange(self.n_items, device=user.device)[None]
+            held = torch.full_like(everything, index)
+            table = self._vectors(everything, held, theta)[0]
+            scores[own] = self.score_all(user_rows[own], table, theta)
         return scores.flatten()

@@ -1,0 +1,156 @@
+"""What an item embedding is: rows of an exchanged table, and how they make items."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recbole_fedras.data.clients import Samples
+from recbole_fedras.theta import Theta
+
+Ints = NDArray[np.int64]
+
+
+class ItemEmbedding(ABC):
+    """Item vectors ``e_i = E0_i + C_i``: a frozen base, and what is trained.
+
+    ``C_i`` is composed of the rows ``members[i]`` of one table, which takes the place
+    of the table of items everywhere: it is what clients hold, train, compress and send,
+    by its own row ids. Dense parameters besides it join the network (theta).
+
+    A subclass sets :attr:`members` and :attr:`width` and defines :meth:`compose`; its
+    further constructor parameters are its hyper-parameters and become config keys.
+
+    Parameters
+    ----------
+    n_items, dim : int
+    base : Tensor, shape (n_items, dim), or None
+        E0, which everybody knows: drawn from the shared seed, never sent.
+    seed : int
+        The run's.
+
+    Attributes
+    ----------
+    members : ndarray of int64, shape (n_items, h)
+        Rows of the table that make up each item.
+    width : int
+        Columns of the table.
+    """
+
+    members: Ints
+    width: int
+
+    def __init__(self, n_items: int, dim: int, base: Tensor | None, seed: int) -> None:
+        self.n_items = n_items
+        self.dim = dim
+        self.base = base
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the table."""
+        return self.n_items
+
+    def initial_table(self, rng: np.random.Generator, std: float) -> Tensor:
+        """Return the table that everybody starts from, shape (n_rows, width).
+
+        Zeros, where items have a base to start from.
+        """
+        values = rng.standard_normal((self.n_rows, self.width)) * std
+        return torch.from_numpy(values * (self.base is None)).float()
+
+    def theta(self) -> dict[str, Tensor]:
+        """Return initial dense parameters by name: none, unless overridden."""
+        return {}
+
+    @abstractmethod
+    def compose(self, parts: Tensor, theta: Theta) -> Tensor:
+        r"""Return C of some items.
+
+        Parameters
+        ----------
+        parts : Tensor, shape (n_clients, n, h, width)
+            Their rows of the table.
+        theta : mapping of str to Tensor
+            Dense parameters, shapes (n_clients or 1, \*shape).
+
+        Returns
+        -------
+        Tensor, shape (n_clients, n, dim)
+        """
+
+    def vectors(self, parts: Tensor, items: Tensor, theta: Theta) -> Tensor:
+        """Return ``E0 + C`` of items (n_clients, n), numbered from 0."""
+        composed = self.compose(parts, theta)
+        if self.base is None:
+            return composed
+        self.base = self.base.to(parts.device)
+        return self.base[items] + composed
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRows:
+    """The rows of the table that clients of a group train, one behind the other.
+
+    Attributes
+    ----------
+    offsets : ndarray of int64, shape (n_clients + 1,)
+        Client c owns ``ids[offsets[c]:offsets[c + 1]]``.
+    ids : ndarray of int64, shape (n_rows,)
+        Rows of the table, increasing within a client.
+    members : ndarray of int64, shape (n_local_items, h)
+        For each local item of the group the places of its rows in ``ids``.
+    """
+
+    offsets: Ints
+    ids: Ints
+    members: Ints
+
+
+def local_rows(samples: Samples, embedding: ItemEmbedding | None) -> LocalRows:
+    """Find the rows that the items of a group are made of; by default themselves."""
+    if embedding is None:
+        own = np.arange(len(samples.ids))[:, None]
+        return LocalRows(samples.row_offsets, samples.ids, own)
+    wanted = embedding.members[samples.ids]  # (n_local_items, h)
+    ids = np.empty(wanted.size, np.int64)
+    places = np.empty_like(wanted)
+    offsets = _find_rows(samples.row_offsets, wanted, embedding.n_rows, ids, places)
+    return LocalRows(offsets, ids[: offsets[-1]], places)
+
+
+@njit(nogil=True, cache=True)
+def _find_rows(
+    item_offsets: Ints, wanted: Ints, n_rows: int, ids: Ints, places: Ints
+) -> Ints:
+    """Fill ``ids`` and ``places``; return the offsets."""
+    place = np.full(n_rows, -1, np.int64)
+    offsets = np.zeros(len(item_offsets), np.int64)
+    for c in range(len(item_offsets) - 1):
+        start = n_found = offsets[c]
+        for i in range(item_offsets[c], item_offsets[c + 1]):
+            for row in wanted[i]:
+                if place[row] < 0:
+                    place[row] = 0
+                    ids[n_found] = row
+                    n_found += 1
+        ids[start:n_found].sort()
+        for r in range(start, n_found):
+            place[ids[r]] = r
+        for i in range(item_offsets[c], item_offsets[c + 1]):
+            for j in range(wanted.shape[1]):
+                places[i, j] = place[wanted[i, j]]
+        for r in range(start, n_found):
+            place[ids[r]] = -1
+        offsets[c + 1] = n_found
+    return offsets
+
+
+def random_base(n_items: int, dim: int, std: float, rng: np.random.Generator) -> Tensor:
+    """Draw E0, shape (n_items, dim)."""
+    return torch.from_numpy(rng.standard_normal((n_items, dim)) * std).float()

@@ -1,0 +1,23 @@
+"""Full: every item has a row of its own; with a base, the control of the others."""
+
+import numpy as np
+from torch import Tensor
+
+from recbole_fedras.embedding.base import ItemEmbedding
+from recbole_fedras.theta import Theta
+
+
+class Full(ItemEmbedding):
+    """A table of one row per item: what every federated recommender exchanges.
+
+    **Wire**, of a whole table: ``4 N d`` bytes.
+    """
+
+    def __init__(self, n_items: int, dim: int, base: Tensor | None, seed: int) -> None:
+        super().__init__(n_items, dim, base, seed)
+        self.members = np.arange(n_items)[:, None]
+        self.width = dim
+
+    def compose(self, parts: Tensor, theta: Theta) -> Tensor:
+        """Return the rows."""
+        return parts[:, :, 0]

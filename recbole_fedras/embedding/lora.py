@@ -1,0 +1,54 @@
+"""LoRA: items share a few directions, each has its own few coordinates."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_fedras.embedding.base import ItemEmbedding
+from recbole_fedras.theta import Theta
+
+
+class LoRA(ItemEmbedding):
+    """``C_i = B a_i``, with A (N x r) as the table and B (d x r) beside it.
+
+    Source: FedPEFT (AAAI 2026, arXiv 2512.13734), after Hu et al., "LoRA" (ICLR 2022).
+    B is zero at first, A random.
+
+    Parameters
+    ----------
+    item_rank : int
+        r.
+
+    Notes
+    -----
+    **Wire**, of all of it: ``4 r (N + d)`` bytes; B travels uncompressed with the
+    network, A through the compressor.
+
+    **Departures**: the released code of FedPEFT never freezes E0 and does not average
+    clients; here E0 is frozen, A is aggregated as items are, B as the network is.
+    """
+
+    def __init__(
+        self, n_items: int, dim: int, base: Tensor | None, seed: int, item_rank: int = 4
+    ) -> None:
+        if type(item_rank) is not int or not 1 <= item_rank <= dim:
+            raise ValueError(
+                f"item_rank={item_rank!r} is not allowed; it must be an integer from 1 "
+                f"to embedding_size={dim}"
+            )
+        super().__init__(n_items, dim, base, seed)
+        self.members = np.arange(n_items)[:, None]
+        self.width = item_rank
+
+    def initial_table(self, rng: np.random.Generator, std: float) -> Tensor:
+        """Return A: Gaussian rows of unit length on average, as in LoRA."""
+        values = rng.standard_normal((self.n_rows, self.width))
+        return torch.from_numpy(values / self.width**0.5).float()
+
+    def theta(self) -> dict[str, Tensor]:
+        """Return B."""
+        return {"item_factor": torch.zeros(self.dim, self.width)}
+
+    def compose(self, parts: Tensor, theta: Theta) -> Tensor:
+        """Return ``A B'``."""
+        return parts[:, :, 0] @ theta["item_factor"].transpose(1, 2)
