@@ -57,7 +57,7 @@ def _run(argv: list[str]) -> None:
     )
     _add_config_arguments(parser)
     parser.add_argument(
-        "--list", action="store_true", help="list models and compressors, and exit"
+        "--list", action="store_true", help="list models, item embeddings and compressors, and exit"
     )
     arguments, rest = parser.parse_known_args(argv)
     files = _files(arguments)
@@ -238,12 +238,12 @@ def _files(arguments: argparse.Namespace) -> list[str]:
 
 
 def _listing(config_files: list[str]) -> str:
-    """Models and compressors that ship with us or that ``config_files`` name."""
+    """Models, item embeddings and compressors, ours and those of ``config_files``."""
     found: dict[str, dict[str, dict[str, Any]]] = {
         kind: {
             name: registry.read_properties(kind, name) for name in registry.names(kind)
         }
-        for kind in ("model", "compressor")
+        for kind in ("model", "item_embedding", "compressor")
     }
     if config_files:
         own = Config(config_file_list=config_files)
