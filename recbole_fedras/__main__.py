@@ -57,7 +57,9 @@ def _run(argv: list[str]) -> None:
     )
     _add_config_arguments(parser)
     parser.add_argument(
-        "--list", action="store_true", help="list models, item embeddings and compressors, and exit"
+        "--list",
+        action="store_true",
+        help="list models, item embeddings and compressors, and exit",
     )
     arguments, rest = parser.parse_known_args(argv)
     files = _files(arguments)

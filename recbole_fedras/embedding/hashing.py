@@ -12,7 +12,7 @@ PRIME = 2**61 - 1
 
 
 class Hash(ItemEmbedding):
-    """``C_i``: the mean of rows ``((a_j i + b_j) mod p) mod m`` of an m x d table.
+    """Hashing: ``C_i`` is the mean of rows ``((a_j i + b_j) mod p) mod m`` of m x d.
 
     Source: FedPEFT (AAAI 2026, arXiv 2512.13734), after Tito Svenstrup et al., "Hash
     embeddings" (NeurIPS 2017), with a universal family of hash functions.

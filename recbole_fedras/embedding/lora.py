@@ -9,7 +9,7 @@ from recbole_fedras.theta import Theta
 
 
 class LoRA(ItemEmbedding):
-    """``C_i = B a_i``, with A (N x r) as the table and B (d x r) beside it.
+    """Low rank: ``C_i = B a_i``, with A (N x r) as the table and B (d x r) beside it.
 
     Source: FedPEFT (AAAI 2026, arXiv 2512.13734), after Hu et al., "LoRA" (ICLR 2022).
     B is zero at first, A random.

@@ -18,7 +18,7 @@ Floats = NDArray[np.float32]
 
 
 class LightFR(FederatedRecommender):
-    """Codes of ``f = embedding_size`` bits; ``1/2 + b_u . d_i / (2 f)`` is the score.
+    """LightFR: codes of f = ``embedding_size`` bits; scores ``1/2 + b_u . d_i / 2f``.
 
     Source: Zhang et al., "LightFR: Lightweight Federated Recommendation with
     Privacy-preserving Matrix Factorization" (TOIS 2023), and the released code. A
