@@ -96,7 +96,8 @@ def read_exhibit(
 ) -> Exhibit:
     """Read an exhibit, for some of its datasets and models, or all.
 
-    What is a part of it is named by these too, as ``table1-ml-100k``.
+    What is a part of it, or has its own number of rounds, is named by these too, as
+    ``table1-ml-1m-MF-200-rounds``.
 
     Raises
     ------
@@ -118,8 +119,9 @@ def read_exhibit(
                 )
     text |= {"datasets": datasets or text["datasets"]}
     text |= {"models": models or text["models"]}
+    part = [*datasets, *models, *([] if rounds is None else [f"{rounds}-rounds"])]
     return Exhibit(
-        "-".join([name, *datasets, *models]),
+        "-".join([name, *part]),
         text["title"] + ("" if rounds is None else f", {rounds} rounds"),
         text["metrics"],
         text["learning_rates"],

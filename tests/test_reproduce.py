@@ -73,7 +73,7 @@ def test_table1_reads_as_printed():
     assert not reproducing.has_part("table4", ["ml-1m"], [])
     part = reproducing.read_exhibit("table1", ["ml-1m"], ["MF"], 30)
     assert part.title.endswith("rates, 30 rounds")
-    assert (part.name, len(part.entries)) == ("table1-ml-1m-MF", 15)
+    assert (part.name, len(part.entries)) == ("table1-ml-1m-MF-30-rounds", 15)
 
 
 def test_an_exhibit_is_tuned_on_validation_and_stands_beside_the_paper(
