@@ -219,8 +219,9 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         overall = registry.read_properties(".", "overall")
         given = self.external_config_dict
         overall |= self._preset(given.get("preset"))
-        if "compressor_class" in given and "compressor" not in given:
-            given["compressor"] = str(given["compressor_class"]).rpartition(".")[2]
+        for kind in ("compressor", "item_embedding"):
+            if f"{kind}_class" in given and kind not in given:
+                given[kind] = str(given[f"{kind}_class"]).rpartition(".")[2]
         federated = issubclass(model_class, FederatedRecommender)
         of_model = registry.read_properties("model", model) if federated else {}
         self._find_compressors(overall | of_model | given)
@@ -348,6 +349,9 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             self.final_config_dict[key] *= 1 - self["compression_rate"]
         else:
             bits = self._compressors["uplink"][1].value_bits
+            embedding = self.make_item_embedding(1, self[key])
+            if embedding is not None and embedding.width != self[key]:
+                keys.refuse(self, "item_embedding", f"one that {self.method} can cut")
             self.final_config_dict[key] = max(1, int(self[key] * kept * 32 / bits))
 
     def _cut_rounds(self, epochs: int) -> None:

@@ -240,7 +240,7 @@ def _check_codes(config: Any) -> None:
     """Refuse to binary codes what is made for real numbers."""
     if not config.federation().optimization.is_plain:
         refuse(config, "server_optimizer", "sgd of rate 1 for binary codes")
-    if config["item_embedding"] != "full" or config["use_base"]:
+    if config.make_item_embedding(1, config["embedding_size"]) is not None:
         refuse(config, "item_embedding", "full, without use_base, for binary codes")
     if config["local_objective"] != "sgd":
         refuse(config, "local_objective", "sgd for binary codes")

@@ -147,6 +147,7 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
     result: dict[str, Any] = {
         "model": config["model"],
         "dataset": config["dataset"],
+        "item_embedding": config["item_embedding"],
         "compressor": config.method,
         "compression_rate": list(trainer.simulation.federation.compression_rates),
         "budget": config["budget"],
@@ -173,10 +174,13 @@ def cost(config: Config, simulation: Simulation) -> dict[str, Any]:
     asked = config.resolved
     cohort = cohort_size(len(simulation.clients.eligible), asked["client_fraction"])
     rounds = simulation.round * asked["epochs"] / config["epochs"]
+    embedding = config.make_item_embedding(1, config["embedding_size"])
+    of_items = embedding.theta().values() if embedding else []
+    n_theta = len(simulation.server.theta) - sum(value.numel() for value in of_items)
     return communication(
         simulation.ledger.totals,
         table_bytes=4 * simulation.clients.n_items * asked["embedding_size"],
-        theta_bytes=4 * len(simulation.server.theta),
+        theta_bytes=4 * n_theta,
         participations=rounds * cohort,
         mb_per_s={key: config[f"{key}_mb_per_s"] for key in DIRECTIONS},
     )

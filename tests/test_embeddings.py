@@ -47,7 +47,7 @@ KINDS = [
 def dense_items(embedding, table, theta):
     """Every item's vector, by the definitions and nothing of the code."""
     if isinstance(embedding, LoRA):
-        made = table @ theta["item_factor"].T
+        made = table @ theta["item_factor"].T * (16 / embedding.width)
     elif isinstance(embedding, Hash):
         made = torch.stack([table[rows].mean(0) for rows in embedding.members.tolist()])
     else:
@@ -192,7 +192,8 @@ def test_bytes_are_those_of_the_formula(run, name):
     assert int(last["uplink_theta_bytes"]) == 40 * 4 * n_theta
     assert int(last["uplink_items_bytes"]) <= 40 * 4 * n_rows * width
     # What it is compared with is the whole table of items, of any embedding.
-    assert result["communication"]["dense_bytes"] == 3 * 40 * 2 * 4 * (60 * 8 + n_theta)
+    assert result["communication"]["dense_bytes"] == 3 * 40 * 2 * 4 * 60 * 8
+    assert result["item_embedding"] == name
 
 
 COMPRESSORS = [name for name in registry.names("compressor") if name != "BinaryCodes"]
@@ -203,6 +204,10 @@ COMPRESSORS = [name for name in registry.names("compressor") if name != "BinaryC
 @pytest.mark.parametrize("objective", ["sgd", "sam"])
 @pytest.mark.parametrize("name", NAMES)
 def test_everything_composes_or_says_why_not(run, name, objective, model, compressor):
+    if (name, compressor) == ("lora", "Base"):
+        with pytest.raises(ValueError, match="one that Base can cut"):
+            run(model, item_embedding=name, compressor=compressor)
+        return
     result = run(
         model, saved=False, epochs=2, item_embedding=name, hash_rows=24,
         local_objective=objective, compressor=compressor, compression_rate=0.5,
@@ -210,6 +215,44 @@ def test_everything_composes_or_says_why_not(run, name, objective, model, compre
     assert 0 < result["test_result"]["hit@10"] <= 1
     cost = result["communication"]
     assert 0 < cost["uplink_bytes"] + cost["downlink_bytes"] < cost["dense_bytes"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_items_start_as_their_base_and_that_is_of_the_seed(workspace, name):
+    vectors = []
+    for seed, base in ((1, True), (1, True), (2, True), (1, False)):
+        keys = {"item_embedding": name, "use_base": base, "seed": seed}
+        config = Config("MF", "tiny", config_dict=keys, argv=COMMON)
+        train, _, _ = prepare_data(config)
+        torch.manual_seed(len(vectors))  # nothing depends on the global generator
+        network = config.model_class(config, train._dataset)
+        items = torch.arange(61)[None]
+        found = network._vectors(items, torch.zeros_like(items), network._theta_of(
+            torch.zeros(1, dtype=torch.int64)))[0].detach()  # fmt: skip
+        if base:
+            assert torch.equal(found[1:], network.embedding.base)
+        vectors.append(found)
+    assert torch.equal(vectors[0], vectors[1])
+    assert not torch.equal(vectors[0], vectors[2])
+    assert not torch.equal(vectors[0], vectors[3])
+    assert vectors[3].any() == (name != "lora")  # whose B is zero
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"replica": "stale"},
+        {"replica": "personal", "bandwidth": [0.3, 0.6]},
+        {"downlink_feedback": True, "compressor": "KLT"},
+        {"uplink_feedback": True, "server_optimizer": "yogi"},
+    ],
+)
+@pytest.mark.parametrize("name", ["lora", "hash"])
+def test_policies_and_servers_work_with_it(run, name, keys):
+    result = run(
+        "NCF", item_embedding=name, hash_rows=24, epochs=3, compression_rate=0.5, **keys
+    )
+    assert 0 < result["test_result"]["hit@10"] <= 1
 
 
 def test_what_is_too_narrow_for_a_rank_is_refused(workspace):
@@ -263,8 +306,17 @@ class Halved(Full):
         ({"item_embedding": "lora", "item_rank": 99}, "from 1 to embedding_size=8"),
         ({"item_embedding": "hash", "hash_rows": 0}, "hash_rows=0 is not allowed"),
         ({"item_embedding": "hash", "hash_functions": 1.5}, "hash_functions=1.5"),
+        ({"item_embedding": "lora", "item_alpha": 0}, "item_alpha=0 is not allowed"),
+        ({"item_embedding": "lora", "compressor": "Base"}, "one that Base can cut"),
         ({"use_base": "yes"}, "use_base='yes' is not allowed"),
         ({"model": "LightFR", "item_embedding": "hash"}, "full, without use_base"),
+        (
+            {
+                "model": "LightFR",
+                "item_embedding_class": "recbole_fedras.embedding.hashing.Hash",
+            },
+            "full, without use_base",
+        ),
     ],
 )
 def test_bad_embeddings_are_refused(workspace, keys, said):

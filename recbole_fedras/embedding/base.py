@@ -31,7 +31,8 @@ class ItemEmbedding(ABC):
     ----------
     n_items, dim : int
     base : Tensor, shape (n_items, dim), or None
-        E0, which everybody knows: drawn from the shared seed, never sent.
+        E0, which everybody knows: drawn from the shared seed, never sent, and drawn
+        again for a checkpoint.
     seed : int
         The run's.
 
@@ -55,6 +56,11 @@ class ItemEmbedding(ABC):
     def n_rows(self) -> int:
         """Rows of the table."""
         return self.n_items
+
+    @property
+    def n_parts(self) -> int:
+        """Rows that make up an item, h."""
+        return self.members.shape[1]
 
     def initial_table(self, rng: np.random.Generator, std: float) -> Tensor:
         """Return the table that everybody starts from, shape (n_rows, width).

@@ -1,5 +1,7 @@
 """LoRA: items share a few directions, each has its own few coordinates."""
 
+from math import inf
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from recbole_fedras.theta import Theta
 
 
 class LoRA(ItemEmbedding):
-    """Low rank: ``C_i = B a_i``, with A (N x r) as the table and B (d x r) beside it.
+    """Low rank: ``C_i = (alpha / r) B a_i``, A (N x r) the table, B (d x r) beside it.
 
     Source: FedPEFT (AAAI 2026, arXiv 2512.13734), after Hu et al., "LoRA" (ICLR 2022).
     B is zero at first, A random.
@@ -18,6 +20,8 @@ class LoRA(ItemEmbedding):
     ----------
     item_rank : int
         r.
+    item_alpha : float
+        alpha: with ``alpha / r`` the step of C grows, for the same learning rates.
 
     Notes
     -----
@@ -25,20 +29,32 @@ class LoRA(ItemEmbedding):
     network, A through the compressor.
 
     **Departures**: the released code of FedPEFT never freezes E0 and does not average
-    clients; here E0 is frozen, A is aggregated as items are, B as the network is.
+    clients; here E0 is frozen, A is aggregated as items are, B as the network is. The
+    factor alpha / r is LoRA's.
     """
 
     def __init__(
-        self, n_items: int, dim: int, base: Tensor | None, seed: int, item_rank: int = 4
+        self,
+        n_items: int,
+        dim: int,
+        base: Tensor | None,
+        seed: int,
+        item_rank: int = 4,
+        item_alpha: float = 16.0,
     ) -> None:
         if type(item_rank) is not int or not 1 <= item_rank <= dim:
             raise ValueError(
                 f"item_rank={item_rank!r} is not allowed; it must be an integer from 1 "
                 f"to embedding_size={dim}"
             )
+        if type(item_alpha) not in (int, float) or not 0 < item_alpha < inf:
+            raise ValueError(
+                f"item_alpha={item_alpha!r} is not allowed; it must be a number > 0"
+            )
         super().__init__(n_items, dim, base, seed)
         self.members = np.arange(n_items)[:, None]
         self.width = item_rank
+        self._scale = item_alpha / item_rank
 
     def initial_table(self, rng: np.random.Generator, std: float) -> Tensor:
         """Return A: Gaussian rows of unit length on average, as in LoRA."""
@@ -50,5 +66,6 @@ class LoRA(ItemEmbedding):
         return {"item_factor": torch.zeros(self.dim, self.width)}
 
     def compose(self, parts: Tensor, theta: Theta) -> Tensor:
-        """Return ``A B'``."""
-        return parts[:, :, 0] @ theta["item_factor"].transpose(1, 2)
+        """Return ``(alpha / r) A B'``."""
+        factor = self._scale * theta["item_factor"]
+        return parts[:, :, 0] @ factor.transpose(1, 2)

@@ -103,7 +103,8 @@ def train_cohort(
         Applied to item gradients, see ``Compressor.gradient_map``.
     train_clients : callable, optional
         Compiled training, ``FederatedRecommender.train_clients``. It is used on the
-        CPU; its results equal those of the general path to rounding.
+        CPU, without an ``embedding``; its results equal those of the general path to
+        rounding.
     workspace : Workspace, optional
         Holds the updates returned, until it is used again.
     embedding : ItemEmbedding, optional
@@ -117,7 +118,8 @@ def train_cohort(
     rows = (workspace or Workspace()).rows(int(row_bounds[-1]), dim, device)
     n_theta = sum(value.numel() for value in theta.values())
     theta_changes = torch.empty(len(clients), n_theta, device=device)
-    compiled = train_clients if device.type == "cpu" and not theta else None
+    plain = device.type == "cpu" and not theta and embedding is None
+    compiled = train_clients if plain else None
 
     def train(index: int) -> Tensor:
         own = slice(*bounds[index : index + 2])

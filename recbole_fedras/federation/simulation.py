@@ -264,7 +264,8 @@ class Simulation:
         n_items, dim = self.server.item_table.shape
         counts = self.clients.offsets[cohort + 1] - self.clients.offsets[cohort]
         n_negatives = self.training.local_epochs * self.training.n_negatives
-        n_rows = np.minimum(counts * (1 + n_negatives), n_items)
+        n_parts = 1 if self._model.embedding is None else self._model.embedding.n_parts
+        n_rows = np.minimum(counts * (1 + n_negatives) * n_parts, n_items)
         starts = np.arange(0, len(cohort), GROUP)
         sizes = np.add.reduceat(n_rows, starts) * dim * 4
         filled = np.cumsum(sizes) // PART_BYTES

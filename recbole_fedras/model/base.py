@@ -30,8 +30,8 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     Parameters
     ----------
-    config : recbole.config.Config
-        Reads ``embedding_size``, ``init_std`` and ``seed``.
+    config : recbole_fedras.config.Config
+        Reads ``embedding_size``, ``init_std`` and ``seed``; makes the item embedding.
     dataset : recbole.data.dataset.Dataset
 
     Attributes
@@ -78,17 +78,16 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         self.embedding: ItemEmbedding | None = config.make_item_embedding(
             self.n_items - 1, self.dim
         )
-        self.width, members = self.dim, torch.arange(self.n_items)[:, None]
+        self.width = self.dim
         if self.embedding is not None:
-            self.train_clients = None
             self.width = self.embedding.width
             own = torch.from_numpy(self.embedding.members) + 1
             members = torch.cat([torch.zeros_like(own[:1]), own])  # [PAD]
+            self.register_buffer("item_members", members, persistent=False)
             for name, value in self.embedding.theta().items():
                 self.register_parameter(name, nn.Parameter(value))
         #: Rows of the item table, with that of [PAD].
         self.n_rows = self.embedding.n_rows + 1 if self.embedding else self.n_items
-        self.register_buffer("item_members", members, persistent=False)
         self.user_embedding = nn.Embedding(self.n_users, self.dim)
         self.item_embedding = nn.Embedding(self.n_rows, self.width)
         self.register_buffer(
@@ -99,6 +98,7 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
             rng = generator(self.seed, Stream.INITIALISATION, index)
             if index and self.embedding is not None:
                 start = self.embedding.initial_table(rng, self.init_std)
+                table.weight.data[0] = 0
                 table.weight.data[1:] = start
                 continue
             values = rng.standard_normal((table.num_embeddings, self.dim))
@@ -220,6 +220,14 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         parts = self.item_embedding(members)
         return self.embedding.vectors(parts, (item - 1).clamp(min=0), theta)
 
+    def _table(self, replica: int, theta: Theta) -> Tensor:
+        """Vectors of all items as a replica has them, shape (n_items, dim)."""
+        if self.embedding is None:
+            tables: Tensor = self.item_embedding.weight
+            return tables.view(-1, self.n_rows, self.dim)[replica]
+        everything = torch.arange(self.n_items, device=self.item_members.device)[None]
+        return self._vectors(everything, torch.full_like(everything, replica), theta)[0]
+
     def _theta_of(self, replica: Tensor) -> dict[str, Tensor]:
         """Return networks of replicas, shapes (n, *shape); (1, *shape) if one."""
         if self.networks is None:
@@ -246,8 +254,6 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         for index in replica.unique().tolist():
             own = replica == index
             theta = self._theta_of(replica[own][:1])
-            everything = torch.arange(self.n_items, device=user.device)[None]
-            held = torch.full_like(everything, index)
-            table = self._vectors(everything, held, theta)[0]
+            table = self._table(index, theta)
             scores[own] = self.score_all(user_rows[own], table, theta)
         return scores.flatten()
