@@ -77,7 +77,17 @@ def local_training(config: Any) -> LocalTraining:
         n_negatives=sample_num,
         rho_shared=_rho(config, "rho_shared"),
         rho_private=_rho(config, "rho_private"),
+        pairwise=_pairwise(config),
     )
+
+
+def _pairwise(config: Any) -> bool:
+    pairwise = _choice(config, "local_loss", ("bce", "bpr")) == "bpr"
+    if pairwise and config["train_batch_size"] % 2:
+        refuse(
+            config, "train_batch_size", "even with local_loss=bpr, which takes pairs"
+        )
+    return pairwise
 
 
 def _rho(config: Any, key: str) -> float:
@@ -242,6 +252,8 @@ def _check_codes(config: Any) -> None:
         refuse(config, "server_optimizer", "sgd of rate 1 for binary codes")
     if config.make_item_embedding(1, config["embedding_size"]) is not None:
         refuse(config, "item_embedding", "full, without use_base, for binary codes")
+    if config["local_loss"] != "bce":
+        refuse(config, "local_loss", "bce for binary codes, which have their own")
     if config["local_objective"] != "sgd":
         refuse(config, "local_objective", "sgd for binary codes")
     if config["replica"] == "stale":  # half an update leaves no codes

@@ -63,7 +63,7 @@ def test_local_training_finds_the_users_code_and_sends_what_would_suit_him():
     loss = _train_clients(
         0.6, trained, table, changes, samples.ids, samples.row_offsets, samples.rows,
         samples.labels, samples.sample_offsets, 2, 256, 0.1, 0.1, np.empty((0, 0)),
-        0.0, 0.0,
+        0.0, 0.0, False,
     )  # fmt: skip
     total = 0.0
     for client in range(6):

@@ -93,9 +93,21 @@ def test_rho_of_zero_is_plain_training_to_the_bit(run, model):
     assert losses[0][1:] != losses[2][1:]
 
 
+@pytest.mark.parametrize("model", ["MF", "NCF"])
+def test_bpr_trains_on_pairs(run, model):
+    """The mean loss of a pair of equal scores is log 2, and falls."""
+    result = run(model, local_loss="bpr", epochs=12, eval_step=1, client_fraction=1.0)
+    losses = [float(row["loss"]) for row in rounds_of(result)]
+    assert losses[0] == pytest.approx(np.log(2), abs=0.05)
+    assert losses[-1] < 0.95 * losses[0]
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
+        ({"local_loss": "hinge"}, "local_loss='hinge' is not allowed; it must be one"),
+        ({"local_loss": "bpr", "train_batch_size": 15}, "even with local_loss=bpr"),
+        ({"model": "LightFR", "local_loss": "bpr"}, "bce for binary codes"),
         ({"local_objective": "sharp"}, "local_objective='sharp' .* one of sgd, sam"),
         ({"rho_shared": -0.1}, "rho_shared=-0.1 is not allowed"),
         ({"rho_private": "far"}, "rho_private='far' is not allowed"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from test_training import N_CLIENTS, Sample, data, samples_of
+from test_training import N_CLIENTS, TRAINING, Sample, data, samples_of
 
 from recbole_fedras.data.clients import ClientData, draw_samples
 from recbole_fedras.federation.sampling import cohort_size, select_cohort
@@ -35,6 +37,32 @@ def test_negatives_are_uniform_over_what_is_left():
     assert counts[[0, 3]].tolist() == [0, 0]
     # 20,000 draws over 4 items: 5,000 each, standard deviation 61.
     assert np.abs(counts[[1, 2, 4, 5]] - 5000).max() < 300
+
+
+def test_pairs_are_each_item_with_negatives_of_his_in_any_order(data):
+    training = replace(TRAINING, pairwise=True)
+    for client in range(N_CLIENTS):
+        sample = samples_of(data, [client], training)[0]
+        positives = data.of(client)
+        orders = []
+        for rows, labels in zip(sample.rows, sample.labels, strict=True):
+            items = sample.ids[rows]
+            assert labels.tolist() == [1, 0] * (4 * len(positives))
+            assert sorted(items[::2]) == sorted([*positives] * 4)
+            assert not set(items[1::2]) & set(positives)
+            orders.append(items.tolist())
+        assert orders[0] != orders[1]
+        assert sorted(set(np.concatenate(orders))) == sample.ids.tolist()
+
+
+def test_items_of_pairs_stand_at_uniform_places():
+    clients = ClientData.from_pairs(np.zeros(3, int), np.array([0, 3, 4]), 1, 9)
+    key = counter_key(0, Stream.SAMPLES)
+    sample = Sample(*draw_samples(clients, np.array([0]), 1, 6000, key, True).of(0))
+    items = sample.ids[sample.rows[:, ::2]]  # (6000, 3)
+    for item in (0, 3, 4):
+        counts = (items == item).sum(axis=0)
+        assert (abs(counts - 2000) < 5 * (6000 * 2 / 9) ** 0.5).all()
 
 
 def test_a_client_with_all_items_is_refused():

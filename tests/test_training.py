@@ -101,7 +101,8 @@ class Sample(NamedTuple):
 def draw(data: ClientData, clients, training=TRAINING, round=0) -> Samples:
     key = counter_key(1, Stream.SAMPLES, round)
     group = np.array(clients)
-    return draw_samples(data, group, training.n_negatives, training.local_epochs, key)
+    counts = training.n_negatives, training.local_epochs
+    return draw_samples(data, group, *counts, key, training.pairwise)
 
 
 def samples_of(data: ClientData, clients, training=TRAINING) -> list[Sample]:
@@ -130,7 +131,11 @@ def naive_client(model, client, sample, training, mapping=None):
                     table[items][None],
                     {name: value[None] for name, value in named},
                 )[0]
-                loss = bce(logits, label, reduction="sum")
+                if training.pairwise:
+                    pairs = logits.view(-1, 2)
+                    loss = torch.log1p(torch.exp(pairs[:, 1] - pairs[:, 0])).sum()
+                else:
+                    loss = bce(logits, label, reduction="sum")
                 user_slope, table_slope, *rest = torch.autograd.grad(loss, leaves)
                 if mapping is not None:
                     table_slope = table_slope @ mapping
@@ -158,7 +163,8 @@ def naive_client(model, client, sample, training, mapping=None):
                 user -= training.user_learning_rate * gradients[0]
                 table -= training.learning_rate * gradients[1]
                 for value, gradient in zip(theta.values(), gradients[2:], strict=True):
-                    value -= training.theta_learning_rate * gradient / len(label)
+                    count = len(label) // (1 + training.pairwise)
+                    value -= training.theta_learning_rate * gradient / count
     changes = [theta[name] - model._theta[name] for name in theta]
     flat = torch.cat([change.flatten() for change in changes]) if changes else None
     return user.detach(), (table - model.tables[0]).detach(), flat
@@ -188,19 +194,24 @@ def train_groups(model, clients, groups, compiled, training, mapping):
     )
 
 
+@pytest.mark.parametrize("pairwise", [False, True])
 @pytest.mark.parametrize("rhos", [(0, 0), (0.3, 0.2), (0.3, 0), (0, 0.2)])
 @pytest.mark.parametrize(("group", "n_jobs"), [(64, 1), (4, 1), (1, 3)])
 @pytest.mark.parametrize(("make", "compiled"), [(mf, False), (mf, True), (ncf, False)])
 def test_cohort_training_equals_a_naive_loop_over_clients(
-    make, compiled, group, n_jobs, rhos, data
+    make, compiled, group, n_jobs, rhos, pairwise, data
 ):
-    training = replace(TRAINING, rho_shared=rhos[0], rho_private=rhos[1])
+    training = replace(
+        TRAINING, rho_shared=rhos[0], rho_private=rhos[1], pairwise=pairwise
+    )
     model, clients = make(), [0, 2, 3, 7, 8, 11]
     trained = train(
         model, data, clients, compiled, training, group=group, n_jobs=n_jobs
     )
+    total = 0
     for index, client in enumerate(clients):
-        sample = samples_of(data, [client])[0]
+        sample = samples_of(data, [client], training)[0]
+        total += sample.rows.size // (1 + pairwise)
         user, change, theta = naive_client(model, client, sample, training)
         update = trained.updates[index]
         torch.testing.assert_close(trained.user_rows[index], user, rtol=1e-4, atol=1e-5)
@@ -212,6 +223,7 @@ def test_cohort_training_equals_a_naive_loop_over_clients(
             torch.testing.assert_close(
                 trained.updates.theta[index], theta, rtol=1e-3, atol=1e-5
             )
+    assert trained.n_samples == total
 
 
 @pytest.mark.parametrize("compiled", [False, True])

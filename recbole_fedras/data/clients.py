@@ -80,7 +80,8 @@ class Samples:
     ids : ndarray of int64, shape (n_rows,)
         Items that occur, increasing within a client: the rows of his local table.
     rows : ndarray of int32, shape (n_samples,)
-        Local row of each sample, epoch by epoch, shuffled within each.
+        Local row of each sample, epoch by epoch, shuffled within each; in pairs, each
+        an item of his and a negative, if they were drawn so.
     labels : ndarray of float32, shape (n_samples,)
         1 for his items, 0 for negatives.
     """
@@ -113,6 +114,7 @@ def draw_samples(
     n_negatives: int,
     n_epochs: int,
     key: np.uint64,
+    pairwise: bool = False,
 ) -> Samples:
     """Draw fresh negatives and a fresh order for every client and local epoch.
 
@@ -130,10 +132,14 @@ def draw_samples(
     n_epochs : int
     key : uint64
         Of :func:`recbole_fedras.rng.counter_key`, for the round.
+    pairwise : bool
+        Whether each negative follows the item that it is drawn for, which then stands
+        ``n_negatives`` times in an epoch.
     """
     counts = clients.offsets[group + 1] - clients.offsets[group]
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    sample_offsets = offsets * (n_epochs * (1 + n_negatives))
+    per_item = 2 * n_negatives if pairwise else 1 + n_negatives
+    sample_offsets = offsets * (n_epochs * per_item)
     # His items, and negatives that are as many as he can draw or as there are.
     most = np.minimum(counts * (1 + n_epochs * n_negatives), clients.n_items)
     ids = np.empty(most.sum(), np.int64)
@@ -141,7 +147,7 @@ def draw_samples(
     labels = np.zeros(sample_offsets[-1], np.float32)
     row_offsets = _draw(
         clients.offsets, clients.items, clients.n_items, group, n_negatives, n_epochs,
-        key, sample_offsets, ids, rows, labels,
+        key, sample_offsets, ids, rows, labels, pairwise,
     )  # fmt: skip
     return Samples(
         n_epochs, row_offsets, sample_offsets, ids[: row_offsets[-1]], rows, labels
@@ -151,7 +157,7 @@ def draw_samples(
 @njit(nogil=True, cache=True)
 def _draw(  # type: ignore[no-untyped-def]
     offsets, items, n_items, group, n_negatives, n_epochs, key, sample_offsets, ids,
-    rows, labels,
+    rows, labels, pairwise,
 ):  # fmt: skip
     """Fill ``ids``, ``rows`` and ``labels``; return the row offsets."""
     place = np.zeros(n_items, np.int32)  # all zero again after each client
@@ -159,6 +165,8 @@ def _draw(  # type: ignore[no-untyped-def]
     for c in range(len(group)):
         positives = items[offsets[group[c]] : offsets[group[c] + 1]]
         n, size = len(positives), len(positives) * (1 + n_negatives)
+        if pairwise:
+            size = 2 * n * n_negatives
         own_ids = ids[row_offsets[c] :]
         own_rows = rows[sample_offsets[c] : sample_offsets[c + 1]]
         own_labels = labels[sample_offsets[c] : sample_offsets[c + 1]]
@@ -169,9 +177,14 @@ def _draw(  # type: ignore[no-untyped-def]
         for epoch in range(n_epochs):
             row = own_rows[epoch * size : (epoch + 1) * size]
             label = own_labels[epoch * size : (epoch + 1) * size]
-            row[:n] = positives
-            label[:n] = 1
-            for i in range(n, size):
+            if pairwise:
+                for i in range(0, size, 2):
+                    row[i] = positives[i // 2 % n]
+                    label[i] = 1
+            else:
+                row[:n] = positives
+                label[:n] = 1
+            for i in range(1 if pairwise else n, size, 2 if pairwise else 1):
                 item = int(uniform(client_key, counter) * n_items)
                 counter += 1
                 while place[item] < 0:
@@ -183,11 +196,18 @@ def _draw(  # type: ignore[no-untyped-def]
                 place[item] = 1
             # Negatives are exchangeable: it is enough to send each of his items to a
             # uniform place, by a partial Fisher-Yates shuffle inverted.
-            for i in range(n - 1, -1, -1):
-                j = i + int(uniform(client_key, counter) * (size - i))
-                counter += 1
-                row[i], row[j] = row[j], row[i]
-                label[i], label[j] = label[j], label[i]
+            if pairwise:
+                # As exchangeable: it is enough to shuffle the items of the pairs.
+                for i in range(size // 2 - 1, 0, -1):
+                    j = int(uniform(client_key, counter) * (i + 1))
+                    counter += 1
+                    row[2 * i], row[2 * j] = row[2 * j], row[2 * i]
+            else:
+                for i in range(n - 1, -1, -1):
+                    j = i + int(uniform(client_key, counter) * (size - i))
+                    counter += 1
+                    row[i], row[j] = row[j], row[i]
+                    label[i], label[j] = label[j], label[i]
         for item in positives:
             if place[item] < 0:
                 own_ids[n_rows] = item

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from recbole_fedras.compressor.base import CohortUpdate
 from recbole_fedras.data.clients import Samples
@@ -38,6 +38,7 @@ class Trained:
         Binary cross-entropy (LightFR: squared error), summed over all samples when they
         were trained on; not finite if anything else here is not.
     n_samples : int
+        Of BPR, pairs.
     """
 
     user_rows: Tensor
@@ -147,7 +148,7 @@ def train_cohort(
         rows=rows,
         theta=theta_changes,
     )
-    n_samples = sum(len(samples.rows) for samples in groups)
+    n_samples = sum(len(samples.rows) for samples in groups) // (1 + training.pairwise)
     return Trained(user_rows, updates, torch.stack(losses).cpu(), n_samples)
 
 
@@ -183,6 +184,7 @@ def _train_compiled(
             gradient_map.numpy(),
             training.rho_shared,
             training.rho_private,
+            training.pairwise,
         )
     return torch.tensor(loss, dtype=torch.float64)
 
@@ -250,7 +252,9 @@ def _train_batched(
 
         own = {name: value[:n] for name, value in network.items()}
         parameters = (users[:n], table, own)
-        given = (row, items[item], label, valid, gradient_map, embedding)
+        given = (
+            row, items[item], label, valid, gradient_map, embedding, training.pairwise
+        )  # fmt: skip
         loss, slopes = _gradients(score, parameters, *given)
         total += loss
         if training.sharpness_aware:
@@ -264,7 +268,8 @@ def _train_batched(
             0, row.reshape(-1), item_gradient, alpha=-training.learning_rate
         )
         for value, gradient in zip(network.values(), of_network, strict=True):
-            mean = gradient / size.reshape(-1, *[1] * (gradient.dim() - 1))
+            count = size // (1 + training.pairwise)
+            mean = gradient / count.reshape(-1, *[1] * (gradient.dim() - 1))
             value[:n] -= training.theta_learning_rate * mean
 
     user_rows[who] = users
@@ -286,6 +291,7 @@ def _gradients(
     valid: Tensor,
     gradient_map: Tensor | None,
     embedding: ItemEmbedding | None,
+    pairwise: bool,
 ) -> tuple[Tensor, Gradients]:
     """Return a batch's loss and gradients, summed over samples.
 
@@ -302,9 +308,14 @@ def _gradients(
         else:
             vectors = embedding.vectors(parts, item, own)
         logits = score(user, vectors, own)
-        loss = binary_cross_entropy_with_logits(
-            logits, label, weight=valid.to(logits.dtype), reduction="sum"
-        )
+        weight = valid.to(logits.dtype)
+        if pairwise:  # item, negative, item, ...
+            ahead = logits[:, ::2] - logits[:, 1::2]
+            loss = -(logsigmoid(ahead) * weight[:, ::2]).sum()
+        else:
+            loss = binary_cross_entropy_with_logits(
+                logits, label, weight=weight, reduction="sum"
+            )
     leaves = [user, parts, *own.values()]
     of_user, of_item, *of_network = torch.autograd.grad(loss, leaves)
     of_item = of_item.reshape(-1, table.shape[1])

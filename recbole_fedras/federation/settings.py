@@ -32,6 +32,8 @@ class LocalTraining:
     rho_shared, rho_private : float
         How far sharpness-aware minimisation goes uphill before it takes a gradient, in
         the shared and in the private parameters; both 0: plain SGD.
+    pairwise : bool
+        Whether the loss is BPR's, of pairs, instead of the binary cross-entropy.
     """
 
     learning_rate: float
@@ -42,6 +44,7 @@ class LocalTraining:
     n_negatives: int
     rho_shared: float = 0.0
     rho_private: float = 0.0
+    pairwise: bool = False
 
     @property
     def sharpness_aware(self) -> bool:

@@ -87,7 +87,8 @@ class RoundReport:
     Attributes
     ----------
     loss : float
-        Of a training sample, the mean: binary cross-entropy, LightFR's squared error.
+        Of a training sample, the mean: binary cross-entropy, LightFR's squared error;
+        or of a pair, BPR's.
     n_clients : int
     bytes : dict of str to int
         The round of the ledger.
@@ -281,7 +282,9 @@ class Simulation:
         def draw(start: int) -> Samples:
             group = part[start : start + width]
             n_negatives, n_epochs = training.n_negatives, training.local_epochs
-            return draw_samples(self.clients, group, n_negatives, n_epochs, key)
+            return draw_samples(
+                self.clients, group, n_negatives, n_epochs, key, training.pairwise
+            )
 
         with self._time("local_training"):
             trained = train_cohort(

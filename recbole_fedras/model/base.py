@@ -55,12 +55,12 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     #: Compiled local training on the CPU for a model without a network, or None:
     #: ``train_clients(users, table, changes, ids, row_offsets, rows, labels,
     #: sample_offsets, n_epochs, batch_size, learning_rate, user_learning_rate,
-    #: gradient_map, rho_shared, rho_private) -> loss`` updates ``users`` (n_clients,
-    #: dim) in place and writes to ``changes`` (n_rows, dim) by how much the clients'
-    #: copies of the rows ``ids`` of ``table`` change, exactly as gradients of
-    #: :meth:`score` would. The samples are
-    #: those of :class:`recbole_fedras.data.clients.Samples`; an empty ``gradient_map``
-    #: means none.
+    #: gradient_map, rho_shared, rho_private, pairwise) -> loss`` updates ``users``
+    #: (n_clients, dim) in place and writes to ``changes`` (n_rows, dim) by how much the
+    #: clients' copies of the rows ``ids`` of ``table`` change, exactly as gradients of
+    #: :meth:`score` would. The samples are those of
+    #: :class:`recbole_fedras.data.clients.Samples`; an empty ``gradient_map`` means
+    #: none.
     train_clients: Callable[..., float] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -87,7 +87,7 @@ class LightFR(FederatedRecommender):
 def _train_clients(  # type: ignore[no-untyped-def]
     regularization, users, table, changes, ids, row_offsets, rows, labels,
     sample_offsets, n_epochs, batch_size, learning_rate, user_learning_rate,
-    gradient_map, rho_shared, rho_private,
+    gradient_map, rho_shared, rho_private, pairwise,
 ):  # fmt: skip
     """Train clients one by one; see ``FederatedRecommender.train_clients``.
 

@@ -23,6 +23,29 @@ _fast = njit(
 
 
 @_fast
+def _pair_slopes(
+    user: Floats, table: Floats, rows: Ints, slopes: Floats, user_gradient: Floats
+) -> float:
+    """Do the same for pairs of an item and a negative, and BPR's loss."""
+    dim = len(user)
+    loss = 0.0
+    user_gradient[:] = 0
+    for i in range(0, len(rows), 2):
+        item, negative = table[rows[i]], table[rows[i + 1]]
+        ahead = np.float32(0)
+        for j in range(dim):
+            ahead += user[j] * (item[j] - negative[j])
+        decay = np.exp(-abs(ahead))
+        loss += np.log1p(decay) - min(ahead, np.float32(0))
+        behind = np.float32(1) / (np.float32(1) + decay)  # sigmoid of |ahead|
+        slope = decay * behind if ahead >= 0 else behind
+        slopes[i], slopes[i + 1] = -slope, slope
+        for j in range(dim):
+            user_gradient[j] += slope * (negative[j] - item[j])
+    return float(loss)
+
+
+@_fast
 def _slopes(
     user: Floats,
     table: Floats,
@@ -30,8 +53,11 @@ def _slopes(
     labels: Floats,
     slopes: Floats,
     user_gradient: Floats,
+    pairwise: bool,
 ) -> float:
     """Write each sample's slope and the user's gradient; return the loss."""
+    if pairwise:
+        return _pair_slopes(user, table, rows, slopes, user_gradient)
     dim = len(user)
     loss = 0.0
     user_gradient[:] = 0
@@ -119,6 +145,7 @@ def _train_client(
     gradient_map: Floats,
     rho_shared: float,
     rho_private: float,
+    pairwise: bool,
 ) -> float:
     """Train one client in place.
 
@@ -139,7 +166,7 @@ def _train_client(
         for start in range(0, rows.shape[1], batch_size):
             batch = rows[epoch, start : start + batch_size]
             label = labels[epoch, start : start + batch_size]
-            loss += _slopes(user, table, batch, label, slopes, user_gradient)
+            loss += _slopes(user, table, batch, label, slopes, user_gradient, pairwise)
             _step(user, gradient_map, step)
             if sharpness_aware:
                 _ascend(
@@ -147,7 +174,10 @@ def _train_client(
                     np.float32(rho_shared), np.float32(rho_private), slope_of_row,
                     high_user, high_table,
                 )  # fmt: skip
-                _slopes(high_user, high_table, batch, label, slopes, user_gradient)
+                _slopes(
+                    high_user, high_table, batch, label, slopes, user_gradient,
+                    pairwise,
+                )  # fmt: skip
                 _step(high_user, gradient_map, step)
             for i in range(len(batch)):
                 item = table[batch[i]]
@@ -163,7 +193,7 @@ def _train_client(
 def _train_clients(  # type: ignore[no-untyped-def]
     users, table, changes, ids, row_offsets, rows, labels, sample_offsets, n_epochs,
     batch_size, learning_rate, user_learning_rate, gradient_map, rho_shared,
-    rho_private,
+    rho_private, pairwise,
 ):  # fmt: skip
     """Train clients one by one; see ``FederatedRecommender.train_clients``.
 
@@ -183,6 +213,7 @@ def _train_clients(  # type: ignore[no-untyped-def]
             users[c], local, rows[samples].reshape(n_epochs, -1),
             labels[samples].reshape(n_epochs, -1), batch_size, learning_rate,
             user_learning_rate, gradient_map, rho_shared, rho_private,
+            pairwise,
         )  # fmt: skip
         for i in range(len(own_ids)):
             row, held = local[i], table[own_ids[i]]
