@@ -40,7 +40,7 @@ class Embeddings:
         self._replica = torch.zeros(n_clients, dtype=torch.int64)
         self._users, self._items = tensor[:n_clients], tensor[None, n_clients:]
 
-    networks = None
+    networks = embedding = None
 
     def hold_replicas(self, n_replicas: int, mapped: bool = False) -> None:
         """Make room for tables, of which the first is as it was."""
