@@ -54,8 +54,9 @@ class Config(RecBoleConfig):  # type: ignore[misc]
     """RecBole's ``Config`` with our defaults beneath the user's values.
 
     For federated models the order is, later over earlier: RecBole's defaults, our
-    ``overall.yaml``, ``model/{model}.yaml``, ``compressor/{compressor}.yaml`` and
-    ``dataset/{dataset}.yaml``; then config files, ``config_dict``, command line.
+    ``overall.yaml``, ``preset/``, ``item_embedding/``, ``model/``, ``compressor/`` and
+    ``dataset/``, each a YAML file of the name chosen; then config files,
+    ``config_dict``, command line.
     For RecBole's own models RecBole's defaults win over ours.
 
     Parameters
