@@ -31,10 +31,7 @@ class Server:
     """
 
     def __init__(
-        self,
-        item_table: Tensor,
-        theta: Tensor,
-        optimization: ServerOptimization = ServerOptimization(),  # noqa: B008 - frozen
+        self, item_table: Tensor, theta: Tensor, optimization: ServerOptimization
     ) -> None:
         self.item_table = item_table.clone()
         self.theta = theta.clone()
