@@ -216,7 +216,7 @@ def _seed(
     return candidates[_greedy(candidates, weights, n_groups, rng)]
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(nogil=True, cache=True)
 def _greedy(
     points: Floats, weights: Floats, n_groups: int, rng: np.random.Generator
 ) -> Ints:
@@ -237,6 +237,7 @@ def _greedy(
             row[j] = weights[j] * max(square, np.float32(0))
     chosen = np.empty(n_groups, np.int64)
     closest = weights.copy()  # the first is drawn by weight
+    nearer, ones = np.empty_like(closest), np.ones_like(closest)
     passed = np.empty(n, np.float64)
     for k in range(n_groups):
         total = 0.0
@@ -249,9 +250,10 @@ def _greedy(
         for _ in range(2 + int(np.log(n_groups))):
             point = rng.random() * total
             trial = min(int(np.searchsorted(passed, point, side="right")), n - 1)
-            row, left = gains[trial], np.float32(0)
+            row = gains[trial]
             for i in range(n):
-                left += min(closest[i], row[i]) if k else row[i]
+                nearer[i] = row[i] if row[i] < closest[i] or not k else closest[i]
+            left = np.dot(nearer, ones)
             if left <= least:
                 least = left
                 chosen[k] = trial
@@ -273,7 +275,7 @@ def _systematic(passed: NDArray[np.float64], count: int, start: float) -> Ints:
     return np.minimum(places, len(passed) - 1)  # type: ignore[no-any-return]
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(nogil=True, cache=True)
 def find_nearest(
     rows: Floats, norms: Floats, centroids: Floats, nearest: Ints, distances: Floats
 ) -> None:
@@ -299,7 +301,8 @@ def find_nearest(
         for i in range(block):
             row, row_bits, norm = products[i], bits[i], norms[first + i]
             for c in range(k):
-                row[c] = max(row[c] + squares[c] + norm, np.float32(0))
+                distance = row[c] + squares[c] + norm
+                row[c] = distance if distance > 0 else np.float32(0)
             least = row_bits[0]
             for c in range(k):
                 least = min(least, row_bits[c])

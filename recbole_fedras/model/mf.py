@@ -17,6 +17,7 @@ Ints = NDArray[np.int32]
 _fast = njit(
     nogil=True,
     cache=True,
+    forceinline=True,  # one copy of the code: another one may round differently
     error_model="numpy",
     fastmath={"reassoc", "contract", "arcp", "nsz"},  # NaN and infinity stay so
 )
