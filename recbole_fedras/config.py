@@ -10,15 +10,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from recbole.config import Config as RecBoleConfig
 
 from recbole_fedras import compat, keys, registry
 from recbole_fedras.checkpoint import plain, read_checkpoint
 from recbole_fedras.compressor import Compressor
+from recbole_fedras.data.features import item_features, principal_components
 from recbole_fedras.embedding import ItemEmbedding
-from recbole_fedras.embedding.base import random_base
 from recbole_fedras.embedding.full import Full
 from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.model import FederatedRecommender
@@ -330,7 +332,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             self.federation(), self.local_training(), self.make_compressors()
             keys.check_federated(self)
             self._cut()
-            self.make_item_embedding(1, self["embedding_size"])
+            keys.check_item_embedding(self, self._item_embedding_class)
 
     def _cut(self) -> None:
         """Let methods that do not compress meet the rate by doing less."""
@@ -385,16 +387,58 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         uplink, downlink = map(self._make_compressor, DIRECTIONS)
         return uplink, downlink
 
-    def make_item_embedding(self, n_items: int, dim: int) -> ItemEmbedding | None:
-        """Build what items are made of; None for a row each without a base."""
+    @property
+    def warmup_rounds(self) -> int:
+        """Rounds that train the whole table first, for a base or codes; or 0."""
+        frozen = self["use_base"] or self._item_embedding_class.fitted
+        warm = frozen and self["item_base"] == "warmup"
+        return int(self["warmup_rounds"]) if warm else 0
+
+    def make_item_embedding(
+        self, n_items: int, dim: int, source: NDArray[np.float32] | None = None
+    ) -> ItemEmbedding | None:
+        """Build what items are made of; None for a row each without a base.
+
+        Parameters
+        ----------
+        n_items, dim : int
+        source : ndarray of float32, shape (n_items, n), optional
+            Their features or warmed-up vectors; without it, what it gives is zero.
+        """
         kind, base = self._item_embedding_class, None
         if self["use_base"]:
-            rng = generator(self["seed"], Stream.INITIALISATION, 1, 1)
-            base = random_base(n_items, dim, self["init_std"], rng)
+            base = torch.from_numpy(self._base(n_items, dim, source))
         elif kind is Full:
             return None
         own = registry.hyper_parameters(kind).keys() - _GIVEN
-        return kind(n_items, dim, base, self["seed"], **{key: self[key] for key in own})
+        made = kind(n_items, dim, base, self["seed"], **{key: self[key] for key in own})
+        if source is not None:
+            made.fit(source, self["item_base"] == "features")
+        return made
+
+    def _base(
+        self, n_items: int, dim: int, source: NDArray[np.float32] | None
+    ) -> NDArray[np.float32]:
+        if self["item_base"] == "random":
+            rng = generator(self["seed"], Stream.INITIALISATION, 1, 1)
+            values = rng.standard_normal((n_items, dim)) * float(self["base_std"])
+            return values.astype(np.float32)
+        if source is None:
+            return np.zeros((n_items, dim), np.float32)
+        if self["item_base"] == "features":
+            return principal_components(source, dim, self["base_std"])
+        return source
+
+    def item_embedding_of(self, dataset: Any) -> ItemEmbedding | None:
+        """Build it for a dataset, without a warm-up."""
+        source = None
+        if self["item_base"] == "features" and (
+            self["use_base"] or self._item_embedding_class.fitted
+        ):
+            source = item_features(dataset, self["item_features"])
+        return self.make_item_embedding(
+            dataset.item_num - 1, self["embedding_size"], source
+        )
 
     def _make_compressor(self, direction: str) -> Compressor:
         name, compressor_class = self._compressors[direction]

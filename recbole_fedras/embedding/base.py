@@ -9,48 +9,51 @@ import numpy as np
 import torch
 from numba import njit
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_fedras.data.clients import Samples
 from recbole_fedras.theta import Theta
+from recbole_fedras.wire.payload import Message, Payload
 
 Ints = NDArray[np.int64]
 
 
-class ItemEmbedding(ABC):
+class ItemEmbedding(nn.Module, ABC):
     """Item vectors ``e_i = E0_i + C_i``: a frozen base, and what is trained.
 
     ``C_i`` is composed of the rows ``members[i]`` of one table, which takes the place
     of the table of items everywhere: it is what clients hold, train, compress and send,
-    by its own row ids. Dense parameters besides it join the network (theta).
+    by its own row ids. Dense parameters besides it join the network (theta). What is
+    frozen (E0, and ``members`` if they are fitted) is a buffer, part of checkpoints.
 
-    A subclass sets :attr:`members` and :attr:`width` and defines :meth:`compose`; its
-    further constructor parameters are its hyper-parameters and become config keys.
+    A subclass gives its constructor's ``members`` and ``width`` to this one and defines
+    :meth:`compose`; its further constructor parameters are its hyper-parameters and
+    become config keys.
 
     Parameters
     ----------
     n_items, dim : int
     base : Tensor, shape (n_items, dim), or None
-        E0, which everybody knows: drawn from the shared seed, never sent, and drawn
-        again for a checkpoint.
-    seed : int
-        The run's.
-
-    Attributes
-    ----------
-    members : ndarray of int64, shape (n_items, h)
+        E0.
+    members : Tensor of int64, shape (n_items, h)
         Rows of the table that make up each item.
     width : int
         Columns of the table.
     """
 
-    members: Ints
-    width: int
+    #: Whether :meth:`fit` must be called before anything else.
+    fitted: bool = False
 
-    def __init__(self, n_items: int, dim: int, base: Tensor | None, seed: int) -> None:
-        self.n_items = n_items
-        self.dim = dim
-        self.base = base
+    base: Tensor | None
+    members: Tensor
+
+    def __init__(
+        self, n_items: int, dim: int, base: Tensor | None, members: Tensor, width: int
+    ) -> None:
+        super().__init__()
+        self.n_items, self.dim, self.width = n_items, dim, width
+        self.register_buffer("base", base)
+        self.register_buffer("members", members)
 
     @property
     def n_rows(self) -> int:
@@ -61,6 +64,26 @@ class ItemEmbedding(ABC):
     def n_parts(self) -> int:
         """Rows that make up an item, h."""
         return self.members.shape[1]
+
+    def fit(self, source: NDArray[np.float32], features: bool) -> None:
+        """Let the server learn what is frozen.
+
+        Parameters
+        ----------
+        source : ndarray of float32, shape (n_items, n)
+            Features of the items, or their warmed-up vectors.
+        features : bool
+            Which of the two.
+        """
+
+    def put_once(self, payload: Payload) -> None:
+        """Add what was fitted, which is sent to each client once: nothing, by default.
+
+        Fields book under the part ``once``.
+        """
+
+    def get_once(self, payload: Payload) -> None:
+        """Take what :meth:`put_once` added."""
 
     def initial_table(self, rng: np.random.Generator, std: float) -> Tensor:
         """Return the table that everybody starts from, shape (n_rows, width).
@@ -93,10 +116,28 @@ class ItemEmbedding(ABC):
     def vectors(self, parts: Tensor, items: Tensor, theta: Theta) -> Tensor:
         """Return ``E0 + C`` of items (n_clients, n), numbered from 0."""
         composed = self.compose(parts, theta)
-        if self.base is None:
-            return composed
-        self.base = self.base.to(parts.device)
-        return self.base[items] + composed
+        return composed if self.base is None else self.base[items] + composed
+
+
+def introduce(embedding: ItemEmbedding, base_known: bool) -> Message | None:
+    """Make the message that each client is sent once, and decode it; None: empty.
+
+    It has E0, unless that is known (``base_known``: drawn from the seed), ``4 N d``
+    bytes, and what was fitted.
+    """
+    payload = Payload()
+    if embedding.base is not None and not base_known:
+        payload.put_floats("base", embedding.base.cpu().numpy(), part="once")
+    embedding.put_once(payload)
+    if not payload:
+        return None
+    message = Message.of(payload, 0, None)
+    received = message.payload
+    if "base" in received:
+        base = received.floats("base", embedding.n_items, embedding.dim)
+        embedding.base = torch.from_numpy(base.copy()).to(embedding.members.device)
+    embedding.get_once(received)
+    return message
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +164,8 @@ def local_rows(samples: Samples, embedding: ItemEmbedding | None) -> LocalRows:
     if embedding is None:
         own = np.arange(len(samples.ids))[:, None]
         return LocalRows(samples.row_offsets, samples.ids, own)
-    wanted = embedding.members[samples.ids]  # (n_local_items, h)
+    members = embedding.members.cpu().numpy()
+    wanted = members[samples.ids]  # (n_local_items, h)
     ids = np.empty(wanted.size, np.int64)
     places = np.empty_like(wanted)
     offsets = _find_rows(samples.row_offsets, wanted, embedding.n_rows, ids, places)
@@ -155,8 +197,3 @@ def _find_rows(
             place[ids[r]] = -1
         offsets[c + 1] = n_found
     return offsets
-
-
-def random_base(n_items: int, dim: int, std: float, rng: np.random.Generator) -> Tensor:
-    """Draw E0, shape (n_items, dim)."""
-    return torch.from_numpy(rng.standard_normal((n_items, dim)) * std).float()

@@ -1,6 +1,6 @@
 """Full: every item has a row of its own; with a base, the control of the others."""
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from recbole_fedras.embedding.base import ItemEmbedding
@@ -14,9 +14,7 @@ class Full(ItemEmbedding):
     """
 
     def __init__(self, n_items: int, dim: int, base: Tensor | None, seed: int) -> None:
-        super().__init__(n_items, dim, base, seed)
-        self.members = np.arange(n_items)[:, None]
-        self.width = dim
+        super().__init__(n_items, dim, base, torch.arange(n_items)[:, None], dim)
 
     def compose(self, parts: Tensor, theta: Theta) -> Tensor:
         """Return the rows."""

@@ -1,6 +1,6 @@
 """Hash: items share the rows of a small table, a few each."""
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from recbole_fedras.embedding.base import ItemEmbedding
@@ -46,18 +46,17 @@ class Hash(ItemEmbedding):
                 raise ValueError(
                     f"hash_{name}={value!r} is not allowed; it must be an integer >= 1"
                 )
-        super().__init__(n_items, dim, base, seed)
         rng = generator(seed, Stream.HASHES)
         factors = rng.integers(1, PRIME, hash_functions).tolist()
         shifts = rng.integers(0, PRIME, hash_functions).tolist()
         functions = list(zip(factors, shifts, strict=True))
-        self.members = np.array(
+        members = torch.tensor(
             [
                 [(a * item + b) % PRIME % hash_rows for a, b in functions]
                 for item in range(n_items)
             ]
         )
-        self.width = dim
+        super().__init__(n_items, dim, base, members, dim)
         self._n_rows = hash_rows
 
     @property

@@ -51,9 +51,7 @@ class LoRA(ItemEmbedding):
             raise ValueError(
                 f"item_alpha={item_alpha!r} is not allowed; it must be a number > 0"
             )
-        super().__init__(n_items, dim, base, seed)
-        self.members = np.arange(n_items)[:, None]
-        self.width = item_rank
+        super().__init__(n_items, dim, base, torch.arange(n_items)[:, None], item_rank)
         self._scale = item_alpha / item_rank
 
     def initial_table(self, rng: np.random.Generator, std: float) -> Tensor:

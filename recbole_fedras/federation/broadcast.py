@@ -28,11 +28,12 @@ class BroadcastReplicas(PublishedReplicas):
         super()._hold(cohort_size)
         self._share_theta(self.messages[0])
         # Bytes published before each version, by tier.
-        self._published = torch.zeros(len(self._budgets), 1, dtype=torch.int64)
+        n_versions = 1 + self._server.round
+        self._published = torch.zeros(len(self._budgets), n_versions, dtype=torch.int64)
 
     @staticmethod
     def _base(version: int) -> int:
-        return max(version - 1, 0)
+        return version - 1
 
     def _share_theta(self, message: Message) -> None:
         if self._model.networks is not None:

@@ -85,7 +85,7 @@ class Replicas(ABC):
         #: No compressor sends more: a message of more bytes is refused unread.
         self.most_bytes = 2 * self.dense_bytes + 4 * len(server.theta) + 1024
         #: Version of the shared parameters that each client holds.
-        self.held = torch.zeros(len(tier_of_client), dtype=torch.int64)
+        self.held = torch.full((len(tier_of_client),), server.round)
         self._compressor_before = compressor.state_dict()
         self._hold(cohort_size)
 
@@ -175,10 +175,12 @@ class PublishedReplicas(Replicas):
     """One message for all clients of a tier, made when the server has stepped."""
 
     def _hold(self, cohort_size: int) -> None:
-        ctx = self._context(0, self._common_base())
+        version = self._server.round
+        ctx = self._context(version, self._common_base())
         start = empty_update(ctx.dim)
+        base = None if self._base(1) is None else version
         self.messages = [
-            self._message(self._compressor.encode(start, budget, ctx), 0, self._base(0))
+            self._message(self._compressor.encode(start, budget, ctx), version, base)
             for budget in self._budgets
         ]
         self._next: list[Message] = []

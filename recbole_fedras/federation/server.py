@@ -23,6 +23,8 @@ class Server:
         Initial network, flattened.
     optimization : ServerOptimization
         How it steps.
+    round : int
+        Rounds completed before.
 
     Attributes
     ----------
@@ -31,11 +33,15 @@ class Server:
     """
 
     def __init__(
-        self, item_table: Tensor, theta: Tensor, optimization: ServerOptimization
+        self,
+        item_table: Tensor,
+        theta: Tensor,
+        optimization: ServerOptimization,
+        round: int = 0,
     ) -> None:
         self.item_table = item_table.clone()
         self.theta = theta.clone()
-        self.round = 0
+        self.round = round
         self._before: tuple[Tensor, Tensor, int] | None = None
         self._plain = optimization.is_plain
         self._optimizers = {

@@ -119,6 +119,10 @@ class Simulation:
     training : LocalTraining
     n_jobs : int
         Threads, -1 for one per core; results do not depend on it.
+    once : Message, optional
+        What each client is sent once, with his first downlink here.
+    round : int
+        Rounds completed before.
 
     Raises
     ------
@@ -135,6 +139,8 @@ class Simulation:
         federation: Federation,
         training: LocalTraining,
         n_jobs: int = 1,
+        once: Message | None = None,
+        round: int = 0,
     ) -> None:
         self._n_jobs = n_jobs
         self.clients = clients
@@ -149,7 +155,7 @@ class Simulation:
             assign_tiers(clients.n_clients, len(rates), federation.seed)
         )
         self.server = Server(
-            model.replicas()[0], flatten(model.theta()), federation.optimization
+            model.replicas()[0], flatten(model.theta()), federation.optimization, round
         )
         n_items, dim = self.server.item_table.shape
         self._budgets = [self._budget(rate) for rate in rates]
@@ -173,6 +179,8 @@ class Simulation:
             if federation.uplink_feedback
             else None
         )
+        self.once = once
+        self._has_once = torch.zeros(clients.n_clients, dtype=torch.bool)
         self._workspace = Workspace()
         self._seconds: dict[str, float] = {}
 
@@ -186,6 +194,11 @@ class Simulation:
     def round(self) -> int:
         """Rounds completed."""
         return self.server.round
+
+    @property
+    def embedding(self) -> ItemEmbedding | None:
+        """What items are made of."""
+        return self._model.embedding
 
     def run_round(self) -> RoundReport:
         """Select, send down, train, send up, aggregate, publish.
@@ -216,6 +229,9 @@ class Simulation:
         losses: list[Tensor] = []
         n_samples = 0
         for part in self._parts(cohort):
+            if self.once is not None:
+                new = int((~self._has_once[part]).sum())
+                self._channel.send("downlink", self.once, new)
             with self._time("compression"):
                 self.replicas.deliver(torch.from_numpy(part))
             trained = self._train(part)
@@ -243,6 +259,7 @@ class Simulation:
     def _commit(self, cohort: Tensor, user_rows: Tensor) -> None:
         """Put into force what the round changed; nothing here can fail."""
         self._model.client_rows()[cohort] = user_rows
+        self._has_once[cohort] = True
         self.server.commit()
         self.replicas.commit(cohort)
         if self.feedback is not None:
@@ -367,6 +384,8 @@ class Simulation:
             "replicas": self.replicas.state_dict(),
             "feedback": self.feedback.state_dict() if self.feedback else None,
             "ledger": self.ledger.state_dict(),
+            "once": self.once.data if self.once else None,
+            "has_once": self._has_once,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -376,6 +395,7 @@ class Simulation:
         if self.feedback is not None:
             self.feedback.load_state_dict(state["feedback"])
         self.ledger.load_state_dict(state["ledger"])
+        self._has_once.copy_(state["has_once"])
 
 
 def _policy(federation: Federation) -> type[Replicas]:

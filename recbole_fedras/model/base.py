@@ -39,7 +39,7 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     user_embedding : nn.Embedding, shape (n_users, dim)
         Private. Row 0 is RecBole's [PAD].
     embedding : ItemEmbedding or None
-        What items are made of; None: of a row each, as they are.
+        What items are made of; None: of a row each, as they are, and in a warm-up.
     item_embedding : nn.Embedding, shape (n_replicas * n_rows, width)
         Shared. Replica t is the block of rows from ``t * n_rows``; there is one where
         all clients hold the same (:meth:`hold_replicas`).
@@ -48,6 +48,8 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     """
 
     input_type = InputType.POINTWISE
+
+    embedding: ItemEmbedding | None
 
     #: Whether embeddings are codes of -1 and 1, which only ``train_clients`` can train.
     binary: bool = False
@@ -75,34 +77,57 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         self.dim: int = config["embedding_size"]
         self.init_std: float = config["init_std"]
         self.seed: int = config["seed"]
-        self.embedding: ItemEmbedding | None = config.make_item_embedding(
-            self.n_items - 1, self.dim
+        self._make_item_embedding = partial(
+            config.make_item_embedding, self.n_items - 1, self.dim
         )
-        self.width = self.dim
-        if self.embedding is not None:
-            self.width = self.embedding.width
-            own = torch.from_numpy(self.embedding.members) + 1
-            members = torch.cat([torch.zeros_like(own[:1]), own])  # [PAD]
-            self.register_buffer("item_members", members, persistent=False)
-            for name, value in self.embedding.theta().items():
-                self.register_parameter(name, nn.Parameter(value))
-        #: Rows of the item table, with that of [PAD].
-        self.n_rows = self.embedding.n_rows + 1 if self.embedding else self.n_items
         self.user_embedding = nn.Embedding(self.n_users, self.dim)
-        self.item_embedding = nn.Embedding(self.n_rows, self.width)
+        rng = generator(self.seed, Stream.INITIALISATION, 0)
+        values = rng.standard_normal((self.n_users, self.dim)) * self.init_std
+        self.user_embedding.weight.data.copy_(torch.from_numpy(values))
         self.register_buffer(
             "replica_of_user", torch.zeros(self.n_users, dtype=torch.int64)
         )
+        self.networks: Tensor | None
         self.register_buffer("networks", None)
-        for index, table in enumerate((self.user_embedding, self.item_embedding)):
-            rng = generator(self.seed, Stream.INITIALISATION, index)
-            if index and self.embedding is not None:
-                start = self.embedding.initial_table(rng, self.init_std)
-                table.weight.data[0] = 0
-                table.weight.data[1:] = start
-                continue
-            values = rng.standard_normal((table.num_embeddings, self.dim))
-            table.weight.data.copy_(torch.from_numpy(values * self.init_std))
+        self.embedding = None
+        self.begin(None if config.warmup_rounds else config.item_embedding_of(dataset))
+
+    def begin(self, embedding: ItemEmbedding | None) -> None:
+        """Make items of an embedding, from its initial table, in everybody's replica.
+
+        Parameters
+        ----------
+        embedding : ItemEmbedding or None
+            None: a row each, as they are.
+        """
+        device = self.user_embedding.weight.device
+        for name in [] if self.embedding is None else self.embedding.theta():
+            delattr(self, name)
+        self.embedding = embedding
+        self.n_rows, self.width = self.n_items, self.dim
+        if embedding is not None:
+            embedding.to(device)
+            self.n_rows, self.width = embedding.n_rows + 1, embedding.width
+        rng = generator(self.seed, Stream.INITIALISATION, 1)
+        if embedding is None:
+            values = rng.standard_normal((self.n_rows, self.dim)) * self.init_std
+            table = torch.from_numpy(values).float()
+        else:
+            start = embedding.initial_table(rng, self.init_std)
+            table = torch.cat([torch.zeros(1, self.width), start])
+        self.item_embedding = nn.Embedding(
+            self.n_rows, self.width, _weight=table.to(device)
+        )
+        for name, value in (embedding.theta() if embedding else {}).items():
+            self.register_parameter(name, nn.Parameter(value.to(device)))
+        self.replica_of_user.zero_()
+        self.networks = None
+
+    def begin_like(self, state_dict: Mapping[str, Any]) -> None:
+        """Make items of what a saved state has them of: before or after a warm-up."""
+        begun = "embedding.members" in state_dict
+        if begun != (self.embedding is not None):
+            self.begin(self._make_item_embedding() if begun else None)
 
     @staticmethod
     @abstractmethod
@@ -185,6 +210,7 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Load parameters; make room for more replicas, keep room that is left over."""
+        self.begin_like(state_dict)
         saved = len(state_dict["item_embedding.weight"]) // self.n_rows
         if saved * self.n_rows > len(self.item_embedding.weight):
             self.hold_replicas(saved, mapped=True)
@@ -216,16 +242,17 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         if self.embedding is None:
             rows: Tensor = self.item_embedding(item + replica * self.n_rows)
             return rows
-        members = self.item_members[item] + replica[..., None] * self.n_rows
-        parts = self.item_embedding(members)
-        return self.embedding.vectors(parts, (item - 1).clamp(min=0), theta)
+        own = (item - 1).clamp(min=0)  # nobody asks for [PAD]
+        members = self.embedding.members[own] + 1 + replica[..., None] * self.n_rows
+        return self.embedding.vectors(self.item_embedding(members), own, theta)
 
     def _table(self, replica: int, theta: Theta) -> Tensor:
         """Vectors of all items as a replica has them, shape (n_items, dim)."""
         if self.embedding is None:
             tables: Tensor = self.item_embedding.weight
             return tables.view(-1, self.n_rows, self.dim)[replica]
-        everything = torch.arange(self.n_items, device=self.item_members.device)[None]
+        device = self.item_embedding.weight.device
+        everything = torch.arange(self.n_items, device=device)[None]
         return self._vectors(everything, torch.full_like(everything, replica), theta)[0]
 
     def _theta_of(self, replica: Tensor) -> dict[str, Tensor]:

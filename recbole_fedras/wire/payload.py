@@ -15,8 +15,9 @@ from recbole_fedras.wire import bits
 
 #: The parts that every byte is booked under. ``items`` holds the float values of item
 #: rows (what papers count), ``ids`` row ids, indices and assignments, ``theta`` the
-#: scoring network, ``framing`` names, shapes and lengths.
-PARTS = ("items", "ids", "theta", "framing")
+#: scoring network, ``once`` what each client is sent once (bases, codes), ``framing``
+#: names, shapes and lengths.
+PARTS = ("items", "ids", "theta", "once", "framing")
 
 FLOAT32 = np.dtype("<f4")
 
@@ -101,6 +102,9 @@ class Payload:
 
     def __contains__(self, name: str) -> bool:
         return name in self._fields
+
+    def __len__(self) -> int:
+        return len(self._fields)
 
     def part_bytes(self) -> dict[str, int]:
         """Bytes of the field data by part, framing excluded."""

@@ -1,0 +1,79 @@
+"""What the dataset says of its items, as vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from recbole.utils import FeatureType
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import MultiLabelBinarizer
+
+Floats = NDArray[np.float32]
+
+
+def item_features(dataset: Any, fields: Sequence[str] | None) -> Floats:
+    """Return features of all items but [PAD], shape (n_items, n_features).
+
+    Tokens become indicators, numbers are standardised, and a field that
+    ``preload_weight`` names (RecBole's way to load vectors from a file, of text for
+    instance) gives the vectors loaded.
+
+    Parameters
+    ----------
+    dataset : recbole.data.dataset.Dataset
+    fields : sequence of str, or None
+        Of the ``.item`` file, or of ``preload_weight``; None: all that are loaded.
+
+    Raises
+    ------
+    ValueError
+        If a field is not there, or none is.
+    """
+    table, preloaded = dataset.item_feat, dataset._preloaded_weight
+    own = [] if table is None else [name for name in table if name != dataset.iid_field]
+    known = [name for name in own if name not in preloaded] + list(preloaded)
+    for field in known if fields is None else fields:
+        if field not in known:
+            raise ValueError(
+                f"item_features={fields!r} is not allowed; loaded are {known}"
+            )
+    chosen = known if fields is None else list(fields)
+    if not chosen:
+        raise ValueError(
+            "item_base=features needs features of items: set load_col to fields of the "
+            ".item file, as {inter: [...], item: [item_id, ...]}, or preload_weight"
+        )
+    return np.concatenate([_field(dataset, field) for field in chosen], axis=1)
+
+
+def _field(dataset: Any, field: str) -> Floats:
+    if field in dataset._preloaded_weight:
+        vectors: Floats = dataset.get_preload_weight(field).astype(np.float32)
+        return vectors[1 : dataset.item_num]
+    values = dataset.item_feat[field].numpy()[1:]
+    kind = dataset.field2type[field]
+    if kind in (FeatureType.TOKEN, FeatureType.TOKEN_SEQ):
+        rows = values.reshape(len(values), -1)
+        encoder = MultiLabelBinarizer(classes=range(len(dataset.field2id_token[field])))
+        indicators: Floats = encoder.fit_transform(rows)[:, 1:].astype(np.float32)
+        return indicators  # without that of [PAD]
+    numbers: Floats = values.reshape(len(values), -1).astype(np.float32)
+    numbers -= numbers.mean(0)
+    numbers /= np.maximum(numbers.std(0), np.float32(1e-6))
+    return numbers
+
+
+def principal_components(features: Floats, dim: int, std: float) -> Floats:
+    """Reduce features to ``dim`` columns, of standard deviation ``std`` in all.
+
+    Where there are fewer columns than that, the rest are zeros.
+    """
+    n = min(dim, *features.shape)
+    model = PCA(n, svd_solver="full").fit(features)
+    # scikit-learn fixes the signs of components.
+    reduced = np.zeros((len(features), dim), np.float32)
+    reduced[:, :n] = model.transform(features)
+    return reduced * np.float32(std / max(float(reduced.std()), 1e-12))
