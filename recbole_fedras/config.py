@@ -56,7 +56,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
     """RecBole's ``Config`` with our defaults beneath the user's values.
 
     For federated models the order is, later over earlier: RecBole's defaults, our
-    ``overall.yaml``, ``preset/``, ``item_embedding/``, ``model/``, ``compressor/`` and
+    ``overall.yaml``, ``item_embedding/``, ``model/``, ``preset/``, ``compressor/`` and
     ``dataset/``, each a YAML file of the name chosen; then config files,
     ``config_dict``, command line.
     For RecBole's own models RecBole's defaults win over ours.
@@ -193,7 +193,8 @@ class Config(RecBoleConfig):  # type: ignore[misc]
     def _get_model_and_dataset(self, model: Any, dataset: Any) -> tuple[str, Any, str]:
         given = self.external_config_dict
         overall = registry.read_properties(".", "overall")
-        model = model or given.get("model") or overall["model"]
+        preset = self._preset(given.get("preset"))
+        model = model or given.get("model") or preset.get("model") or overall["model"]
         dataset = dataset or given.get("dataset") or overall["dataset"]
         if not isinstance(model, str | type):
             raise ValueError(f"model={model!r} is not allowed; it must be a name")
@@ -221,12 +222,13 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         recbole = self.internal_config_dict
         overall = registry.read_properties(".", "overall")
         given = self.external_config_dict
-        overall |= self._preset(given.get("preset"))
+        preset = self._preset(given.get("preset"))
         for kind in ("compressor", "item_embedding"):
             if f"{kind}_class" in given and kind not in given:
                 given[kind] = str(given[f"{kind}_class"]).rpartition(".")[2]
         federated = issubclass(model_class, FederatedRecommender)
         of_model = registry.read_properties("model", model) if federated else {}
+        of_model |= preset
         self._find_compressors(overall | of_model | given)
         overall |= self._find_item_embedding(overall | of_model | given)
         own: dict[str, Any] = {}

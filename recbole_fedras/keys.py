@@ -16,6 +16,7 @@ from recbole_fedras.federation.settings import (
     AGGREGATIONS,
     BUDGETS,
     REPLICAS,
+    USER_OPTIMIZERS,
     Federation,
     LocalTraining,
 )
@@ -63,8 +64,18 @@ def local_training(config: Any) -> LocalTraining:
     sample_num = negatives.get("sample_num")
     if type(sample_num) is not int or sample_num < 1:
         refuse(config, "train_neg_sample_args", "an integer sample_num >= 1")
+    gradient = _choice(config, "upload", ("delta", "gradient")) == "gradient"
+    if gradient and config["local_epochs"] != 1:
+        refuse(config, "local_epochs", "1 with upload=gradient, which is of one step")
+    batch_size = _integer(config, "train_batch_size", 1)
+    rates = {
+        key: _number(config, key, above=0)
+        for key in ("learning_rate", "theta_learning_rate")
+    }
+    if gradient:  # of the mean loss of a batch, added up over all batches
+        rates = dict.fromkeys(rates, 1 / batch_size)
     return LocalTraining(
-        learning_rate=_number(config, "learning_rate", above=0),
+        **rates,
         user_learning_rate=_number(
             config,
             "learning_rate"
@@ -72,13 +83,14 @@ def local_training(config: Any) -> LocalTraining:
             else "user_learning_rate",
             above=0,
         ),
-        theta_learning_rate=_number(config, "theta_learning_rate", above=0),
         local_epochs=_integer(config, "local_epochs", 1),
-        batch_size=_integer(config, "train_batch_size", 1),
+        batch_size=2**62 if gradient else batch_size,
         n_negatives=sample_num,
         rho_shared=_rho(config, "rho_shared"),
         rho_private=_rho(config, "rho_private"),
         pairwise=_pairwise(config),
+        upload_gradient=gradient,
+        user_optimizer=_choice(config, "user_optimizer", USER_OPTIMIZERS),
     )
 
 
@@ -287,6 +299,9 @@ def _check_codes(config: Any) -> None:
         refuse(config, "item_embedding", "full, without use_base, for binary codes")
     if config["local_loss"] != "bce":
         refuse(config, "local_loss", "bce for binary codes, which have their own")
+    for key, only in (("upload", "delta"), ("user_optimizer", "sgd")):
+        if config[key] != only:
+            refuse(config, key, f"{only} for binary codes")
     if config["local_objective"] != "sgd":
         refuse(config, "local_objective", "sgd for binary codes")
     if config["replica"] == "stale":  # half an update leaves no codes

@@ -16,6 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from recbole_fedras.compressor.base import CohortUpdate
 from recbole_fedras.data.clients import Samples
 from recbole_fedras.embedding.base import ItemEmbedding, LocalRows, local_rows
+from recbole_fedras.federation.optimizer import adam_step
 from recbole_fedras.federation.sam import Gradients, Parameters, ascend
 from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.parallel import thread_map
@@ -39,12 +40,15 @@ class Trained:
         were trained on; not finite if anything else here is not.
     n_samples : int
         Of BPR, pairs.
+    user_states : Tensor or None, shape (n_clients, 2 dim + 1)
+        Of the users' Adam.
     """
 
     user_rows: Tensor
     updates: CohortUpdate
     losses: Tensor
     n_samples: int
+    user_states: Tensor | None = None
 
 
 class Workspace:
@@ -78,6 +82,7 @@ def train_cohort(
     train_clients: TrainClients | None = None,
     workspace: Workspace | None = None,
     embedding: ItemEmbedding | None = None,
+    user_states: Tensor | None = None,
 ) -> Trained:
     """Train every client of a cohort from the shared parameters that he holds.
 
@@ -104,12 +109,14 @@ def train_cohort(
         Applied to item gradients, see ``Compressor.gradient_map``.
     train_clients : callable, optional
         Compiled training, ``FederatedRecommender.train_clients``. It is used on the
-        CPU, without an ``embedding``; its results equal those of the general path to
-        rounding.
+        CPU, without an ``embedding`` and with plain SGD of users; its results equal
+        those of the general path to rounding.
     workspace : Workspace, optional
         Holds the updates returned, until it is used again.
     embedding : ItemEmbedding, optional
         What items are made of; by default a row of the table each.
+    user_states : Tensor, shape (n_clients, 2 dim + 1), optional
+        Of the users' Adam, see ``adam_step``; by default users take plain steps.
     """
     device, dim = tables.device, tables.shape[-1]
     bounds = np.cumsum([0, *map(len, groups)])
@@ -120,7 +127,9 @@ def train_cohort(
     n_theta = sum(value.numel() for value in theta.values())
     theta_changes = torch.empty(len(clients), n_theta, device=device)
     plain = device.type == "cpu" and not theta and embedding is None
-    compiled = train_clients if plain else None
+    compiled = train_clients if plain and user_states is None else None
+    if user_states is not None:
+        user_states = user_states.clone()
 
     def train(index: int) -> Tensor:
         own = slice(*bounds[index : index + 2])
@@ -132,6 +141,7 @@ def train_cohort(
             loss = _train_batched(
                 score, *group, theta, theta_changes[own], training, gradient_map,
                 local[index], embedding,
+                None if user_states is None else user_states[own],
             )  # fmt: skip
         # 0 times a number that is not finite is NaN.
         return loss + 0 * (users.sum() + changes.sum() + theta_changes[own].sum())
@@ -149,7 +159,8 @@ def train_cohort(
         theta=theta_changes,
     )
     n_samples = sum(len(samples.rows) for samples in groups) // (1 + training.pairwise)
-    return Trained(user_rows, updates, torch.stack(losses).cpu(), n_samples)
+    total = torch.stack(losses).cpu()
+    return Trained(user_rows, updates, total, n_samples, user_states)
 
 
 def _train_compiled(
@@ -202,6 +213,7 @@ def _train_batched(
     gradient_map: Tensor | None,
     local: LocalRows,
     embedding: ItemEmbedding | None,
+    user_states: Tensor | None,
 ) -> Tensor:
     """Train all clients of a group side by side; return the loss.
 
@@ -229,6 +241,7 @@ def _train_batched(
         place, (samples.sample_offsets[:-1][order], sizes, n_batches, order)
     )
     users = user_rows[who]
+    states = None if user_states is None else user_states[who]
     network = {
         name: value.expand(len(order), *value.shape).clone()
         for name, value in theta.items()
@@ -263,16 +276,25 @@ def _train_batched(
             )
             _, slopes = _gradients(score, uphill, *given)
         user_gradient, item_gradient, of_network = slopes
-        users[:n] -= training.user_learning_rate * user_gradient
+        if states is None:
+            users[:n] -= training.user_learning_rate * user_gradient
+        else:
+            users[:n] -= adam_step(
+                states[:n], user_gradient, training.user_learning_rate
+            )
         table.index_add_(
             0, row.reshape(-1), item_gradient, alpha=-training.learning_rate
         )
+        count = size // (1 + training.pairwise)
+        if training.upload_gradient:
+            count = torch.ones_like(count)
         for value, gradient in zip(network.values(), of_network, strict=True):
-            count = size // (1 + training.pairwise)
             mean = gradient / count.reshape(-1, *[1] * (gradient.dim() - 1))
             value[:n] -= training.theta_learning_rate * mean
 
     user_rows[who] = users
+    if user_states is not None and states is not None:
+        user_states[who] = states
     torch.sub(table, before, out=changes)
     for name, value in network.items():
         value -= theta[name]

@@ -1,4 +1,4 @@
-"""What the server makes of an aggregate: plain addition, or an adaptive step."""
+"""What the server makes of an aggregate, and users of their gradients."""
 
 from __future__ import annotations
 
@@ -99,3 +99,25 @@ class ServerOptimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self._state = self._next = dict(state)
+
+
+def adam_step(state: Tensor, gradient: Tensor, learning_rate: float) -> Tensor:
+    """Return what Adam subtracts from n private vectors; update its state in place.
+
+    Source: Kingma and Ba, "Adam" (ICLR 2015), Algorithm 1, with its defaults.
+
+    Parameters
+    ----------
+    state : Tensor, shape (n, 2 dim + 1)
+        Means, squares and steps taken, from zeros.
+    gradient : Tensor, shape (n, dim)
+    learning_rate : float
+    """
+    dim = gradient.shape[1]
+    mean, squares, steps = state[:, :dim], state[:, dim:-1], state[:, -1:]
+    mean.lerp_(gradient, 0.1)
+    squares.lerp_(gradient.square(), 0.001)
+    steps += 1
+    decays = [1 - torch.pow(decay, steps) for decay in (0.9, 0.999)]
+    root = (squares / decays[1]).sqrt()
+    return learning_rate * (mean / decays[0]) / (root + 1e-8)

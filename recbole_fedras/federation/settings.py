@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from recbole_fedras.federation.optimizer import ServerOptimization
 
+USER_OPTIMIZERS = ("sgd", "adam")
 AGGREGATIONS = ("inverse_frequency", "fedavg", "discrete")
 REPLICAS = ("broadcast", "stale", "personal")
 BUDGETS = ("nominal", "wire")
@@ -34,6 +35,11 @@ class LocalTraining:
         the shared and in the private parameters; both 0: plain SGD.
     pairwise : bool
         Whether the loss is BPR's, of pairs, instead of the binary cross-entropy.
+    upload_gradient : bool
+        Whether clients take one step on all their samples and send its gradient. The
+        rates of items and network then are what it is scaled by, of the summed loss.
+    user_optimizer : {'sgd', 'adam'}
+        Of user embeddings; Adam's state is private and lasts.
     """
 
     learning_rate: float
@@ -45,6 +51,8 @@ class LocalTraining:
     rho_shared: float = 0.0
     rho_private: float = 0.0
     pairwise: bool = False
+    upload_gradient: bool = False
+    user_optimizer: str = "sgd"
 
     @property
     def sharpness_aware(self) -> bool:

@@ -179,6 +179,11 @@ class Simulation:
             if federation.uplink_feedback
             else None
         )
+        self._user_states = (
+            torch.zeros(clients.n_clients, 2 * model.client_rows().shape[1] + 1)
+            if training.user_optimizer == "adam"
+            else None
+        )
         self.once = once
         self._has_once = torch.zeros(clients.n_clients, dtype=torch.bool)
         self._workspace = Workspace()
@@ -226,6 +231,7 @@ class Simulation:
         combined = aggregate(self.federation.aggregation, self.server.item_table)
         theta_changes: list[Tensor] = []
         user_rows: list[Tensor] = []
+        user_states: list[Tensor] = []
         losses: list[Tensor] = []
         n_samples = 0
         for part in self._parts(cohort):
@@ -236,6 +242,8 @@ class Simulation:
                 self.replicas.deliver(torch.from_numpy(part))
             trained = self._train(part)
             user_rows.append(trained.user_rows)
+            if trained.user_states is not None:
+                user_states.append(trained.user_states)
             losses.append(trained.losses)
             n_samples += trained.n_samples
             for update, theta_change in self._upload(trained.updates):
@@ -247,7 +255,8 @@ class Simulation:
             update = self.server.step(update, mean_theta(theta_changes))
         with self._time("compression"):
             self.replicas.publish(update)
-        self._commit(torch.from_numpy(cohort), torch.cat(user_rows))
+        states = torch.cat(user_states).cpu() if user_states else None
+        self._commit(torch.from_numpy(cohort), torch.cat(user_rows), states)
         return RoundReport(
             float(torch.cat(losses).sum()) / n_samples,
             len(cohort),
@@ -256,9 +265,13 @@ class Simulation:
             self._seconds,
         )
 
-    def _commit(self, cohort: Tensor, user_rows: Tensor) -> None:
+    def _commit(
+        self, cohort: Tensor, user_rows: Tensor, user_states: Tensor | None
+    ) -> None:
         """Put into force what the round changed; nothing here can fail."""
         self._model.client_rows()[cohort] = user_rows
+        if self._user_states is not None and user_states is not None:
+            self._user_states[cohort] = user_states
         self._has_once[cohort] = True
         self.server.commit()
         self.replicas.commit(cohort)
@@ -319,6 +332,7 @@ class Simulation:
                 self._model.train_clients,
                 self._workspace,
                 self._model.embedding,
+                self._states_of(clients),
             )
         loss = float(trained.losses.sum()) / trained.n_samples
         if not isfinite(loss):
@@ -330,6 +344,11 @@ class Simulation:
                 f"{self.federation.optimization.learning_rate}"
             )
         return trained
+
+    def _states_of(self, clients: Tensor) -> Tensor | None:
+        if self._user_states is None:
+            return None
+        return self._user_states[clients].to(self.replicas.tables.device)
 
     def _upload(self, updates: CohortUpdate) -> Iterator[tuple[RowUpdate, Tensor]]:
         """Send each client's update; yield what the server decodes."""
@@ -386,6 +405,7 @@ class Simulation:
             "ledger": self.ledger.state_dict(),
             "once": self.once.data if self.once else None,
             "has_once": self._has_once,
+            "user_states": self._user_states,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -396,6 +416,8 @@ class Simulation:
             self.feedback.load_state_dict(state["feedback"])
         self.ledger.load_state_dict(state["ledger"])
         self._has_once.copy_(state["has_once"])
+        if self._user_states is not None:
+            self._user_states.copy_(state["user_states"])
 
 
 def _policy(federation: Federation) -> type[Replicas]:

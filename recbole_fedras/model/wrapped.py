@@ -1,0 +1,172 @@
+"""Models of RecBole's own, federated without a copy of their code."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import threading
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.model.general_recommender import BPR, NeuMF
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from recbole_fedras.model.base import FederatedRecommender
+from recbole_fedras.theta import Theta
+
+
+class Rows(nn.Module):
+    """Stands where an embedding stood, and returns the rows that it was given."""
+
+    rows: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.empty(0), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the rows, one for each id."""
+        return self.rows
+
+
+class WrappedRecommender(FederatedRecommender):
+    """A general recommender of RecBole's, which scores with its own ``forward``.
+
+    Its embeddings of users become the private rows, side by side if there are several,
+    those of items the shared rows; every other parameter belongs to theta. A subclass
+    names it: ``recommender = BPR``.
+
+    ``forward(user, item)`` must return a logit for each pair, or embeddings of both
+    whose product is one.
+
+    Parameters
+    ----------
+    config, dataset
+        As for the base class; also reads what the recommender reads.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be federated: its ``forward`` takes something else, it has
+        buffers (graphs, statistics of batches) or parameters of each user beside
+        embeddings, or its embeddings do not add up to ``embedding_size``.
+
+    Notes
+    -----
+    **Departures**: embeddings start as those of every model here (``init_std``), and
+    the loss is ``local_loss``; there is no dropout.
+    """
+
+    recommender: ClassVar[type[GeneralRecommender]]
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        name = self.recommender.__name__
+        arguments = list(inspect.signature(self.recommender.forward).parameters)
+        if arguments[1:] != ["user", "item"]:
+            raise ValueError(
+                f"{name} cannot be federated: its forward takes {arguments[1:]}, not "
+                "user and item"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.network = self.recommender(config, dataset).eval()
+        self._sizes = {
+            "user": self._take_embeddings("user", self.n_users),
+            "item": self._take_embeddings("item", self.n_items),
+        }
+        for side, sizes in self._sizes.items():
+            if sum(sizes.values()) != self.dim:
+                raise ValueError(
+                    f"embedding_size={self.dim} is not allowed; it must be "
+                    f"{sum(sizes.values())}, the {side} embeddings of {name} together"
+                )
+        for key, value in self.network.named_buffers():
+            if value.numel():
+                raise ValueError(f"{name} cannot be federated: it has a buffer {key!r}")
+        for key, value in self.network.named_parameters():
+            if self.n_users in value.shape:
+                raise ValueError(
+                    f"{name} cannot be federated: its parameter {key!r} has a "
+                    f"dimension of {self.n_users}, the number of users"
+                )
+        self._own = threading.local()
+
+    def _take_embeddings(self, side: str, count: int) -> dict[str, int]:
+        """Put :class:`Rows` in the embeddings' places; return names and sizes."""
+        found = {
+            name: module.embedding_dim
+            for name, module in self.network.named_modules()
+            if isinstance(module, nn.Embedding)
+            and module.num_embeddings == count
+            and (self.n_users != self.n_items or side in name)
+        }
+        for name in found:
+            self.network.set_submodule(name, Rows())
+        return found
+
+    def _skeleton(self) -> nn.Module:
+        """Return the network's copy of this thread: calling it swaps its parameters."""
+        if not hasattr(self._own, "network"):
+            self._own.network = copy.deepcopy(self.network)
+        skeleton: nn.Module = self._own.network
+        return skeleton
+
+    def _parts(self, side: str, rows: Tensor) -> Iterator[tuple[str, Tensor]]:
+        sizes = self._sizes[side]
+        parts = torch.split(rows, list(sizes.values()), dim=-1)
+        for name, part in zip(sizes, parts, strict=True):
+            yield f"{name}.rows", part
+
+    def score(  # type: ignore[override]
+        self, user_rows: Tensor, item_rows: Tensor, theta: Theta
+    ) -> Tensor:
+        """Return what the recommender's ``forward`` makes of the rows."""
+        network = self._skeleton()
+
+        def score_one(user: Tensor, items: Tensor, own: Theta) -> Tensor:
+            ids = torch.zeros(len(items), dtype=torch.int64, device=items.device)
+            given = {
+                name.removeprefix("network."): value for name, value in own.items()
+            }
+            given |= dict(self._parts("user", user.expand(len(items), -1)))
+            given |= dict(self._parts("item", items))
+            made = functional_call(network, given, (ids, ids))
+            if isinstance(made, tuple):
+                made = (made[0] * made[1]).sum(-1)
+            logits: Tensor = made.reshape(len(items))
+            return logits
+
+        values = [user_rows, item_rows, *theta.values()]
+        n = max(len(value) for value in values)
+        mapped = [None if len(value) == 1 else 0 for value in values]
+        values = [value[0] if len(value) == 1 else value for value in values]
+
+        def score_values(user: Tensor, items: Tensor, *own: Tensor) -> Tensor:
+            return score_one(user, items, dict(zip(theta, own, strict=True)))
+
+        if n == 1:
+            return score_values(*values)[None]
+        logits: Tensor = vmap(score_values, in_dims=tuple(mapped))(*values)
+        return logits
+
+    def score_all(  # type: ignore[override]
+        self, user_rows: Tensor, item_table: Tensor, theta: Theta
+    ) -> Tensor:
+        """Return the logits of every user with every item."""
+        return self.score(user_rows[:, None], item_table[None], theta)
+
+
+class FedBPR(WrappedRecommender):
+    """RecBole's BPR: the dot product of user and item, for ``local_loss: bpr``."""
+
+    recommender = BPR
+
+
+class FedNeuMF(WrappedRecommender):
+    """RecBole's NeuMF: GMF and an MLP, each on embeddings of its own."""
+
+    recommender = NeuMF
