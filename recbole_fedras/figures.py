@@ -53,6 +53,41 @@ def draw_settings(rows: Sequence[Row], xlabel: str | None) -> Figure:
     return figure
 
 
+def draw_bytes(rows: Sequence[Row], xlabel: str | None) -> Figure:
+    """Draw each metric against all bytes sent; nothing on the line is beaten."""
+    metrics = _distinct(row["metric"] for row in rows)
+    figure, panels = _panels(_distinct(row["dataset"] for row in rows), metrics, xlabel)
+    for (dataset, metric), panel in panels:
+        points = [
+            (row["uplink MB"] + row["downlink MB"], row)
+            for row in rows
+            if (row["dataset"], row["metric"]) == (dataset, metric)
+        ]
+        for method in _distinct(row["method"] for row in rows):
+            own = [(size, row) for size, row in points if row["method"] == method]
+            values, deviations = _bars([row for _, row in own])
+            panel.errorbar(
+                [size for size, _ in own], values, deviations, fmt="o", capsize=3,
+                label=method,
+            )  # fmt: skip
+            for size, row in own:
+                at = (size, row["ours"])
+                panel.annotate(
+                    row["setting"], at, fontsize=6, textcoords="offset points",
+                    xytext=(3, 3),
+                )  # fmt: skip
+        best: list[tuple[float, float]] = []
+        for size, row in sorted(points, key=lambda point: point[0]):
+            if not best or row["ours"] > best[-1][1]:
+                best.append((size, row["ours"]))
+        panel.step(
+            [size for size, _ in best], [value for _, value in best], ":", where="post"
+        )
+        panel.set_xscale("log")
+        panel.legend(fontsize=6)
+    return figure
+
+
 def draw_metrics(rows: Sequence[Row], xlabel: str | None) -> Figure:
     """Draw metrics side by side, but for those that the paper prints a number of."""
     rows = [row for row in rows if row["paper"] is None]

@@ -14,7 +14,13 @@ from tabulate import tabulate
 
 from recbole_fedras import registry
 from recbole_fedras.config import Config
-from recbole_fedras.figures import Curve, draw_curves, draw_metrics, draw_settings
+from recbole_fedras.figures import (
+    Curve,
+    draw_bytes,
+    draw_curves,
+    draw_metrics,
+    draw_settings,
+)
 from recbole_fedras.measures import group_sizes, information_loss, transfer_time
 from recbole_fedras.sweep import (
     Keys,
@@ -69,11 +75,12 @@ class Exhibit:
 
     The file's keys: ``title``; ``measure``, if it is another than training and
     testing; ``figure``, the name of its x-axis, if it is one, and what ``drawn``
-    along it: ``settings``, ``metrics`` or ``rounds``; ``metrics``; ``datasets``;
-    ``models``; ``keys`` of all runs; ``methods`` and ``settings``, each a label with
-    keys; ``learning_rates``, the grid for methods that name none, and ``tuning``, keys
-    of the setting that they are chosen in, the first if it says none; ``jobs``, if only
-    so many runs may be under way; and ``paper``, values by dataset, model and method, a
+    along it: ``settings``, ``metrics``, ``rounds`` or ``bytes``; ``metrics``;
+    ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and ``settings``, each a
+    label with keys, a setting's perhaps by dataset; ``learning_rates``, the grid for
+    methods that name none, and ``tuning``, keys of the setting that they are chosen in,
+    the first if it says none; ``jobs``, if only so many runs may be under way; and
+    ``paper``, values by dataset, model and method, a
     list for each setting.
     """
 
@@ -155,9 +162,14 @@ def _entries(text: dict[str, Any], rounds: int | None) -> Iterator[Entry]:
                 printed = text.get("paper", {}).get(dataset, {}).get(model, {})
                 values = printed.get(method, [None] * len(text["settings"]))
                 run = {"dataset": dataset, "model": model} | fixed
-                tuning = text.get("tuning", next(iter(text["settings"].values())))
+                settings = {
+                    label: keys.get(dataset, keys)
+                    for label, keys in text["settings"].items()
+                }
+                tuning = text.get("tuning", next(iter(settings.values())))
+                tuning = tuning.get(dataset, tuning)
                 for (setting, keys), paper in zip(
-                    text["settings"].items(), values, strict=True
+                    settings.items(), values, strict=True
                 ):
                     yield Entry(
                         dataset,
@@ -310,6 +322,8 @@ def _draw(
 ) -> None:
     if exhibit.drawn == "rounds":
         figure = draw_curves(curves, exhibit.metrics, exhibit.figure)
+    elif exhibit.drawn == "bytes":
+        figure = draw_bytes(rows, exhibit.figure)
     elif exhibit.drawn == "metrics":
         figure = draw_metrics(rows, exhibit.figure)
     else:

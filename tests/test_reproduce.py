@@ -44,9 +44,12 @@ def test_exhibits_are_whole(name):
         config = Config(config_dict=entry.keys)
         of_label = {
             "LightFR": "BinaryCodes", "SVD, full": "FullSVD", "FedRAS-E": "CE",
-            "FedRAS-F": "FedRAS", "FedRAS-T": "FedRAS",
+            "FedRAS-F": "FedRAS", "FedRAS-T": "FedRAS", "FedRAS, SAM": "FedRAS",
         }  # fmt: skip
-        assert config.method == of_label.get(entry.method, entry.method)
+        method = of_label.get(entry.method, entry.method)
+        if name in ("peft", "gel") and method != "FedRAS":
+            method = "none"
+        assert config.method == method
         Config(config_dict=entry.tuning)
     text = registry.read_properties("experiment", name)
     assert len(exhibit.entries) == len(text["settings"]) * sum(
@@ -295,6 +298,48 @@ def test_settings_are_drawn_as_lines_of_methods():
     assert [panel.get_ylabel() for panel in panels] == ["hit@10"] * 2 + ["ndcg@10"] * 2
     for line, height in zip(panels[0].get_lines()[::3], (0.25, 0.5), strict=True):
         assert line.get_ydata().tolist() == [height, height]
+
+
+def test_settings_may_differ_by_dataset():
+    exhibit = reproducing.read_exhibit("peft")
+    sizes = {
+        (entry.dataset, entry.setting): entry.keys["hash_rows"]
+        for entry in exhibit.entries
+    }
+    assert sizes["ml-100k", "1/8"] == 214
+    assert sizes["ml-1m", "1/16"] == 232
+    for (dataset, setting), rows in sizes.items():  # equal values, to a hundredth
+        n_items = {"ml-100k": 1682, "ml-1m": 3706}[dataset]
+        share = {"1/8": 0.125, "1/16": 0.0625}[setting]
+        own = next(
+            entry.keys
+            for entry in exhibit.entries
+            if (entry.dataset, entry.setting) == (dataset, setting)
+        )
+        whole = n_items * 32
+        for values in (
+            rows * 32, 4 * own["rq_codes"] * 32, own["item_rank"] * (n_items + 32)
+        ):  # fmt: skip
+            assert values / whole == pytest.approx(share, rel=0.03)
+        assert own["compression_rate"] == 1 - share
+    for entry in exhibit.entries:
+        tuned = {key: entry.tuning[key] for key in ("item_rank", "hash_rows")}
+        assert tuned == {"item_rank": 4, "hash_rows": sizes[entry.dataset, "1/8"]}
+
+
+def test_quality_is_drawn_against_bytes():
+    rows = [
+        {"dataset": "tiny", "metric": "hit@10", "method": method, "setting": setting,
+         "ours": ours, "sd": 0.01, "uplink MB": size, "downlink MB": 1.0}
+        for method, setting, ours, size in (
+            ("a", "1/8", 0.5, 2.0), ("a", "1/4", 0.6, 4.0), ("b", "1/8", 0.4, 3.0)
+        )
+    ]  # fmt: skip
+    (panel,) = figures.draw_bytes(rows, "megabytes").axes
+    best = panel.lines[-1]
+    assert list(best.get_xdata()) == [3.0, 5.0]  # b is beaten
+    assert list(best.get_ydata()) == [0.5, 0.6]
+    assert [text.get_text() for text in panel.texts] == ["1/8", "1/4", "1/8"]
 
 
 def test_metrics_without_a_number_of_the_paper_are_drawn_as_bars():
