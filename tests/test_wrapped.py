@@ -174,7 +174,7 @@ def test_what_cannot_be_federated_says_why(workspace, model, keys, said):
 
 
 def test_a_recommender_of_ones_own(run, workspace):
-    """As docs/models.md says."""
+    """As docs/methods/recbole_models.md says."""
     (workspace / "mine.py").write_text(
         '''
 import torch
