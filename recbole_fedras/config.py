@@ -330,6 +330,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         keys.check_common(self)
         super()._set_default_parameters()
         if issubclass(self.model_class, FederatedRecommender):
+            keys.check_bases(self)
             keys.check_compressors(self, self._compressors)
             self.federation(), self.local_training(), self.make_compressors()
             keys.check_federated(self)
@@ -353,6 +354,9 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         elif key == "client_fraction":
             self.final_config_dict[key] *= 1 - self["compression_rate"]
         else:
+            if not self.model_class.resizable:
+                allowed = f"another: {self.method} cannot cut the parts of {self.model}"
+                keys.refuse(self, "compressor", allowed)
             bits = self._compressors["uplink"][1].value_bits
             embedding = self.make_item_embedding(1, self[key])
             if embedding is not None and embedding.width != self[key]:
@@ -415,6 +419,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         own = registry.hyper_parameters(kind).keys() - _GIVEN
         made = kind(n_items, dim, base, self["seed"], **{key: self[key] for key in own})
         if source is not None:
+            made.validate()
             made.fit(source, self["item_base"] == "features")
         return made
 

@@ -72,8 +72,9 @@ def local_training(config: Any) -> LocalTraining:
         key: _number(config, key, above=0)
         for key in ("learning_rate", "theta_learning_rate")
     }
+    pairwise = _pairwise(config)
     if gradient:  # of the mean loss of a batch, added up over all batches
-        rates = dict.fromkeys(rates, 1 / batch_size)
+        rates = dict.fromkeys(rates, (1 + pairwise) / batch_size)
     return LocalTraining(
         **rates,
         user_learning_rate=_number(
@@ -88,7 +89,7 @@ def local_training(config: Any) -> LocalTraining:
         n_negatives=sample_num,
         rho_shared=_rho(config, "rho_shared"),
         rho_private=_rho(config, "rho_private"),
-        pairwise=_pairwise(config),
+        pairwise=pairwise,
         upload_gradient=gradient,
         user_optimizer=_choice(config, "user_optimizer", USER_OPTIMIZERS),
     )
@@ -122,7 +123,15 @@ def _server_optimization(config: Any) -> ServerOptimization:
         _number(config, "server_learning_rate", above=0),
         (betas[0], betas[1]),
         _number(config, "server_tau", above=0),
+        _bias_correction(config),
     )
+
+
+def _bias_correction(config: Any) -> bool:
+    wanted = _boolean(config, "server_bias_correction")
+    if wanted and config["server_optimizer"] != "adam":
+        refuse(config, "server_bias_correction", "False but for server_optimizer=adam")
+    return wanted
 
 
 def _compression_rates(config: Any) -> tuple[float, ...]:
@@ -173,11 +182,25 @@ def check_common(config: Any) -> None:
         refuse(config, "eval_args", "with a mode like uni99 or full")
 
 
+def check_bases(config: Any) -> None:
+    """Check keys that an item embedding is made with."""
+    _boolean(config, "use_base")
+    _choice(config, "item_base", ("random", "warmup", "features"))
+    _number(config, "base_std", above=0)
+    _integer(config, "warmup_rounds", 1)
+    fields = config["item_features"]
+    if fields is not None and not (
+        isinstance(fields, list)
+        and fields
+        and all(isinstance(field, str) for field in fields)
+    ):
+        refuse(config, "item_features", "None (all) or a list of fields")
+
+
 def check_federated(config: Any) -> None:
     """Check what else a federated run depends on."""
     _number(config, "uplink_mb_per_s", above=0)
     _number(config, "downlink_mb_per_s", above=0)
-    _boolean(config, "use_base")
     _integer(config, "epochs", 1)
     _integer(config, "embedding_size", 1)
     _integer(config, "eval_batch_size", 1)
@@ -229,16 +252,6 @@ def check_federated(config: Any) -> None:
 
 def check_item_embedding(config: Any, kind: type[ItemEmbedding]) -> None:
     """Check what items are made of, and that a warm-up leaves rounds to train in."""
-    _choice(config, "item_base", ("random", "warmup", "features"))
-    _number(config, "base_std", above=0)
-    _integer(config, "warmup_rounds", 1)
-    fields = config["item_features"]
-    if fields is not None and not (
-        isinstance(fields, list)
-        and fields
-        and all(isinstance(field, str) for field in fields)
-    ):
-        refuse(config, "item_features", "None (all) or a list of fields")
     if kind.fitted and config["item_base"] == "random":
         refuse(
             config,

@@ -203,7 +203,7 @@ def measure(
         exact = isinstance(compressor, NoCompression)
         for rate in rates[:1] if exact else rates:
             try:
-                budget = wire_budget(n_items, dim, rate, torch.zeros(0))
+                budget = wire_budget(n_items, dim, rate, 0)
                 compressor.validate(budget)
             except ValueError:
                 continue

@@ -120,7 +120,8 @@ def communication(
         ways, at each participation. ``nominal_compression_rate`` compares float values
         of items with whole item tables, as papers do; ``wire_compression_rate`` all
         bytes sent with ``dense_bytes``, ``..._with_catch_up`` catch-up too.
-        ``per_participation`` has means, with the seconds that one takes on the link.
+        ``per_participation`` has means over participations, each of one uplink, with
+        the seconds that one takes on the link. What is sent once is no value of items.
     """
     sent = sum(totals[f"{direction}_bytes"] for direction in DIRECTIONS)
     dense = 2 * (table_bytes + theta_bytes) * participations
@@ -145,10 +146,10 @@ def communication(
     }
     each: dict[str, float] = {}
     for direction in DIRECTIONS:
-        mean = totals[f"{direction}_bytes"] / totals[f"{direction}_messages"]
+        mean = totals[f"{direction}_bytes"] / totals["uplink_messages"]
         each[f"{direction}_bytes"] = mean
         each[f"{direction}_seconds"] = mean / (1e6 * mb_per_s[direction])
-    each["catch_up_bytes"] = totals["catch_up_bytes"] / totals["downlink_messages"]
+    each["catch_up_bytes"] = totals["catch_up_bytes"] / totals["uplink_messages"]
     summary["per_participation"] = each
     return summary
 

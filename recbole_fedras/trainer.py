@@ -32,6 +32,7 @@ from recbole_fedras.federation.simulation import (
     NonFiniteError,
     RoundReport,
     Simulation,
+    make_budgets,
 )
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.report import RunFolder, megabytes, round_row
@@ -64,6 +65,8 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.config, self.model = config, model
         self._clients = client_data(train_data._dataset)
         self.simulation = self._simulate(self._introduction(model.embedding))
+        if config.warmup_rounds:
+            self._check_embedding()
         super().__init__(config, model)
         self.eval_collector = FairCollector(config)
         self.folder: RunFolder | None = None
@@ -88,10 +91,29 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             round,
         )
 
+    def _check_embedding(self) -> None:
+        """Refuse now what could not be made or compressed after the warm-up."""
+        n_items, dim = self.simulation.server.item_table.shape
+        embedding = self.config.make_item_embedding(n_items, dim)
+        if embedding is None:
+            return
+        embedding.validate()
+        n_theta = len(self.simulation.server.theta)
+        n_theta += sum(value.numel() for value in embedding.theta().values())
+        make_budgets(
+            self.config.federation(),
+            embedding.n_rows,
+            embedding.width,
+            n_theta,
+            self.config.make_compressors(),
+        )
+
     def _end_warmup(self) -> None:
         """Freeze what the warm-up has trained, and go on with the item embedding.
 
-        Users and network stay as they are; the best validation score starts anew.
+        Users, their Adam's states and the network stay as they are. States of the
+        server's optimizer and of compressors, which are of another table, start anew,
+        and so does the best validation score.
         """
         warm = self.simulation
         source = warm.server.item_table.cpu().numpy()
@@ -100,7 +122,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         once = self._introduction(embedding)
         self.model.begin(embedding)
         self.simulation = self._simulate(once, warm.round)
-        self.simulation.ledger.load_state_dict(warm.ledger.state_dict())
+        self.simulation.go_on_from(warm)
         self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
 
     def write_to(self, folder: RunFolder) -> None:
@@ -195,7 +217,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             raise KeyboardInterrupt(self._keep_last_good())
         start = perf_counter()
         if epoch_idx < self.config.warmup_rounds:
-            self.cur_step = 0  # a warm-up does not stop early
+            self.cur_step = -1  # a warm-up does not stop early
         elif self.config.warmup_rounds and self.model.embedding is None:
             self._end_warmup()
         try:

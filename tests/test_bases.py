@@ -62,17 +62,21 @@ def test_who_takes_part_later_is_sent_it_later(run, replica):
     assert [size % (4 * 60 * 8) for size in sizes] == [0] * 8
 
 
-@pytest.mark.parametrize("warmup_rounds", [3, 4, 5])
+@pytest.mark.parametrize("use_base", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_resumed_run_ends_like_the_whole(run, name, warmup_rounds):
-    """Stopped after the warm-up, at its end, or in it."""
-    keys = WARM | {"item_embedding": name, "warmup_rounds": warmup_rounds}
+def test_a_resumed_run_ends_like_the_whole(run, name, use_base):
+    if not use_base and name != "rq":
+        return  # nothing would remain of the warm-up
+    keys = WARM | {"item_embedding": name, "warmup_rounds": 3, "use_base": use_base}
+    keys |= {"user_optimizer": "adam"}
     keys |= {"client_fraction": 0.25, "compressor": "EDEN"}
     whole = run("NCF", epochs=6, **keys)
-    assert state_of(whole, "best")["embedding.base"].shape == (60, 8)
-    short = run("NCF", epochs=warmup_rounds + 1, **keys)
+    assert "embedding.members" in state_of(whole, "best")
+    short = run("NCF", epochs=4, **keys)
     last = str(Path(short["run_folder"]) / "last.pth")
     resumed = run("NCF", epochs=6, resume=last, eval_step=1)
+    for key, value in state_of(whole).items():
+        assert torch.equal(value, state_of(resumed)[key])
     assert resumed["test_result"] == whole["test_result"]
     assert resumed["communication"] == whole["communication"]
 
@@ -109,14 +113,18 @@ def test_codes_need_no_base(run):
     assert "embedding.base" not in state_of(result)
 
 
-def test_early_stopping_waits_for_the_end_of_the_warm_up(run, monkeypatch):
+@pytest.mark.parametrize("stopping_step", [0, 1])
+def test_early_stopping_waits_for_the_end_of_the_warm_up(
+    run, monkeypatch, stopping_step
+):
     def worse_and_worse(own, valid_data, show_progress=False):
         return -own.simulation.round, {"ndcg@10": 0.0}
 
     monkeypatch.setattr(FederatedTrainer, "_valid_epoch", worse_and_worse)
-    keys = WARM | {"item_embedding": "hash", "warmup_rounds": 5, "stopping_step": 1}
+    keys = WARM | {"item_embedding": "hash", "warmup_rounds": 5}
+    keys["stopping_step"] = stopping_step
     result = run(epochs=20, **keys)
-    assert result["rounds"] == 8
+    assert result["rounds"] == 7 + stopping_step
     assert result["best_valid_score"] == -6  # of the first round with the embedding
 
 
@@ -132,8 +140,6 @@ def test_residual_kmeans_leaves_less_with_every_level():
     ]
     assert errors[1] < 0.7 * errors[0]
     assert errors[3] < 0.7 * errors[2] < 0.5 * errors[1]
-    with pytest.raises(ValueError, match="rq_codes=301 is not allowed"):
-        residual_kmeans(rows, 1, 301, 1)
 
 
 def test_an_rq_vae_tells_groups_of_items_apart_and_draws_for_itself():
@@ -245,10 +251,6 @@ def test_vectors_that_recbole_preloads_are_features(run, workspace):
         (WARM | {"warmup_rounds": 0}, "warmup_rounds=0 is not allowed"),
         ({"item_embedding": "rq", "item_base": "random"}, "warmup or features for"),
         ({"item_embedding": "rq", "rq_codes": 0}, "rq_codes=0 is not allowed"),
-        (
-            {"item_embedding": "rq", "rq_codes": 99, "warmup_rounds": 1},
-            "rq_codes=99 is not allowed; it must be at most the number of items, 60",
-        ),
         ({"use_base": True, "item_base": "features"}, "item_base=features needs"),
         (
             {"use_base": True, "item_base": "features", "item_features": "year"},
@@ -260,6 +262,71 @@ def test_vectors_that_recbole_preloads_are_features(run, workspace):
 def test_bad_bases_are_refused(workspace, keys, said):
     with pytest.raises(ValueError, match=said):
         run_recbole_fedras("MF", "tiny", config_dict=keys, argv=COMMON)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            {"item_embedding": "rq", "rq_codes": 99},
+            "rq_codes=99 is not allowed; it must be at most the number of items, 60",
+        ),
+        (
+            {"item_embedding": "lora", "compressor": "SVD", "compression_rate": 0.8},
+            "leaves a rank of 0 for 60 rows x 4 columns",
+        ),
+        (
+            {"item_embedding": "lora", "budget": "wire", "compression_rate": 0.99},
+            "with budget=wire leaves",
+        ),
+    ],
+)
+def test_what_would_fail_after_the_warm_up_is_refused_before(
+    run, keys, said, monkeypatch
+):
+    monkeypatch.setattr(Simulation, "run_round", None)
+    with pytest.raises(ValueError, match=said):
+        run(epochs=4, **(WARM | keys))
+
+
+def test_users_keep_their_adam_at_the_end_of_the_warm_up(run):
+    result = run(epochs=5, item_embedding="hash", user_optimizer="adam", **WARM)
+    path = Path(result["run_folder"]) / "last.pth"
+    states = read_checkpoint(path)["simulation"]["user_states"]
+    steps = 5 * 2  # one batch in each of two epochs
+    assert (states[:, -1] == steps).all()
+
+
+def test_means_are_over_participations(run):
+    cost = run(epochs=5, item_embedding="hash", **WARM)["communication"]
+    each = cost["per_participation"]
+    assert each["downlink_bytes"] * 5 * 40 == pytest.approx(cost["downlink_bytes"])
+    assert cost["messages"]["downlink"] == 6 * 40
+
+
+def test_features_that_are_not_finite_are_refused(run, with_items):
+    path = Path("dataset/tiny/tiny.item")
+    path.write_text(path.read_text().replace("\t1950.0\t", "\t1e40\t"))
+    with pytest.raises(ValueError, match="field 'year' has values that are missing"):
+        run(item_embedding="rq", rq_codes=8, **(with_items | {"use_base": False}))
+
+
+def test_vectors_of_users_are_no_features_of_items(run, workspace):
+    lines = [f"u{user}\t{user}.5 1.5" for user in range(40)]
+    header = "text_id:token\ttext_vector:float_seq"
+    path = workspace / "dataset" / "tiny" / "tiny.text"
+    path.write_text("\n".join([header, *lines]) + "\n")
+    keys = {
+        "additional_feat_suffix": ["text"],
+        "load_col": {
+            "inter": ["user_id", "item_id", "timestamp"],
+            "text": ["text_id", "text_vector"],
+        },
+        "alias_of_user_id": ["text_id"],
+        "preload_weight": {"text_id": "text_vector"},
+    }
+    with pytest.raises(ValueError, match="item_base=features needs features of items"):
+        run(item_base="features", use_base=True, **keys)
 
 
 def test_features_that_are_not_there_are_refused(run, with_items):

@@ -228,7 +228,7 @@ def test_everything_composes_or_says_why_not(run, name, objective, model, compre
     keys |= SIZES | {"local_objective": objective}
     said = REFUSED.get((name, compressor))
     if said is None and (model, compressor) == ("FedNeuMF", "Base"):
-        said = "it must be 8, the user embeddings of NeuMF together"
+        said = "Base cannot cut the parts of FedNeuMF"
     if said is not None:
         with pytest.raises(ValueError, match=said):
             run(model, **keys)
@@ -279,7 +279,7 @@ def test_policies_and_servers_work_with_it(run, name, keys):
 
 def test_what_is_too_narrow_for_a_rank_is_refused(workspace):
     keys = {"item_embedding": "lora", "compressor": "SVD", "compression_rate": 0.9}
-    with pytest.raises(ValueError, match="leaves a rank of 0 for 60 items x 4 dim"):
+    with pytest.raises(ValueError, match="leaves a rank of 0 for 60 rows x 4 col"):
         run_recbole_fedras(config_dict=keys, argv=COMMON)
 
 

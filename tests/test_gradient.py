@@ -154,6 +154,14 @@ def test_the_preset_is_fedrecgel(run):
     assert int(steps.sum()) == 3 * 10  # a step each time that a user takes part
 
 
+def test_gradients_are_scaled_by_samples_or_pairs_of_a_batch(workspace):
+    keys = {"upload": "gradient", "local_epochs": 1, "train_batch_size": 64}
+    for loss, size in (("bce", 64), ("bpr", 32)):
+        own = keys | {"local_loss": loss}
+        training = Config("NCF", "tiny", config_dict=own).local_training()
+        assert training.learning_rate == training.theta_learning_rate == 1 / size
+
+
 def test_a_resumed_run_ends_like_the_whole(run):
     keys = {"user_optimizer": "adam", "upload": "gradient", "local_epochs": 1}
     keys |= {"server_optimizer": "adam", "server_learning_rate": 0.01}

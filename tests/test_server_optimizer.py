@@ -50,6 +50,27 @@ def test_steps_are_fedopts(kind):
         np.testing.assert_allclose(np.array(steps)[:, column], expected, rtol=1e-9)
 
 
+def test_with_bias_correction_it_is_torchs_adam():
+    settings = ServerOptimization("adam", 0.1, (0.8, 0.95), 1e-8, bias_correction=True)
+    optimizer, rng = ServerOptimizer(settings), torch.Generator().manual_seed(0)
+    leaf = torch.zeros(3, requires_grad=True)
+    theirs = torch.optim.Adam([leaf], lr=0.1, betas=(0.8, 0.95))
+    ours = torch.zeros(3)
+    for _ in range(6):
+        change = torch.randn(3, generator=rng)
+        ours += optimizer.step(change)
+        optimizer.commit()
+        leaf.grad = -change
+        theirs.step()
+    torch.testing.assert_close(ours, leaf.detach())
+
+
+def test_bias_correction_is_adams_only(workspace):
+    keys = {"server_optimizer": "yogi", "server_bias_correction": True}
+    with pytest.raises(ValueError, match="server_bias_correction=True is not allowed"):
+        Config("MF", config_dict=keys)
+
+
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_step_says_what_changed_and_can_be_undone(kind):
     rng = torch.Generator().manual_seed(0)

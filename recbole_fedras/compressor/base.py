@@ -155,7 +155,7 @@ class Budget:
             of = "" if self.n_bytes is None else " with budget=wire"
             raise ValueError(
                 f"compression_rate={self.compression_rate}{of} leaves a {what} of 0 "
-                f"for {self.n_items} items x {self.dim} dimensions (embedding_size); "
+                f"for {self.n_items} rows x {self.dim} columns of the item table; "
                 "it must leave at least 1: choose a lower compression_rate"
             )
 

@@ -32,9 +32,11 @@ def item_features(dataset: Any, fields: Sequence[str] | None) -> Floats:
     ValueError
         If a field is not there, or none is.
     """
-    table, preloaded = dataset.item_feat, dataset._preloaded_weight
+    table = dataset.item_feat
+    of_items = {dataset.iid_field, *dataset.alias["item_id"]}
+    preloaded = [name for name in dataset._preloaded_weight if name in of_items]
     own = [] if table is None else [name for name in table if name != dataset.iid_field]
-    known = [name for name in own if name not in preloaded] + list(preloaded)
+    known = [name for name in own if name not in preloaded] + preloaded
     for field in known if fields is None else fields:
         if field not in known:
             raise ValueError(
@@ -51,8 +53,8 @@ def item_features(dataset: Any, fields: Sequence[str] | None) -> Floats:
 
 def _field(dataset: Any, field: str) -> Floats:
     if field in dataset._preloaded_weight:
-        vectors: Floats = dataset.get_preload_weight(field).astype(np.float32)
-        return vectors[1 : dataset.item_num]
+        vectors = dataset.get_preload_weight(field)[1 : dataset.item_num]
+        return _finite(field, vectors)
     values = dataset.item_feat[field].numpy()[1:]
     kind = dataset.field2type[field]
     if kind in (FeatureType.TOKEN, FeatureType.TOKEN_SEQ):
@@ -60,10 +62,20 @@ def _field(dataset: Any, field: str) -> Floats:
         encoder = MultiLabelBinarizer(classes=range(len(dataset.field2id_token[field])))
         indicators: Floats = encoder.fit_transform(rows)[:, 1:].astype(np.float32)
         return indicators  # without that of [PAD]
-    numbers: Floats = values.reshape(len(values), -1).astype(np.float32)
+    numbers = _finite(field, values.reshape(len(values), -1))
     numbers -= numbers.mean(0)
     numbers /= np.maximum(numbers.std(0), np.float32(1e-6))
     return numbers
+
+
+def _finite(field: str, values: NDArray[Any]) -> Floats:
+    floats: Floats = values.astype(np.float32)
+    if not np.isfinite(floats).all():
+        raise ValueError(
+            f"item_features: field {field!r} has values that are missing for every "
+            "item, not finite, or beyond float32"
+        )
+    return floats
 
 
 def principal_components(features: Floats, dim: int, std: float) -> Floats:

@@ -65,6 +65,9 @@ class ItemEmbedding(nn.Module, ABC):
         """Rows that make up an item, h."""
         return self.members.shape[1]
 
+    def validate(self) -> None:
+        """Raise a ValueError if so many items cannot be made this way."""
+
     def fit(self, source: NDArray[np.float32], features: bool) -> None:
         """Let the server learn what is frozen.
 

@@ -35,12 +35,7 @@ def residual_kmeans(
     codes : ndarray of int64, shape (n, n_levels)
     codebooks : ndarray of float32, shape (n_levels, n_codes, dim)
 
-    Raises
-    ------
-    ValueError
-        If there are fewer vectors than codes.
     """
-    _check(vectors, n_codes)
     rest, codes, codebooks = np.array(vectors), [], []
     with threads(1):
         for level in range(n_levels):
@@ -74,8 +69,7 @@ def rq_vae(
     Raises
     ------
     ValueError
-        If there are fewer items than codes, or the package
-        ``vector-quantize-pytorch`` is not installed.
+        If the package ``vector-quantize-pytorch`` is not installed.
     """
     try:
         from vector_quantize_pytorch import ResidualVQ
@@ -84,7 +78,6 @@ def rq_vae(
             "item_embedding=rq with item_base=features trains an RQ-VAE, which needs "
             'the package vector-quantize-pytorch: pip install "recbole-fedras[rq]"'
         ) from missing
-    _check(features, n_codes)
     inputs = torch.from_numpy((features - features.mean(0)) / (features.std() + 1e-12))
     hidden = max(2 * dim, 128)
     with threads(1), torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -117,11 +110,3 @@ def rq_vae(
         with torch.no_grad():
             _, codes, _ = quantizer(encoder(inputs))
     return codes.numpy().astype(np.int64)  # type: ignore[no-any-return]
-
-
-def _check(vectors: Floats, n_codes: int) -> None:
-    if n_codes > len(vectors):
-        raise ValueError(
-            f"rq_codes={n_codes} is not allowed; it must be at most the number of "
-            f"items, {len(vectors)}"
-        )

@@ -65,6 +65,14 @@ class RQ(ItemEmbedding):
         """Return L K."""
         return self.n_parts * self._n_codes
 
+    def validate(self) -> None:
+        """Require as many items as codes."""
+        if self._n_codes > self.n_items:
+            raise ValueError(
+                f"rq_codes={self._n_codes} is not allowed; it must be at most the "
+                f"number of items, {self.n_items}"
+            )
+
     def fit(self, source: NDArray[np.float32], features: bool) -> None:
         """Find codes."""
         shape = self.n_parts, self._n_codes, self._seed

@@ -24,12 +24,15 @@ class ServerOptimization:
         Decay of the mean, and (but for ``adagrad``) of the squares.
     tau : float
         Added to the root of the squares: how adaptive the step is.
+    bias_correction : bool
+        Of ``adam``: whether it is Adam's own, corrected for its start.
     """
 
     optimizer: str = "sgd"
     learning_rate: float = 1.0
     betas: tuple[float, float] = (0.9, 0.99)
     tau: float = 1e-3
+    bias_correction: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -49,8 +52,10 @@ class ServerOptimizer:
              b2 v + (1 - b2) D^2                  (adam)
         x <- x + lr m / (sqrt(v) + tau)
 
-    from m = 0 and v = tau^2, without a correction for that start. A value that no
-    client changed counts with D = 0, as there: it goes on moving while m lasts.
+    from m = 0 and v = tau^2, without a correction for that start; or, for ``adam`` with
+    ``bias_correction``, from v = 0, with ``m / (1 - b1^t)`` and ``v / (1 - b2^t)`` in
+    step t, as Adam has it. A value that no client changed counts with D = 0, as there:
+    it goes on moving while m lasts.
 
     Parameters
     ----------
@@ -67,15 +72,17 @@ class ServerOptimizer:
         own = self._settings
         if own.optimizer == "sgd":
             return change if own.is_plain else own.learning_rate * change
+        first = 0.0 if own.bias_correction else own.tau**2
         start = {
             "mean": torch.zeros_like(change),
-            "squares": torch.full_like(change, own.tau**2),
+            "squares": torch.full_like(change, first),
+            "steps": torch.zeros(()),
         }
         state = {
             name: self._state.get(name, value).to(change)
             for name, value in start.items()
         }
-        mean, squares = state["mean"], state["squares"]
+        mean, squares, steps = state["mean"], state["squares"], state["steps"] + 1
         beta, decay = own.betas
         mean = beta * mean + (1 - beta) * change
         square = change.square()
@@ -85,7 +92,9 @@ class ServerOptimizer:
             squares = squares - (1 - decay) * square * torch.sign(squares - square)
         else:
             squares = decay * squares + (1 - decay) * square
-        self._next = {"mean": mean, "squares": squares}
+        self._next = {"mean": mean, "squares": squares, "steps": steps}
+        if own.bias_correction:
+            mean, squares = mean / (1 - beta**steps), squares / (1 - decay**steps)
         return own.learning_rate * mean / (squares.sqrt() + own.tau)
 
     def commit(self) -> None:
@@ -93,7 +102,7 @@ class ServerOptimizer:
         self._state = self._next
 
     def state_dict(self) -> dict[str, Any]:
-        """Return ``mean`` and ``squares``; empty before the first step, and of sgd."""
+        """Return ``mean``, ``squares``, ``steps``; empty before a step, and of sgd."""
         return dict(self._state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

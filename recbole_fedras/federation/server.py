@@ -125,7 +125,7 @@ def get_theta(payload: Payload, n_theta: int) -> Tensor:
     return torch.from_numpy(payload.floats("theta", n_theta).copy())
 
 
-def wire_budget(n_items: int, dim: int, rate: float, theta: Tensor) -> Budget:
+def wire_budget(n_items: int, dim: int, rate: float, n_theta: int) -> Budget:
     """Return what a rate of all bytes leaves of a message for its compressed part.
 
     The message has at most ``1 - rate`` of the bytes of item table and network in
@@ -136,13 +136,13 @@ def wire_budget(n_items: int, dim: int, rate: float, theta: Tensor) -> Budget:
     ValueError
         If nothing is left.
     """
-    limit = int(4 * (n_items * dim + len(theta)) * (1 - rate))
-    rest = Message.of(put_theta(Payload(), theta), 2**31, 2**31)
+    limit = int(4 * (n_items * dim + n_theta) * (1 - rate))
+    rest = Message.of(put_theta(Payload(), torch.zeros(n_theta)), 2**31, 2**31)
     n_bytes = limit - len(rest.data) + Layout().size
     if n_bytes < 1:
         raise ValueError(
             f"compression_rate={rate} with budget=wire leaves {limit} bytes for a "
-            f"message, but {len(rest.data)} are taken by the network ({len(theta)} "
+            f"message, but {len(rest.data)} are taken by the network ({n_theta} "
             "values) and framing: choose a lower compression_rate"
         )
     return Budget(n_items, dim, rate, n_bytes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
@@ -105,6 +105,31 @@ class RoundReport:
     seconds: dict[str, float]
 
 
+def make_budgets(
+    federation: Federation,
+    n_rows: int,
+    dim: int,
+    n_theta: int,
+    compressors: Iterable[Compressor],
+) -> list[Budget]:
+    """Return what each bandwidth tier may send of a table (n_rows, dim) and a network.
+
+    Raises
+    ------
+    ValueError
+        If a compressor cannot work with one of them.
+    """
+    rates = federation.compression_rates
+    if federation.budget == "wire":
+        budgets = [wire_budget(n_rows, dim, rate, n_theta) for rate in rates]
+    else:
+        budgets = [Budget(n_rows, dim, rate) for rate in rates]
+    for compressor in compressors:
+        for budget in budgets:
+            compressor.validate(budget)
+    return budgets
+
+
 class Simulation:
     """Server, clients and the channel between them, in one process.
 
@@ -158,10 +183,9 @@ class Simulation:
             model.replicas()[0], flatten(model.theta()), federation.optimization, round
         )
         n_items, dim = self.server.item_table.shape
-        self._budgets = [self._budget(rate) for rate in rates]
-        for budget in self._budgets:
-            uplink.validate(budget)
-            downlink.validate(budget)
+        self._budgets = make_budgets(
+            federation, n_items, dim, len(self.server.theta), {uplink, downlink}
+        )
         self.ledger = Ledger()
         self._channel = Channel(self.ledger)
         self.replicas = _policy(federation)(
@@ -189,11 +213,10 @@ class Simulation:
         self._workspace = Workspace()
         self._seconds: dict[str, float] = {}
 
-    def _budget(self, rate: float) -> Budget:
-        n_items, dim = self.server.item_table.shape
-        if self.federation.budget == "wire":
-            return wire_budget(n_items, dim, rate, self.server.theta)
-        return Budget(n_items, dim, rate)
+    def go_on_from(self, other: Simulation) -> None:
+        """Take over another simulation's ledger and its users' optimizer states."""
+        self.ledger.load_state_dict(other.ledger.state_dict())
+        self._user_states = other._user_states
 
     @property
     def round(self) -> int:
@@ -336,12 +359,17 @@ class Simulation:
             )
         loss = float(trained.losses.sum()) / trained.n_samples
         if not isfinite(loss):
+            rates = {
+                "learning_rate": training.learning_rate,
+                "theta_learning_rate": training.theta_learning_rate,
+            }
+            if training.upload_gradient:
+                rates = {"user_learning_rate": training.user_learning_rate}
+            rates["server_learning_rate"] = self.federation.optimization.learning_rate
+            lower = ", ".join(f"{key}={rate}" for key, rate in rates.items())
             raise NonFiniteError(
                 f"round {round}: local training is not finite any more (loss "
-                f"{loss:.4g}); lower learning_rate="
-                f"{training.learning_rate} or theta_learning_rate="
-                f"{training.theta_learning_rate}, or server_learning_rate="
-                f"{self.federation.optimization.learning_rate}"
+                f"{loss:.4g}); lower one of {lower}"
             )
         return trained
 

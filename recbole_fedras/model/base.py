@@ -51,6 +51,9 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     embedding: ItemEmbedding | None
 
+    #: Whether ``embedding_size`` may be cut without another key.
+    resizable: bool = True
+
     #: Whether embeddings are codes of -1 and 1, which only ``train_clients`` can train.
     binary: bool = False
 
@@ -93,7 +96,7 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         self.begin(None if config.warmup_rounds else config.item_embedding_of(dataset))
 
     def begin(self, embedding: ItemEmbedding | None) -> None:
-        """Make items of an embedding, from its initial table, in everybody's replica.
+        """Make items of an embedding, anew from its initial table, for everybody.
 
         Parameters
         ----------

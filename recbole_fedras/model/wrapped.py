@@ -7,6 +7,7 @@ import inspect
 import threading
 from collections.abc import Iterator
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from recbole.model.abstract_recommender import GeneralRecommender
@@ -16,6 +17,17 @@ from torch.func import functional_call, vmap
 
 from recbole_fedras.model.base import FederatedRecommender
 from recbole_fedras.theta import Theta
+
+#: Copies of networks, which a thread has for itself.
+_threads = threading.local()
+
+
+def _logits(made: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """Return logits (n,) of what a recommender's ``forward`` returns of n pairs."""
+    if isinstance(made, tuple):
+        user, item = made
+        return (user * item).sum(-1)
+    return made.flatten()
 
 
 class Rows(nn.Module):
@@ -40,7 +52,7 @@ class WrappedRecommender(FederatedRecommender):
     names it: ``recommender = BPR``.
 
     ``forward(user, item)`` must return a logit for each pair, or embeddings of both
-    whose product is one.
+    whose product is one, and look up nothing but the embeddings of these.
 
     Parameters
     ----------
@@ -50,9 +62,9 @@ class WrappedRecommender(FederatedRecommender):
     Raises
     ------
     ValueError
-        If it cannot be federated: its ``forward`` takes something else, it has
-        buffers (graphs, statistics of batches) or parameters of each user beside
-        embeddings, or its embeddings do not add up to ``embedding_size``.
+        If it cannot be built or federated: its ``forward`` takes or looks up something
+        else, it has buffers (graphs, statistics of batches) or parameters of each user
+        beside embeddings, or its embeddings do not add up to ``embedding_size``.
 
     Notes
     -----
@@ -71,19 +83,35 @@ class WrappedRecommender(FederatedRecommender):
                 f"{name} cannot be federated: its forward takes {arguments[1:]}, not "
                 "user and item"
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self.network = self.recommender(config, dataset).eval()
-        self._sizes = {
+        user, item = torch.arange(1, self.n_users), torch.arange(1, self.n_items)
+        pairs = torch.cartesian_prod(user[:3], item[:3]).T
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                self.network = self.recommender(config, dataset).eval()
+            with torch.no_grad():
+                expected = _logits(self.network(*pairs))
+        except Exception as error:  # whatever its own code raises
+            raise ValueError(f"{name} cannot be built: {error!r}") from error
+        tables = {
             "user": self._take_embeddings("user", self.n_users),
             "item": self._take_embeddings("item", self.n_items),
         }
-        for side, sizes in self._sizes.items():
-            if sum(sizes.values()) != self.dim:
+        for side, own in tables.items():
+            size = sum(table.shape[1] for table in own.values())
+            if not own:
                 raise ValueError(
-                    f"embedding_size={self.dim} is not allowed; it must be "
-                    f"{sum(sizes.values())}, the {side} embeddings of {name} together"
+                    f"{name} cannot be federated: it has no embeddings of {side}s"
                 )
+            if size != self.dim:
+                raise ValueError(
+                    f"embedding_size={self.dim} is not allowed; it must be {size}, the "
+                    f"{side} embeddings of {name} together"
+                )
+        self._sizes = {
+            side: {key: table.shape[1] for key, table in own.items()}
+            for side, own in tables.items()
+        }
         for key, value in self.network.named_buffers():
             if value.numel():
                 raise ValueError(f"{name} cannot be federated: it has a buffer {key!r}")
@@ -93,12 +121,23 @@ class WrappedRecommender(FederatedRecommender):
                     f"{name} cannot be federated: its parameter {key!r} has a "
                     f"dimension of {self.n_users}, the number of users"
                 )
-        self._own = threading.local()
+        users, items = (
+            torch.cat([table[ids] for table in tables[side].values()], dim=1)
+            for side, ids in zip(tables, pairs, strict=True)
+        )
+        theta = {key: value.data[None] for key, value in self._network()}
+        with torch.no_grad():
+            found = self.score(users[None], items[None], theta)[0]
+        if not (found - expected).norm() <= 1e-3 * expected.norm():
+            raise ValueError(
+                f"{name} cannot be federated: its forward looks up more than the "
+                "embeddings of user and item"
+            )
 
-    def _take_embeddings(self, side: str, count: int) -> dict[str, int]:
-        """Put :class:`Rows` in the embeddings' places; return names and sizes."""
+    def _take_embeddings(self, side: str, count: int) -> dict[str, Tensor]:
+        """Put :class:`Rows` in the embeddings' places; return them by name."""
         found = {
-            name: module.embedding_dim
+            name: module.weight.data
             for name, module in self.network.named_modules()
             if isinstance(module, nn.Embedding)
             and module.num_embeddings == count
@@ -110,9 +149,11 @@ class WrappedRecommender(FederatedRecommender):
 
     def _skeleton(self) -> nn.Module:
         """Return the network's copy of this thread: calling it swaps its parameters."""
-        if not hasattr(self._own, "network"):
-            self._own.network = copy.deepcopy(self.network)
-        skeleton: nn.Module = self._own.network
+        if not hasattr(_threads, "networks"):
+            _threads.networks = WeakKeyDictionary()
+        if self not in _threads.networks:
+            _threads.networks[self] = copy.deepcopy(self.network)
+        skeleton: nn.Module = _threads.networks[self]
         return skeleton
 
     def _parts(self, side: str, rows: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -134,11 +175,7 @@ class WrappedRecommender(FederatedRecommender):
             }
             given |= dict(self._parts("user", user.expand(len(items), -1)))
             given |= dict(self._parts("item", items))
-            made = functional_call(network, given, (ids, ids))
-            if isinstance(made, tuple):
-                made = (made[0] * made[1]).sum(-1)
-            logits: Tensor = made.reshape(len(items))
-            return logits
+            return _logits(functional_call(network, given, (ids, ids)))
 
         values = [user_rows, item_rows, *theta.values()]
         n = max(len(value) for value in values)
@@ -170,3 +207,14 @@ class FedNeuMF(WrappedRecommender):
     """RecBole's NeuMF: GMF and an MLP, each on embeddings of its own."""
 
     recommender = NeuMF
+    resizable = False
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        fixed = {"mf_train": True, "mlp_train": True, "use_pretrain": False}
+        for key, only in fixed.items():
+            if config[key] is not only:
+                raise ValueError(
+                    f"{key}={config[key]!r} is not allowed; it must be {only} in "
+                    "federated training"
+                )
+        super().__init__(config, dataset)
