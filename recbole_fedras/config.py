@@ -16,15 +16,13 @@ import yaml
 from numpy.typing import NDArray
 from recbole.config import Config as RecBoleConfig
 
-from recbole_fedras import compat, keys, registry
+from recbole_fedras import compat, keys, methods, registry
 from recbole_fedras.checkpoint import plain, read_checkpoint
 from recbole_fedras.compressor import Compressor
-from recbole_fedras.data.features import item_features, principal_components
+from recbole_fedras.data.features import item_features
 from recbole_fedras.embedding import ItemEmbedding
-from recbole_fedras.embedding.full import Full
 from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.model import FederatedRecommender
-from recbole_fedras.rng import Stream, generator
 from recbole_fedras.wire.channel import DIRECTIONS
 
 #: Keys that RecBole reads although none of its YAML files sets them.
@@ -42,14 +40,6 @@ _RESUMABLE = {
     "uplink_mb_per_s", "downlink_mb_per_s",
     "wandb_project",
 }  # fmt: skip
-
-
-#: Keys that name a compressor; with ``_class`` behind, one of the user's own.
-_COMPRESSOR_KEYS = ("compressor", "uplink_compressor", "downlink_compressor")
-
-
-#: What every item embedding is made with.
-_GIVEN = {"n_items", "dim", "base", "seed"}
 
 
 class Config(RecBoleConfig):  # type: ignore[misc]
@@ -184,7 +174,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         if newer.get("model_class") not in (None, shipped.get("model_class")):
             self._declared |= newer.keys()
         merged = older | newer
-        for kind in ("model", "item_embedding", *_COMPRESSOR_KEYS):
+        for kind in ("model", "item_embedding", *methods.COMPRESSOR_KEYS):
             renamed = newer.get(kind, older.get(kind)) != older.get(kind)
             if renamed and f"{kind}_class" not in newer:
                 merged.pop(f"{kind}_class", None)
@@ -229,8 +219,11 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         federated = issubclass(model_class, FederatedRecommender)
         of_model = registry.read_properties("model", model) if federated else {}
         of_model |= preset
-        self._find_compressors(overall | of_model | given)
-        overall |= self._find_item_embedding(overall | of_model | given)
+        chosen = overall | of_model | given
+        self.compressor_name = str(chosen["compressor"])
+        self._compressors = methods.find_compressors(chosen)
+        self._item_embedding_class, of_items = methods.find_item_embedding(chosen)
+        overall |= of_items
         own: dict[str, Any] = {}
         for name, compressor_class in self._compressors.values():
             own |= registry.hyper_parameters(compressor_class)
@@ -258,51 +251,12 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             )
         return registry.read_properties("preset", name) if name else {}
 
-    def _find_item_embedding(self, chosen: dict[str, Any]) -> dict[str, Any]:
-        """Find the class; return its keys and their defaults."""
-        name, path = chosen["item_embedding"], chosen.get("item_embedding_class")
-        keys = registry.read_properties("item_embedding", str(name))
-        path = path or keys.get("item_embedding_class")
-        if not path:
-            valid = list(registry.names("item_embedding"))
-            raise ValueError(
-                f"item_embedding={name!r} is unknown; "
-                f"{registry.nearest(str(name), valid)}known: {', '.join(valid)}, or "
-                "set item_embedding_class"
-            )
-        found = registry.load_class("item_embedding_class", path, ItemEmbedding)
-        self._item_embedding_class: type[ItemEmbedding] = found
-        own = registry.hyper_parameters(found) | {"use_base": False} | keys
-        return {key: own[key] for key in own.keys() - _GIVEN}
-
-    def _find_compressors(self, chosen: dict[str, Any]) -> None:
-        """Find name and class for either direction."""
-        self.compressor_name = str(chosen["compressor"])
-        self._compressors: dict[str, tuple[str, type[Compressor]]] = {}
-        for direction in DIRECTIONS:
-            key = f"{direction}_compressor"
-            path = chosen.get(f"{key}_class")
-            name = chosen.get(key) or (path and str(path).rpartition(".")[2])
-            if not name:
-                key, name = "compressor", self.compressor_name
-            if not path and name == self.compressor_name:
-                path = chosen.get("compressor_class")
-            if not path:
-                shipped = registry.read_properties("compressor", str(name))
-                path = shipped.get("compressor_class")
-            if not path:
-                valid = list(registry.names("compressor"))
-                raise ValueError(
-                    f"{key}={name!r} is unknown; {registry.nearest(str(name), valid)}"
-                    f"known: {', '.join(valid)}, or set {key}_class"
-                )
-            found = registry.load_class(f"{key}_class", path, Compressor)
-            self._compressors[direction] = str(name), found
-
     def _refuse_unknown_keys(self) -> None:
         known = {*self.internal_config_dict, *_RECBOLE_KEYS}
         known |= {"model_class", *self._declared}
-        known |= {f"{key}_class" for key in ("item_embedding", *_COMPRESSOR_KEYS)}
+        known |= {
+            f"{key}_class" for key in ("item_embedding", *methods.COMPRESSOR_KEYS)
+        }
         for kind in ("model", "item_embedding", "compressor"):  # files may have several
             for name in registry.names(kind):
                 known |= registry.read_properties(kind, name).keys()
@@ -386,77 +340,38 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         return "+".join(dict.fromkeys(name for name, _ in self._compressors.values()))
 
     def make_compressors(self) -> tuple[Compressor, Compressor]:
-        """Build the uplink's and the downlink's compressor.
-
-        Their parameters are the keys named like those of their constructors.
-        """
-        uplink, downlink = map(self._make_compressor, DIRECTIONS)
+        """Build the uplink's and the downlink's compressor."""
+        uplink, downlink = (
+            methods.make_compressor(self, *self._compressors[direction])
+            for direction in DIRECTIONS
+        )
         return uplink, downlink
 
     @property
     def warmup_rounds(self) -> int:
         """Rounds that train the whole table first, for a base or codes; or 0."""
-        frozen = self["use_base"] or self._item_embedding_class.fitted
-        warm = frozen and self["item_base"] == "warmup"
+        warm = self._embedding_needs_source and self["item_base"] == "warmup"
         return int(self["warmup_rounds"]) if warm else 0
+
+    @property
+    def _embedding_needs_source(self) -> bool:
+        return bool(self["use_base"] or self._item_embedding_class.fitted)
 
     def make_item_embedding(
         self, n_items: int, dim: int, source: NDArray[np.float32] | None = None
     ) -> ItemEmbedding | None:
-        """Build what items are made of; None for a row each without a base.
-
-        Parameters
-        ----------
-        n_items, dim : int
-        source : ndarray of float32, shape (n_items, n), optional
-            Their features or warmed-up vectors; without it, what it gives is zero.
-        """
-        kind, base = self._item_embedding_class, None
-        if self["use_base"]:
-            base = torch.from_numpy(self._base(n_items, dim, source))
-        elif kind is Full:
-            return None
-        own = registry.hyper_parameters(kind).keys() - _GIVEN
-        made = kind(n_items, dim, base, self["seed"], **{key: self[key] for key in own})
-        if source is not None:
-            made.validate()
-            made.fit(source, self["item_base"] == "features")
-        return made
-
-    def _base(
-        self, n_items: int, dim: int, source: NDArray[np.float32] | None
-    ) -> NDArray[np.float32]:
-        if self["item_base"] == "random":
-            rng = generator(self["seed"], Stream.INITIALISATION, 1, 1)
-            values = rng.standard_normal((n_items, dim)) * float(self["base_std"])
-            return values.astype(np.float32)
-        if source is None:
-            return np.zeros((n_items, dim), np.float32)
-        if self["item_base"] == "features":
-            return principal_components(source, dim, self["base_std"])
-        return source
+        """Build what items are made of, see ``methods.make_item_embedding``."""
+        kind = self._item_embedding_class
+        return methods.make_item_embedding(self, kind, n_items, dim, source)
 
     def item_embedding_of(self, dataset: Any) -> ItemEmbedding | None:
         """Build it for a dataset, without a warm-up."""
         source = None
-        if self["item_base"] == "features" and (
-            self["use_base"] or self._item_embedding_class.fitted
-        ):
+        if self["item_base"] == "features" and self._embedding_needs_source:
             source = item_features(dataset, self["item_features"])
         return self.make_item_embedding(
             dataset.item_num - 1, self["embedding_size"], source
         )
-
-    def _make_compressor(self, direction: str) -> Compressor:
-        name, compressor_class = self._compressors[direction]
-        parameters = registry.hyper_parameters(compressor_class)
-        try:
-            compressor = compressor_class(**{key: self[key] for key in parameters})
-        except TypeError as error:
-            raise ValueError(f"compressor={name!r}: {error}") from error
-        if self["bandwidth"] is not None and not compressor.heterogeneous:
-            keys.refuse(self, "bandwidth", f"None: {name} needs equal rates")
-        return compressor
 
 
 def _literal(text: str) -> Any:

@@ -1,0 +1,144 @@
+"""The methods that a configuration names: compressors and what items are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recbole_fedras import keys, registry
+from recbole_fedras.compressor import Compressor
+from recbole_fedras.data.features import principal_components
+from recbole_fedras.embedding import ItemEmbedding
+from recbole_fedras.embedding.full import Full
+from recbole_fedras.rng import Stream, generator
+from recbole_fedras.wire.channel import DIRECTIONS
+
+Floats = NDArray[np.float32]
+
+#: Keys that name a compressor; with ``_class`` behind, one of the user's own.
+COMPRESSOR_KEYS = ("compressor", "uplink_compressor", "downlink_compressor")
+
+#: What every item embedding is made with.
+_GIVEN = {"n_items", "dim", "base", "seed"}
+
+
+def find_compressors(chosen: dict[str, Any]) -> dict[str, tuple[str, type[Compressor]]]:
+    """Find name and class for either direction, of the keys chosen.
+
+    Raises
+    ------
+    ValueError
+        If one is unknown or cannot be imported.
+    """
+    common, compressors = str(chosen["compressor"]), {}
+    for direction in DIRECTIONS:
+        key = f"{direction}_compressor"
+        path = chosen.get(f"{key}_class")
+        name = chosen.get(key) or (path and str(path).rpartition(".")[2])
+        if not name:
+            key, name = "compressor", common
+        if not path and name == common:
+            path = chosen.get("compressor_class")
+        found = _find("compressor", key, str(name), path, Compressor)
+        compressors[direction] = str(name), found
+    return compressors
+
+
+def find_item_embedding(
+    chosen: dict[str, Any],
+) -> tuple[type[ItemEmbedding], dict[str, Any]]:
+    """Find the class of the keys chosen; return it with its own keys' defaults.
+
+    Raises
+    ------
+    ValueError
+        If it is unknown or cannot be imported.
+    """
+    kind, name = "item_embedding", str(chosen["item_embedding"])
+    path = chosen.get("item_embedding_class")
+    found: type[ItemEmbedding] = _find(kind, kind, name, path, ItemEmbedding)
+    own = registry.hyper_parameters(found) | {"use_base": False}
+    own |= registry.read_properties(kind, name)
+    return found, {key: own[key] for key in own.keys() - _GIVEN}
+
+
+def _find(kind: str, key: str, name: str, path: str | None, base: type) -> type:
+    path = path or registry.read_properties(kind, name).get(f"{kind}_class")
+    if not path:
+        valid = list(registry.names(kind))
+        raise ValueError(
+            f"{key}={name!r} is unknown; {registry.nearest(name, valid)}"
+            f"known: {', '.join(valid)}, or set {key}_class"
+        )
+    return registry.load_class(f"{key}_class", path, base)
+
+
+def make_compressor(
+    config: Any, name: str, compressor_class: type[Compressor]
+) -> Compressor:
+    """Build a compressor; its parameters are the keys named like its constructor's.
+
+    Raises
+    ------
+    ValueError
+        For values that it does not take.
+    """
+    parameters = registry.hyper_parameters(compressor_class)
+    try:
+        compressor = compressor_class(**{key: config[key] for key in parameters})
+    except TypeError as error:
+        raise ValueError(f"compressor={name!r}: {error}") from error
+    if config["bandwidth"] is not None and not compressor.heterogeneous:
+        keys.refuse(config, "bandwidth", f"None: {name} needs equal rates")
+    return compressor
+
+
+def make_item_embedding(
+    config: Any,
+    kind: type[ItemEmbedding],
+    n_items: int,
+    dim: int,
+    source: Floats | None,
+) -> ItemEmbedding | None:
+    """Build what items are made of; None for a row each without a base.
+
+    Parameters
+    ----------
+    config : Config
+    kind : type
+    n_items, dim : int
+    source : ndarray of float32, shape (n_items, n), or None
+        Their features or warmed-up vectors; without it, what it gives is zero.
+
+    Raises
+    ------
+    ValueError
+        For values that it does not take.
+    """
+    base = None
+    if config["use_base"]:
+        base = torch.from_numpy(_base(config, n_items, dim, source))
+    elif kind is Full:
+        return None
+    own = registry.hyper_parameters(kind).keys() - _GIVEN
+    given = {key: config[key] for key in own}
+    embedding = kind(n_items, dim, base, config["seed"], **given)
+    if source is not None:
+        embedding.validate()
+        embedding.fit(source, config["item_base"] == "features")
+    return embedding
+
+
+def _base(config: Any, n_items: int, dim: int, source: Floats | None) -> Floats:
+    if config["item_base"] == "random":
+        rng = generator(config["seed"], Stream.INITIALISATION, 1, 1)
+        values = rng.standard_normal((n_items, dim)) * float(config["base_std"])
+        return values.astype(np.float32)
+    if source is None:
+        return np.zeros((n_items, dim), np.float32)
+    if config["item_base"] == "features":
+        return principal_components(source, dim, config["base_std"])
+    return source
