@@ -124,6 +124,18 @@ def test_training_equals_autograd_through_the_definition(kind, keys, base, make,
             )
 
 
+def test_values_are_those_of_the_papers_formulas():
+    """N d, r (N + d), m d and L K d."""
+    made = [
+        (Full(N_ITEMS, DIM, None, 1), N_ITEMS * DIM),
+        (LoRA(N_ITEMS, DIM, BASE, 1, item_rank=3), 3 * (N_ITEMS + DIM)),
+        (Hash(N_ITEMS, DIM, BASE, 1, hash_rows=11), 11 * DIM),
+        (RQ(N_ITEMS, DIM, BASE, 1, rq_codes=5, rq_levels=3), 3 * 5 * DIM),
+    ]
+    for embedding, expected in made:
+        assert embedding.n_values == expected
+
+
 def test_local_rows_are_what_the_items_need(data):
     embedding = Hash(N_ITEMS, DIM, None, 1, hash_rows=7, hash_functions=2)
     samples = draw(data, [1, 4, 5])

@@ -65,6 +65,12 @@ class ItemEmbedding(nn.Module, ABC):
         """Rows that make up an item, h."""
         return self.members.shape[1]
 
+    @property
+    def n_values(self) -> int:
+        """Values that a round exchanges each way, if every row changes."""
+        dense = sum(value.numel() for value in self.theta().values())
+        return self.n_rows * self.width + dense
+
     def validate(self) -> None:
         """Raise a ValueError if so many items cannot be made this way."""
 
