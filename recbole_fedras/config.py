@@ -46,7 +46,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
     """RecBole's ``Config`` with our defaults beneath the user's values.
 
     For federated models the order is, later over earlier: RecBole's defaults, our
-    ``overall.yaml``, ``item_embedding/``, ``model/``, ``preset/``, ``compressor/`` and
+    ``overall.yaml``, ``model/``, ``item_embedding/``, ``preset/``, ``compressor/`` and
     ``dataset/``, each a YAML file of the name chosen; then config files,
     ``config_dict``, command line.
     For RecBole's own models RecBole's defaults win over ours.
@@ -218,12 +218,10 @@ class Config(RecBoleConfig):  # type: ignore[misc]
                 given[kind] = str(given[f"{kind}_class"]).rpartition(".")[2]
         federated = issubclass(model_class, FederatedRecommender)
         of_model = registry.read_properties("model", model) if federated else {}
-        of_model |= preset
-        chosen = overall | of_model | given
+        chosen = overall | of_model | preset | given
         self.compressor_name = str(chosen["compressor"])
         self._compressors = methods.find_compressors(chosen)
         self._item_embedding_class, of_items = methods.find_item_embedding(chosen)
-        overall |= of_items
         own: dict[str, Any] = {}
         for name, compressor_class in self._compressors.values():
             own |= registry.hyper_parameters(compressor_class)
@@ -234,11 +232,13 @@ class Config(RecBoleConfig):  # type: ignore[misc]
                 **recbole,
                 **overall,
                 **of_model,
+                **of_items,
+                **preset,
                 **own,
                 **registry.read_properties("dataset", dataset),
             }
         else:
-            self.internal_config_dict = {**overall, **own, **recbole}
+            self.internal_config_dict = {**overall, **of_items, **own, **recbole}
             compat.trust_recboles_checkpoints()
         self._refuse_unknown_keys()
 
@@ -286,7 +286,8 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         if issubclass(self.model_class, FederatedRecommender):
             keys.check_bases(self)
             keys.check_compressors(self, self._compressors)
-            self.federation(), self.local_training(), self.make_compressors()
+            self.federation(), self.local_training(), self.local_training(True)
+            self.make_compressors()
             keys.check_federated(self)
             self._cut()
             keys.check_item_embedding(self, self._item_embedding_class)
@@ -330,9 +331,9 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         """Return who takes part and how updates are combined."""
         return keys.federation(self)
 
-    def local_training(self) -> LocalTraining:
-        """Return how clients train."""
-        return keys.local_training(self)
+    def local_training(self, warmup: bool = False) -> LocalTraining:
+        """Return how clients train, in a warm-up or not."""
+        return keys.local_training(self, warmup)
 
     @property
     def method(self) -> str:

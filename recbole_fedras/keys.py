@@ -14,6 +14,7 @@ from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.federation.optimizer import OPTIMIZERS, ServerOptimization
 from recbole_fedras.federation.settings import (
     AGGREGATIONS,
+    ALL_SAMPLES,
     BUDGETS,
     REPLICAS,
     USER_OPTIMIZERS,
@@ -49,8 +50,8 @@ def federation(config: Any) -> Federation:
     )
 
 
-def local_training(config: Any) -> LocalTraining:
-    """Return how clients train."""
+def local_training(config: Any, warmup: bool) -> LocalTraining:
+    """Return how clients train, in a warm-up or not."""
     negatives = config["train_neg_sample_args"]
     if not isinstance(negatives, dict):
         refuse(config, "train_neg_sample_args", "a dict with sample_num")
@@ -68,24 +69,23 @@ def local_training(config: Any) -> LocalTraining:
     if gradient and config["local_epochs"] != 1:
         refuse(config, "local_epochs", "1 with upload=gradient, which is of one step")
     batch_size = _integer(config, "train_batch_size", 1)
+    own_rate = warmup and config["warmup_learning_rate"] is not None
+    rate = "warmup_learning_rate" if own_rate else "learning_rate"
+    user_rate = rate if config["user_learning_rate"] is None else "user_learning_rate"
     rates = {
-        key: _number(config, key, above=0)
-        for key in ("learning_rate", "theta_learning_rate")
+        key: _number(config, key, above=0) for key in (rate, "theta_learning_rate")
     }
     pairwise = _pairwise(config)
-    if gradient:  # of the mean loss of a batch, added up over all batches
+    if gradient:
+        # A step at this rate is minus the gradient of what it says: of the mean loss of
+        # a batch, added up over batches.
         rates = dict.fromkeys(rates, (1 + pairwise) / batch_size)
     return LocalTraining(
-        **rates,
-        user_learning_rate=_number(
-            config,
-            "learning_rate"
-            if config["user_learning_rate"] is None
-            else "user_learning_rate",
-            above=0,
-        ),
+        learning_rate=rates[rate],
+        theta_learning_rate=rates["theta_learning_rate"],
+        user_learning_rate=_number(config, user_rate, above=0),
         local_epochs=_integer(config, "local_epochs", 1),
-        batch_size=2**62 if gradient else batch_size,
+        batch_size=ALL_SAMPLES if gradient else batch_size,
         n_negatives=sample_num,
         rho_shared=_rho(config, "rho_shared"),
         rho_private=_rho(config, "rho_private"),

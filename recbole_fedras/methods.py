@@ -125,10 +125,14 @@ def make_item_embedding(
         return None
     own = registry.hyper_parameters(kind).keys() - _GIVEN
     given = {key: config[key] for key in own}
-    embedding = kind(n_items, dim, base, config["seed"], **given)
+    try:
+        embedding = kind(n_items, dim, base, config["seed"], **given)
+    except TypeError as error:
+        name = config["item_embedding"]
+        raise ValueError(f"item_embedding={name!r}: {error}") from error
     if source is not None:
         embedding.validate()
-        embedding.fit(source, config["item_base"] == "features")
+        embedding.fit(source, features=config["item_base"] == "features")
     return embedding
 
 

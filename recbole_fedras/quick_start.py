@@ -175,8 +175,9 @@ def cost(config: Config, simulation: Simulation) -> dict[str, Any]:
     cohort = cohort_size(len(simulation.clients.eligible), asked["client_fraction"])
     rounds = simulation.round * asked["epochs"] / config["epochs"]
     embedding = simulation.embedding
-    of_items = embedding.theta().values() if embedding else []
-    n_theta = len(simulation.server.theta) - sum(value.numel() for value in of_items)
+    n_theta = len(simulation.server.theta)
+    if embedding is not None:
+        n_theta -= embedding.n_theta  # they stand in for items
     return communication(
         simulation.ledger.totals,
         table_bytes=4 * simulation.clients.n_items * asked["embedding_size"],

@@ -65,8 +65,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.config, self.model = config, model
         self._clients = client_data(train_data._dataset)
         self.simulation = self._simulate(self._introduction(model.embedding))
-        if config.warmup_rounds:
-            self._check_embedding()
+        self._check_after_warmup()
         super().__init__(config, model)
         self.eval_collector = FairCollector(config)
         self.folder: RunFolder | None = None
@@ -85,21 +84,26 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             self._clients,
             *self.config.make_compressors(),
             self.config.federation(),
-            self.config.local_training(),
-            self.config["n_jobs"],
-            once,
-            round,
+            self.config.local_training(self._warming),
+            n_jobs=self.config["n_jobs"],
+            once=once,
+            round=round,
         )
 
-    def _check_embedding(self) -> None:
-        """Refuse now what could not be made or compressed after the warm-up."""
+    @property
+    def _warming(self) -> bool:
+        return self.config.warmup_rounds > 0 and self.model.embedding is None
+
+    def _check_after_warmup(self) -> None:
+        """Refuse now what could not be made or compressed after a warm-up."""
+        if not self._warming:
+            return
         n_items, dim = self.simulation.server.item_table.shape
         embedding = self.config.make_item_embedding(n_items, dim)
         if embedding is None:
             return
         embedding.validate()
-        n_theta = len(self.simulation.server.theta)
-        n_theta += sum(value.numel() for value in embedding.theta().values())
+        n_theta = len(self.simulation.server.theta) + embedding.n_theta
         make_budgets(
             self.config.federation(),
             embedding.n_rows,
@@ -218,7 +222,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         start = perf_counter()
         if epoch_idx < self.config.warmup_rounds:
             self.cur_step = -1  # a warm-up does not stop early
-        elif self.config.warmup_rounds and self.model.embedding is None:
+        elif self._warming:
             self._end_warmup()
         try:
             with torch.no_grad():

@@ -324,7 +324,7 @@ def test_settings_may_differ_by_dataset():
         assert own["compression_rate"] == 1 - share
     for entry in exhibit.entries:
         tuned = {key: entry.tuning[key] for key in ("item_rank", "hash_rows")}
-        assert tuned == {"item_rank": 4, "hash_rows": sizes[entry.dataset, "1/8"]}
+        assert tuned == {"item_rank": 2, "hash_rows": sizes[entry.dataset, "1/16"]}
 
 
 def test_quality_is_drawn_against_bytes():

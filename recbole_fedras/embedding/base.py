@@ -66,15 +66,19 @@ class ItemEmbedding(nn.Module, ABC):
         return self.members.shape[1]
 
     @property
+    def n_theta(self) -> int:
+        """Values of the dense parameters."""
+        return sum(value.numel() for value in self.theta().values())
+
+    @property
     def n_values(self) -> int:
         """Values that a round exchanges each way, if every row changes."""
-        dense = sum(value.numel() for value in self.theta().values())
-        return self.n_rows * self.width + dense
+        return self.n_rows * self.width + self.n_theta
 
     def validate(self) -> None:
         """Raise a ValueError if so many items cannot be made this way."""
 
-    def fit(self, source: NDArray[np.float32], features: bool) -> None:
+    def fit(self, source: NDArray[np.float32], *, features: bool) -> None:
         """Let the server learn what is frozen.
 
         Parameters
@@ -138,7 +142,7 @@ def introduce(embedding: ItemEmbedding, base_known: bool) -> Message | None:
     if embedding.base is not None and not base_known:
         payload.put_floats("base", embedding.base.cpu().numpy(), part="once")
     embedding.put_once(payload)
-    if not payload:
+    if not len(payload):
         return None
     message = Message.of(payload, 0, None)
     received = message.payload

@@ -34,7 +34,8 @@ class RQ(ItemEmbedding):
     he starts from, ``4 L K d`` bytes.
 
     **Departures**: the released code of FedPEFT never trains the codebooks; here they
-    are the table. Without a base they start as residual k-means found them.
+    are the table. Without a base they start as residual k-means found them, or, with
+    features, at random: the RQ-VAE's are of another space.
     """
 
     fitted = True
@@ -73,7 +74,7 @@ class RQ(ItemEmbedding):
                 f"number of items, {self.n_items}"
             )
 
-    def fit(self, source: NDArray[np.float32], features: bool) -> None:
+    def fit(self, source: NDArray[np.float32], *, features: bool) -> None:
         """Find codes."""
         shape = self.n_parts, self._n_codes, self._seed
         if features:

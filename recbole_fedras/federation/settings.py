@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from recbole_fedras.federation.optimizer import ServerOptimization
 
+#: A size of batches that no client's samples fill.
+ALL_SAMPLES = 2**62
+
 USER_OPTIMIZERS = ("sgd", "adam")
 AGGREGATIONS = ("inverse_frequency", "fedavg", "discrete")
 REPLICAS = ("broadcast", "stale", "personal")
@@ -19,11 +22,11 @@ class LocalTraining:
     Attributes
     ----------
     learning_rate : float
-        Of SGD on the *summed* binary cross-entropy of a batch, for item embeddings.
+        Of SGD on the *summed* loss of a batch, for item embeddings.
     user_learning_rate : float
         The same for user embeddings, each of which is in every sample of a batch.
     theta_learning_rate : float
-        Of SGD on the *mean* binary cross-entropy of a batch, for the network.
+        Of SGD on the *mean* loss of a batch, for the network.
     local_epochs : int
         Passes over the client's data, tau in the paper.
     batch_size : int
