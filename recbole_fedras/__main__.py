@@ -167,8 +167,9 @@ def _reproduce(argv: list[str]) -> None:
     known = list(registry.names("experiment"))
     parser = argparse.ArgumentParser(
         prog="recbole-fedras reproduce",
-        description="Run a table of the FedRAS paper; print ours, theirs and the "
-        "difference, and write Markdown, CSV and LaTeX. Finished runs are kept.",
+        description="Run an exhibit of the FedRAS paper, or of ours; print our "
+        "numbers, the paper's if it has any and the difference, and write Markdown, "
+        "CSV and LaTeX. Finished runs are kept.",
     )
     parser.add_argument("exhibits", nargs="+", help=f"{', '.join(known)} or all")
     parser.add_argument("--dataset", action="append", default=[], help="only this one")
@@ -207,7 +208,9 @@ _COMMANDS = {
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", "-m", help="MF, NCF or your own (default: MF)")
+    parser.add_argument(
+        "--model", "-m", help="a name that --list shows, or your own (default: MF)"
+    )
     parser.add_argument("--dataset", "-d", help="a RecBole dataset (default: ml-100k)")
     parser.add_argument("--config_files", help='YAML files: "a.yaml b.yaml"')
 

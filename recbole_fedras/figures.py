@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import isfinite
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -54,7 +55,7 @@ def draw_settings(rows: Sequence[Row], xlabel: str | None) -> Figure:
 
 
 def draw_bytes(rows: Sequence[Row], xlabel: str | None) -> Figure:
-    """Draw each metric against all bytes sent; nothing on the line is beaten."""
+    """Draw each metric against uplink and downlink; nothing on the line is beaten."""
     metrics = _distinct(row["metric"] for row in rows)
     figure, panels = _panels(_distinct(row["dataset"] for row in rows), metrics, xlabel)
     for (dataset, metric), panel in panels:
@@ -62,6 +63,7 @@ def draw_bytes(rows: Sequence[Row], xlabel: str | None) -> Figure:
             (row["uplink MB"] + row["downlink MB"], row)
             for row in rows
             if (row["dataset"], row["metric"]) == (dataset, metric)
+            and isfinite(row["ours"])  # not all of its runs diverged
         ]
         for method in _distinct(row["method"] for row in rows):
             own = [(size, row) for size, row in points if row["method"] == method]

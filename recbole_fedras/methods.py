@@ -138,7 +138,7 @@ def make_item_embedding(
 
 def _base(config: Any, n_items: int, dim: int, source: Floats | None) -> Floats:
     if config["item_base"] == "random":
-        rng = generator(config["seed"], Stream.INITIALISATION, 1, 1)
+        rng = generator(config["seed"], Stream.INITIALISATION, 1, 1)  # table: (1,)
         values = rng.standard_normal((n_items, dim)) * float(config["base_std"])
         return values.astype(np.float32)
     if source is None:

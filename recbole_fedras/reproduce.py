@@ -1,4 +1,4 @@
-"""The FedRAS paper's tables and figures: ours, theirs and the difference, in a row."""
+"""Exhibits: the FedRAS paper's tables and figures beside its numbers, and ours."""
 
 from __future__ import annotations
 

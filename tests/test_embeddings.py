@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import COMMON, rounds_of
+from conftest import COMMON, ROOT, rounds_of
 from test_training import (
     DIM,
     N_ITEMS,
@@ -317,6 +317,26 @@ class Halved(Full):
     assert "share: 0.5" in config.read_text()
     again = Config(config_file_list=[str(config)])
     assert type(again.make_item_embedding(60, 8)).__name__ == "Halved"
+
+
+def test_the_example_of_the_docs_works(run, workspace):
+    text = (ROOT / "docs" / "item_embeddings.md").read_text(encoding="utf-8")
+    code = text[text.index("# paired.py") :]
+    (workspace / "paired.py").write_text(code[: code.index("```")])
+    own = {"item_embedding": "Paired", "item_embedding_class": "paired.Paired"}
+    result = run(epochs=2, share=0.25, compressor="none", client_fraction=1.0, **own)
+    assert int(rounds_of(result)[-1]["downlink_items_bytes"]) <= 40 * 4 * 30 * 8
+
+
+@pytest.mark.parametrize("objective", ["sgd", "sam"])
+@pytest.mark.parametrize("name", NAMES)
+def test_binary_codes_are_of_full_items_and_plain_descent(workspace, name, objective):
+    keys = {"model": "LightFR", "item_embedding": name, "local_objective": objective}
+    if (name, objective) == ("full", "sgd"):
+        return
+    said = "item_embedding" if name != "full" else "local_objective='sam'"
+    with pytest.raises(ValueError, match=f"{said}.* is not allowed.* for binary codes"):
+        Config(config_dict=keys | {"dataset": "tiny", "warmup_rounds": 1}, argv=COMMON)
 
 
 @pytest.mark.parametrize(

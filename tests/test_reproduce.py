@@ -332,7 +332,8 @@ def test_quality_is_drawn_against_bytes():
         {"dataset": "tiny", "metric": "hit@10", "method": method, "setting": setting,
          "ours": ours, "sd": 0.01, "uplink MB": size, "downlink MB": 1.0}
         for method, setting, ours, size in (
-            ("a", "1/8", 0.5, 2.0), ("a", "1/4", 0.6, 4.0), ("b", "1/8", 0.4, 3.0)
+            ("a", "1/8", 0.5, 2.0), ("a", "1/4", 0.6, 4.0), ("b", "1/8", 0.4, 3.0),
+            ("b", "1/4", np.nan, np.nan),
         )
     ]  # fmt: skip
     (panel,) = figures.draw_bytes(rows, "megabytes").axes

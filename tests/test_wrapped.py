@@ -172,7 +172,7 @@ class FedWithNorm(WrappedRecommender):
     [
         (FedLightGCN, {}, r"LightGCN cannot be federated: its forward takes \[\]"),
         (FedWithBias, {}, "its parameter 'bias' has a dimension of 41, the number"),
-        (FedWithNeighbours, {}, "forward looks up more than the embeddings of user"),
+        (FedWithNeighbours, {}, "looks up more than the embeddings of a pair"),
         (FedItemKNN, {}, "ItemKNN cannot be"),
         (FedNeuMF, {"mlp_hidden_size": "x"}, "NeuMF cannot be built: TypeError"),
         (FedNeuMF, {"mf_train": False}, "mf_train=False is not allowed"),

@@ -171,7 +171,7 @@ class RoundContext:
     seed : int
         The run's seed, shared once.
     n_items, dim : int
-        Shape of the table.
+        Shape of the table exchanged; rows of an item embedding's are no items.
     sender : int
         The client, or :data:`SERVER`.
     receiver : int or None

@@ -55,7 +55,7 @@ class LoRA(ItemEmbedding):
         self._scale = item_alpha / item_rank
 
     def initial_table(self, rng: np.random.Generator, std: float) -> Tensor:
-        """Return A: Gaussian rows of unit length on average, as in LoRA."""
+        """Return A: Gaussian, rows of length 1 in the root mean square."""
         values = rng.standard_normal((self.n_rows, self.width))
         return torch.from_numpy(values / self.width**0.5).float()
 

@@ -34,7 +34,6 @@ def residual_kmeans(
     -------
     codes : ndarray of int64, shape (n, n_levels)
     codebooks : ndarray of float32, shape (n_levels, n_codes, dim)
-
     """
     rest, codes, codebooks = np.array(vectors), [], []
     with threads(1):

@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from recbole_fedras.compressor.base import CohortUpdate
 from recbole_fedras.data.clients import Samples
 from recbole_fedras.embedding.base import ItemEmbedding, LocalRows, local_rows
+from recbole_fedras.federation.batches import Schedule
+from recbole_fedras.federation.objective import Objective, Score
 from recbole_fedras.federation.optimizer import adam_step
-from recbole_fedras.federation.sam import Gradients, Parameters, ascend
 from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.parallel import thread_map
 
-Score = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 TrainClients = Callable[..., float]
 
 
@@ -36,8 +33,8 @@ class Trained:
     updates : CohortUpdate
         Change of the shared parameters, for the server.
     losses : Tensor of float64, shape (n_groups,)
-        Binary cross-entropy (LightFR: squared error), summed over all samples when they
-        were trained on; not finite if anything else here is not.
+        Binary cross-entropy (LightFR: squared error; BPR: of pairs), summed over all
+        samples when they were trained on; not finite if anything else here is not.
     n_samples : int
         Of BPR, pairs.
     user_states : Tensor or None, shape (n_clients, 2 dim + 1)
@@ -100,12 +97,12 @@ def train_cohort(
     groups : sequence of Samples
         Of all clients in their order, some at a time; no client's are empty.
     user_rows : Tensor, shape (n_clients, dim)
-    tables : Tensor, shape (n_tables, n_items, dim)
+    tables : Tensor, shape (n_tables, n_rows, width)
         Replicas; client c holds ``tables[table_of_client[c]]``.
     table_of_client : Tensor of int64, shape (n_clients,)
     theta : mapping of str to Tensor
     training : LocalTraining
-    gradient_map : Tensor, shape (dim, dim), optional
+    gradient_map : Tensor, shape (width, width), optional
         Applied to item gradients, see ``Compressor.gradient_map``.
     train_clients : callable, optional
         Compiled training, ``FederatedRecommender.train_clients``. It is used on the
@@ -128,6 +125,9 @@ def train_cohort(
     theta_changes = torch.empty(len(clients), n_theta, device=device)
     plain = device.type == "cpu" and not theta and embedding is None
     compiled = train_clients if plain and user_states is None else None
+    if gradient_map is not None:
+        gradient_map = gradient_map.to(device)
+    objective = Objective(score, training, embedding, gradient_map)
     if user_states is not None:
         user_states = user_states.clone()
 
@@ -139,10 +139,13 @@ def train_cohort(
             loss = _train_compiled(compiled, *group, training, gradient_map)
         else:
             loss = _train_batched(
-                score, *group, theta, theta_changes[own], training, gradient_map,
-                local[index], embedding,
+                objective,
+                *group,
+                theta,
+                theta_changes[own],
+                local[index],
                 None if user_states is None else user_states[own],
-            )  # fmt: skip
+            )
         # 0 times a number that is not finite is NaN.
         return loss + 0 * (users.sum() + changes.sum() + theta_changes[own].sum())
 
@@ -201,7 +204,7 @@ def _train_compiled(
 
 
 def _train_batched(
-    score: Score,
+    objective: Objective,
     samples: Samples,
     user_rows: Tensor,
     changes: Tensor,
@@ -209,72 +212,29 @@ def _train_batched(
     table_of_client: Tensor,
     theta: Mapping[str, Tensor],
     theta_changes: Tensor,
-    training: LocalTraining,
-    gradient_map: Tensor | None,
     local: LocalRows,
-    embedding: ItemEmbedding | None,
     user_states: Tensor | None,
 ) -> Tensor:
-    """Train all clients of a group side by side; return the loss.
-
-    Those with most steps stand first, so that the ones still training are a prefix.
-    Sizes are known on the host: nothing waits for the device.
-    """
-    device, batch_size = tables.device, training.batch_size
-    per_epoch = np.diff(samples.sample_offsets) // samples.n_epochs
-    n_batches = -(-per_epoch // batch_size)
-    batch_size = min(batch_size, int(per_epoch.max()))
-    order = np.argsort(-n_batches, kind="stable")
-    sizes, n_batches = per_epoch[order], n_batches[order]
-
-    def place(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
+    """Train all clients of a group side by side; return the loss."""
+    training, device = objective.training, tables.device
+    schedule = Schedule(samples, training.batch_size)
+    who = torch.from_numpy(schedule.order).to(device)
     owner = np.repeat(table_of_client.numpy(), np.diff(local.offsets))
-    before = tables[place(owner), place(local.ids)]
-    table = before.clone()
-    shift = np.repeat(samples.row_offsets[:-1], np.diff(samples.sample_offsets))
-    # Of each sample its place among the group's items, whose rows are members.
-    own_items, labels = place(samples.rows + shift), place(samples.labels)
-    members, items = place(local.members), place(samples.ids)
-    first, own_sizes, own_batches, who = map(
-        place, (samples.sample_offsets[:-1][order], sizes, n_batches, order)
-    )
-    users = user_rows[who]
+    before = tables[
+        torch.from_numpy(owner).to(device), torch.from_numpy(local.ids).to(device)
+    ]
+    table, users = before.clone(), user_rows[who]
     states = None if user_states is None else user_states[who]
     network = {
-        name: value.expand(len(order), *value.shape).clone()
+        name: value.expand(len(who), *value.shape).clone()
         for name, value in theta.items()
     }
-    column = torch.arange(batch_size, device=device)
-    if gradient_map is not None:
-        gradient_map = gradient_map.to(device)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for step in range(samples.n_epochs * int(n_batches[0])):
-        n = int(np.count_nonzero(step < samples.n_epochs * n_batches))
-        done = step % n_batches[:n] * batch_size
-        width = min(int((sizes[:n] - done).max()), batch_size)
-        begin = step % own_batches[:n] * batch_size
-        size = (own_sizes[:n] - begin).clamp(max=batch_size)
-        start = first[:n] + step // own_batches[:n] * own_sizes[:n] + begin
-        valid = column[:width] < size[:, None]  # (n, width)
-        # Batches are padded with their first sample.
-        batch = torch.where(valid, start[:, None] + column[:width], start[:, None])
-        item, label = own_items[batch], labels[batch]
-        row = members[item]  # (n, width, h)
-
+    for batch in schedule.batches(local, device):
+        n = len(batch.size)
         own = {name: value[:n] for name, value in network.items()}
-        parameters = (users[:n], table, own)
-        given = (
-            row, items[item], label, valid, gradient_map, embedding, training.pairwise
-        )  # fmt: skip
-        loss, slopes = _gradients(score, parameters, *given)
+        loss, slopes = objective.slopes((users[:n], table, own), batch)
         total += loss
-        if training.sharpness_aware:
-            uphill = ascend(
-                parameters, slopes, row, training.rho_shared, training.rho_private
-            )
-            _, slopes = _gradients(score, uphill, *given)
         user_gradient, item_gradient, of_network = slopes
         if states is None:
             users[:n] -= training.user_learning_rate * user_gradient
@@ -283,9 +243,9 @@ def _train_batched(
                 states[:n], user_gradient, training.user_learning_rate
             )
         table.index_add_(
-            0, row.reshape(-1), item_gradient, alpha=-training.learning_rate
+            0, batch.row.reshape(-1), item_gradient, alpha=-training.learning_rate
         )
-        count = size // (1 + training.pairwise)
+        count = batch.size // (1 + training.pairwise)
         if training.upload_gradient:
             count = torch.ones_like(count)
         for value, gradient in zip(network.values(), of_network, strict=True):
@@ -302,45 +262,3 @@ def _train_batched(
         flat = [value.flatten(1) for value in network.values()]
         theta_changes[who] = torch.cat(flat, 1)
     return total
-
-
-def _gradients(
-    score: Score,
-    parameters: Parameters,
-    row: Tensor,
-    item: Tensor,
-    label: Tensor,
-    valid: Tensor,
-    gradient_map: Tensor | None,
-    embedding: ItemEmbedding | None,
-    pairwise: bool,
-) -> tuple[Tensor, Gradients]:
-    """Return a batch's loss and gradients, summed over samples.
-
-    Those of users are (n, dim), of rows one for each sample and part of its item
-    (n * width * h, columns), of the network by parameter (n, ...).
-    """
-    users, table, network = parameters
-    user = users[:, None].detach().requires_grad_()  # (n, 1, dim)
-    parts = table[row].requires_grad_()  # (n, width, h, columns)
-    own = {name: value.detach().requires_grad_() for name, value in network.items()}
-    with torch.enable_grad():
-        if embedding is None:
-            vectors = parts[:, :, 0]
-        else:
-            vectors = embedding.vectors(parts, item, own)
-        logits = score(user, vectors, own)
-        weight = valid.to(logits.dtype)
-        if pairwise:  # item, negative, item, ...
-            ahead = logits[:, ::2] - logits[:, 1::2]
-            loss = -(logsigmoid(ahead) * weight[:, ::2]).sum()
-        else:
-            loss = binary_cross_entropy_with_logits(
-                logits, label, weight=weight, reduction="sum"
-            )
-    leaves = [user, parts, *own.values()]
-    of_user, of_item, *of_network = torch.autograd.grad(loss, leaves)
-    of_item = of_item.reshape(-1, table.shape[1])
-    if gradient_map is not None:
-        of_item = of_item @ gradient_map
-    return loss.detach(), (of_user[:, 0], of_item, of_network)

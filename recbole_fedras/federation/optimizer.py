@@ -124,9 +124,9 @@ def adam_step(state: Tensor, gradient: Tensor, learning_rate: float) -> Tensor:
     """
     dim = gradient.shape[1]
     mean, squares, steps = state[:, :dim], state[:, dim:-1], state[:, -1:]
-    mean.lerp_(gradient, 0.1)
-    squares.lerp_(gradient.square(), 0.001)
+    beta, decay, tiny = 0.9, 0.999, 1e-8
+    mean.lerp_(gradient, 1 - beta)
+    squares.lerp_(gradient.square(), 1 - decay)
     steps += 1
-    decays = [1 - torch.pow(decay, steps) for decay in (0.9, 0.999)]
-    root = (squares / decays[1]).sqrt()
-    return learning_rate * (mean / decays[0]) / (root + 1e-8)
+    root = (squares / (1 - torch.pow(decay, steps))).sqrt()
+    return learning_rate * mean / (1 - torch.pow(beta, steps)) / (root + tiny)

@@ -26,13 +26,13 @@ from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.federation.aggregation import aggregate, mean_theta
 from recbole_fedras.federation.broadcast import BroadcastReplicas, FeedbackReplicas
 from recbole_fedras.federation.cohort import (
-    Score,
     TrainClients,
     Trained,
     Workspace,
     train_cohort,
 )
 from recbole_fedras.federation.feedback import UplinkFeedback
+from recbole_fedras.federation.objective import Score
 from recbole_fedras.federation.personal import PersonalReplicas, StaleReplicas
 from recbole_fedras.federation.replica import Holder, Replicas
 from recbole_fedras.federation.sampling import (

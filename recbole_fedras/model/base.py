@@ -104,8 +104,9 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
             None: a row each, as they are.
         """
         device = self.user_embedding.weight.device
-        for name in [] if self.embedding is None else self.embedding.theta():
-            delattr(self, name)
+        if self.embedding is not None:
+            for name in self.embedding.theta():
+                delattr(self, name)
         self.embedding = embedding
         self.n_rows, self.width = self.n_items, self.dim
         if embedding is not None:
@@ -121,8 +122,13 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         self.item_embedding = nn.Embedding(
             self.n_rows, self.width, _weight=table.to(device)
         )
-        for name, value in (embedding.theta() if embedding else {}).items():
-            self.register_parameter(name, nn.Parameter(value.to(device)))
+        if embedding is not None:
+            for name, value in embedding.theta().items():
+                if hasattr(self, name):
+                    raise ValueError(
+                        f"item_embedding: its parameter {name!r} is one of the model"
+                    )
+                self.register_parameter(name, nn.Parameter(value.to(device)))
         self.replica_of_user.zero_()
         self.networks = None
 
@@ -149,10 +155,9 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         Tensor, shape (n_clients, n)
         """
 
-    @classmethod
-    def score_all(cls, user_rows: Tensor, item_table: Tensor, theta: Theta) -> Tensor:
+    def score_all(self, user_rows: Tensor, item_table: Tensor, theta: Theta) -> Tensor:
         """Logits of every user, (n_users, dim), with every item of one table."""
-        return cls.score(user_rows[:, None], item_table[None], theta)
+        return self.score(user_rows[:, None], item_table[None], theta)
 
     # What federated training needs; ids count from 0, without [PAD].
 

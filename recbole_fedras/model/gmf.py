@@ -27,7 +27,6 @@ class GMF(FederatedRecommender):
         """Return ``w . (p_u * q_i)``."""
         return (user_rows * theta["weight"][:, None] * item_rows).sum(-1)
 
-    @classmethod
-    def score_all(cls, user_rows: Tensor, item_table: Tensor, theta: Theta) -> Tensor:
+    def score_all(self, user_rows: Tensor, item_table: Tensor, theta: Theta) -> Tensor:
         """Return ``P diag(w) Q'``."""
         return user_rows * theta["weight"] @ item_table.T

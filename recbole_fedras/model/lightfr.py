@@ -73,8 +73,7 @@ class LightFR(FederatedRecommender):
         """Return ``1/2 + b_u . d_i / (2 f)``, between 0 and 1."""
         return 0.5 + (user_rows * item_rows).sum(-1) / (2 * user_rows.shape[-1])
 
-    @classmethod
-    def score_all(cls, user_rows: Tensor, item_table: Tensor, theta: Theta) -> Tensor:
+    def score_all(self, user_rows: Tensor, item_table: Tensor, theta: Theta) -> Tensor:
         """Return ``1/2 + B D' / (2 f)``."""
         return 0.5 + user_rows @ item_table.T / (2 * user_rows.shape[-1])
 

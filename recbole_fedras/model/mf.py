@@ -237,7 +237,6 @@ class MF(FederatedRecommender):
         """Return ``p_u . q_i``."""
         return (user_rows * item_rows).sum(-1)
 
-    @classmethod
-    def score_all(cls, user_rows: Tensor, item_table: Tensor, theta: Theta) -> Tensor:
+    def score_all(self, user_rows: Tensor, item_table: Tensor, theta: Theta) -> Tensor:
         """Return ``P Q'``."""
         return user_rows @ item_table.T

@@ -6,7 +6,7 @@ import copy
 import inspect
 import threading
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 from weakref import WeakKeyDictionary
 
 import torch
@@ -76,63 +76,63 @@ class WrappedRecommender(FederatedRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        name = self.recommender.__name__
-        arguments = list(inspect.signature(self.recommender.forward).parameters)
-        if arguments[1:] != ["user", "item"]:
-            raise ValueError(
-                f"{name} cannot be federated: its forward takes {arguments[1:]}, not "
-                "user and item"
-            )
+        self.network = self._build(config, dataset)
+        self._sizes: dict[str, dict[str, int]] = {}
         user, item = torch.arange(1, self.n_users), torch.arange(1, self.n_items)
         pairs = torch.cartesian_prod(user[:3], item[:3]).T
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
-                self.network = self.recommender(config, dataset).eval()
-            with torch.no_grad():
+        with torch.no_grad():
+            try:
                 expected = _logits(self.network(*pairs))
-        except Exception as error:  # whatever its own code raises
-            raise ValueError(f"{name} cannot be built: {error!r}") from error
-        tables = {
-            "user": self._take_embeddings("user", self.n_users),
-            "item": self._take_embeddings("item", self.n_items),
-        }
-        for side, own in tables.items():
-            size = sum(table.shape[1] for table in own.values())
-            if not own:
-                raise ValueError(
-                    f"{name} cannot be federated: it has no embeddings of {side}s"
-                )
-            if size != self.dim:
-                raise ValueError(
-                    f"embedding_size={self.dim} is not allowed; it must be {size}, the "
-                    f"{side} embeddings of {name} together"
-                )
-        self._sizes = {
-            side: {key: table.shape[1] for key, table in own.items()}
-            for side, own in tables.items()
-        }
+            except Exception as error:  # whatever its own code raises
+                self._refuse(f"its forward fails on pairs: {error!r}", error)
+            tables = {
+                "user": self._take_embeddings("user", self.n_users),
+                "item": self._take_embeddings("item", self.n_items),
+            }
+            self._refuse_what_is_not_shared()
+            self._refuse_other_scores(pairs, expected, tables)
+
+    def _refuse(self, reason: str, cause: Exception | None = None) -> NoReturn:
+        name = self.recommender.__name__
+        raise ValueError(f"{name} cannot be federated: {reason}") from cause
+
+    def _build(self, config: Any, dataset: Any) -> nn.Module:
+        """Build the recommender, with numbers of the run's seed."""
+        arguments = list(inspect.signature(self.recommender.forward).parameters)
+        if arguments[1:] != ["user", "item"]:
+            self._refuse(f"its forward takes {arguments[1:]}, not user and item")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            try:
+                network: nn.Module = self.recommender(config, dataset)
+            except Exception as error:  # whatever its own code raises
+                name = self.recommender.__name__
+                raise ValueError(f"{name} cannot be built: {error!r}") from error
+        return network.eval()
+
+    def _refuse_what_is_not_shared(self) -> None:
         for key, value in self.network.named_buffers():
             if value.numel():
-                raise ValueError(f"{name} cannot be federated: it has a buffer {key!r}")
+                self._refuse(f"it has a buffer {key!r}")
         for key, value in self.network.named_parameters():
             if self.n_users in value.shape:
-                raise ValueError(
-                    f"{name} cannot be federated: its parameter {key!r} has a "
-                    f"dimension of {self.n_users}, the number of users"
+                self._refuse(
+                    f"its parameter {key!r} has a dimension of {self.n_users}, the "
+                    "number of users"
                 )
+
+    def _refuse_other_scores(
+        self, pairs: Tensor, expected: Tensor, tables: dict[str, dict[str, Tensor]]
+    ) -> None:
+        """Refuse a ``forward`` that looks up more than the embeddings of a pair."""
         users, items = (
             torch.cat([table[ids] for table in tables[side].values()], dim=1)
             for side, ids in zip(tables, pairs, strict=True)
         )
         theta = {key: value.data[None] for key, value in self._network()}
-        with torch.no_grad():
-            found = self.score(users[None], items[None], theta)[0]
+        found = self.score(users[None], items[None], theta)[0]
         if not (found - expected).norm() <= 1e-3 * expected.norm():
-            raise ValueError(
-                f"{name} cannot be federated: its forward looks up more than the "
-                "embeddings of user and item"
-            )
+            self._refuse("its forward looks up more than the embeddings of a pair")
 
     def _take_embeddings(self, side: str, count: int) -> dict[str, Tensor]:
         """Put :class:`Rows` in the embeddings' places; return them by name."""
@@ -143,6 +143,15 @@ class WrappedRecommender(FederatedRecommender):
             and module.num_embeddings == count
             and (self.n_users != self.n_items or side in name)
         }
+        if not found:
+            self._refuse(f"it has no embeddings of {side}s")
+        self._sizes[side] = {key: table.shape[1] for key, table in found.items()}
+        size = sum(self._sizes[side].values())
+        if size != self.dim:
+            raise ValueError(
+                f"embedding_size={self.dim} is not allowed; it must be {size}, the "
+                f"{side} embeddings of {self.recommender.__name__} together"
+            )
         for name in found:
             self.network.set_submodule(name, Rows())
         return found
@@ -168,33 +177,25 @@ class WrappedRecommender(FederatedRecommender):
         """Return what the recommender's ``forward`` makes of the rows."""
         network = self._skeleton()
 
-        def score_one(user: Tensor, items: Tensor, own: Theta) -> Tensor:
+        def score_one(user: Tensor, items: Tensor, *own: Tensor) -> Tensor:
             ids = torch.zeros(len(items), dtype=torch.int64, device=items.device)
-            given = {
-                name.removeprefix("network."): value for name, value in own.items()
-            }
+            names = (name.removeprefix("network.") for name in theta)
+            given = dict(zip(names, own, strict=True))
             given |= dict(self._parts("user", user.expand(len(items), -1)))
             given |= dict(self._parts("item", items))
             return _logits(functional_call(network, given, (ids, ids)))
 
         values = [user_rows, item_rows, *theta.values()]
-        n = max(len(value) for value in values)
-        mapped = [None if len(value) == 1 else 0 for value in values]
-        values = [value[0] if len(value) == 1 else value for value in values]
-
-        def score_values(user: Tensor, items: Tensor, *own: Tensor) -> Tensor:
-            return score_one(user, items, dict(zip(theta, own, strict=True)))
-
-        if n == 1:
-            return score_values(*values)[None]
-        logits: Tensor = vmap(score_values, in_dims=tuple(mapped))(*values)
+        one = [len(value) == 1 for value in values]
+        values = [
+            value[0] if alone else value
+            for value, alone in zip(values, one, strict=True)
+        ]
+        if all(one):
+            return score_one(*values)[None]
+        mapped = tuple(None if alone else 0 for alone in one)
+        logits: Tensor = vmap(score_one, in_dims=mapped)(*values)
         return logits
-
-    def score_all(  # type: ignore[override]
-        self, user_rows: Tensor, item_table: Tensor, theta: Theta
-    ) -> Tensor:
-        """Return the logits of every user with every item."""
-        return self.score(user_rows[:, None], item_table[None], theta)
 
 
 class FedBPR(WrappedRecommender):
