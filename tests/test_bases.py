@@ -215,24 +215,29 @@ def test_features_are_a_base_that_is_sent_once(run, with_items, name):
     assert abs(float(base.std()) - 0.01) < 1e-4
 
 
-def test_vectors_that_recbole_preloads_are_features(run, workspace):
-    rng = np.random.default_rng(1)
-    vectors = rng.standard_normal((60, 12)).round(4)
-    lines = [f"i{item}\t{' '.join(map(str, vectors[item]))}" for item in range(60)]
-    header = "text_id:token\ttext_vector:float_seq"
+def preloaded(workspace, side, lines):
+    """Write vectors of users or items as docs/item_embeddings.md has it; the keys."""
     path = workspace / "dataset" / "tiny" / "tiny.text"
+    header = "text_id:token\ttext_vector:float_seq"
     path.write_text("\n".join([header, *lines]) + "\n")
-    keys = {
+    return {
         "additional_feat_suffix": ["text"],
         "load_col": {
             "inter": ["user_id", "item_id", "timestamp"],
             "text": ["text_id", "text_vector"],
         },
-        "alias_of_item_id": ["text_id"],
+        f"alias_of_{side}_id": ["text_id"],
         "preload_weight": {"text_id": "text_vector"},
         "item_base": "features",
         "use_base": True,
     }
+
+
+def test_vectors_that_recbole_preloads_are_features(run, workspace):
+    rng = np.random.default_rng(1)
+    vectors = rng.standard_normal((60, 12)).round(4)
+    lines = [f"i{item}\t{' '.join(map(str, vectors[item]))}" for item in range(60)]
+    keys = preloaded(workspace, "item", lines)
     config = Config("MF", "tiny", config_dict=keys, argv=COMMON)
     train, _, _ = prepare_data(config)
     features = item_features(train._dataset, ["text_id"])
@@ -313,20 +318,8 @@ def test_features_that_are_not_finite_are_refused(run, with_items):
 
 def test_vectors_of_users_are_no_features_of_items(run, workspace):
     lines = [f"u{user}\t{user}.5 1.5" for user in range(40)]
-    header = "text_id:token\ttext_vector:float_seq"
-    path = workspace / "dataset" / "tiny" / "tiny.text"
-    path.write_text("\n".join([header, *lines]) + "\n")
-    keys = {
-        "additional_feat_suffix": ["text"],
-        "load_col": {
-            "inter": ["user_id", "item_id", "timestamp"],
-            "text": ["text_id", "text_vector"],
-        },
-        "alias_of_user_id": ["text_id"],
-        "preload_weight": {"text_id": "text_vector"},
-    }
     with pytest.raises(ValueError, match="item_base=features needs features of items"):
-        run(item_base="features", use_base=True, **keys)
+        run(**preloaded(workspace, "user", lines))
 
 
 def test_features_that_are_not_there_are_refused(run, with_items):
