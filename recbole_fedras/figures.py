@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 Row = dict[str, Any]
 
@@ -57,7 +58,8 @@ def draw_settings(rows: Sequence[Row], xlabel: str | None) -> Figure:
 def draw_bytes(rows: Sequence[Row], xlabel: str | None) -> Figure:
     """Draw each metric against uplink and downlink; nothing on the line is beaten."""
     metrics = _distinct(row["metric"] for row in rows)
-    figure, panels = _panels(_distinct(row["dataset"] for row in rows), metrics, xlabel)
+    datasets = _distinct(row["dataset"] for row in rows)
+    figure, panels = _panels(datasets, metrics, xlabel, (6, 4))
     for (dataset, metric), panel in panels:
         points = [
             (row["uplink MB"] + row["downlink MB"], row)
@@ -86,6 +88,9 @@ def draw_bytes(rows: Sequence[Row], xlabel: str | None) -> Figure:
             [size for size, _ in best], [value for _, value in best], ":", where="post"
         )
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter("{x:,.0f}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.legend(fontsize=6)
     return figure
 
@@ -133,9 +138,12 @@ def draw_curves(
 
 
 def _panels(
-    datasets: Sequence[str], metrics: Sequence[str], xlabel: str | None
+    datasets: Sequence[str],
+    metrics: Sequence[str],
+    xlabel: str | None,
+    inches: tuple[int, int] = (4, 3),
 ) -> tuple[Figure, Iterator[tuple[tuple[str, str], Axes]]]:
-    size = (4 * len(datasets), 3 * len(metrics))
+    size = (inches[0] * len(datasets), inches[1] * len(metrics))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(metrics), len(datasets), squeeze=False)
     named = {}
