@@ -196,7 +196,7 @@ def test_what_cannot_be_federated_says_why(workspace, model, keys, said):
 
 def test_a_recommender_of_ones_own(run, workspace):
     """As docs/methods/recbole_models.md says."""
-    (workspace / "mine.py").write_text(
+    (workspace / "my_bpr.py").write_text(
         '''
 import torch
 from recbole.model.general_recommender import BPR
@@ -219,6 +219,6 @@ class FedMine(WrappedRecommender):
     recommender = Mine
 '''
     )
-    own = {"model": "FedMine", "model_class": "mine.FedMine", "dataset": "tiny"}
+    own = {"model": "FedMine", "model_class": "my_bpr.FedMine", "dataset": "tiny"}
     result = run_recbole_fedras(config_dict=own, argv=COMMON)
     assert result["communication"]["parts"]["uplink"]["theta"] == 3 * 10 * 4
