@@ -30,7 +30,7 @@ from recbole_fedras.rng import Stream, generator
 class Embeddings:
     """Embeddings without a RecBole dataset: what a simulation needs of a model."""
 
-    score = staticmethod(MF.score)
+    score = MF.score
     train_clients = staticmethod(MF.train_clients)
 
     def __init__(self, n_clients: int, n_items: int, dim: int) -> None:

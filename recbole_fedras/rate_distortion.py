@@ -21,7 +21,7 @@ from recbole_fedras.compressor.base import SERVER, empty_update, row_update
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.config import Config
 from recbole_fedras.data.dataset import client_data
-from recbole_fedras.federation.server import wire_budget
+from recbole_fedras.federation.budgets import wire_budget
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.quick_start import prepare_data
 from recbole_fedras.wire.payload import Message, Payload

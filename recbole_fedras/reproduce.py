@@ -79,9 +79,9 @@ class Exhibit:
     ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and ``settings``, each a
     label with keys, a setting's perhaps by dataset; ``learning_rates``, the grid for
     methods that name none, and ``tuning``, keys of the setting that they are chosen in,
-    the first if it says none; ``jobs``, if only so many runs may be under way; and
-    ``paper``, values by dataset, model and method, a
-    list for each setting.
+    perhaps by dataset, the first if it says none; ``jobs``, if only so many runs may be
+    under way; and ``paper``, values by dataset, model and method, a list for each
+    setting.
     """
 
     name: str

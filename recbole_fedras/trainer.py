@@ -28,11 +28,11 @@ from recbole_fedras.config import Config
 from recbole_fedras.data.dataset import client_data
 from recbole_fedras.embedding.base import ItemEmbedding, introduce
 from recbole_fedras.evaluation import FairCollector
+from recbole_fedras.federation.budgets import make_budgets
 from recbole_fedras.federation.simulation import (
     NonFiniteError,
     RoundReport,
     Simulation,
-    make_budgets,
 )
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.report import RunFolder, megabytes, round_row

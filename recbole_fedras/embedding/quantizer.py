@@ -108,4 +108,5 @@ def rq_vae(
         quantizer.eval()
         with torch.no_grad():
             _, codes, _ = quantizer(encoder(inputs))
-    return codes.numpy().astype(np.int64)  # type: ignore[no-any-return]
+    found: Ints = codes.numpy()
+    return found

@@ -21,6 +21,8 @@ class BroadcastReplicas(PublishedReplicas):
     catch-up beside the downlink: the missed payloads, or the dense table if smaller.
     """
 
+    cumulative = True
+
     def _hold(self, cohort_size: int) -> None:
         self._model.hold_replicas(len(self._budgets))
         self._model.replica_of_client()[:] = self._tier_of_client
@@ -30,10 +32,6 @@ class BroadcastReplicas(PublishedReplicas):
         # Bytes published before each version, by tier.
         n_versions = 1 + self._server.round
         self._published = torch.zeros(len(self._budgets), n_versions, dtype=torch.int64)
-
-    @staticmethod
-    def _base(version: int) -> int:
-        return version - 1
 
     def _share_theta(self, message: Message) -> None:
         if self._model.networks is not None:

@@ -69,13 +69,11 @@ class StaleReplicas(OwnReplicas, PublishedReplicas):
     accuracy, where broadcast says what it costs in bytes.
     """
 
+    cumulative = False
+
     def _hold(self, cohort_size: int) -> None:
         OwnReplicas._hold(self, cohort_size)
         PublishedReplicas._hold(self, cohort_size)
-
-    @staticmethod
-    def _base(version: int) -> None:
-        return None
 
     def deliver(self, clients: Tensor) -> None:
         """Send the newest downlink, which is all they apply."""

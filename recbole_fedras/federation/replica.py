@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -174,28 +174,26 @@ class Replicas(ABC):
 class PublishedReplicas(Replicas):
     """One message for all clients of a tier, made when the server has stepped."""
 
+    #: Whether a downlink builds on the one before.
+    cumulative: ClassVar[bool]
+
     def _hold(self, cohort_size: int) -> None:
         version = self._server.round
         ctx = self._context(version, self._common_base())
         start = empty_update(ctx.dim)
-        base = None if self._base(1) is None else version
+        base = version if self.cumulative else None
         self.messages = [
             self._message(self._compressor.encode(start, budget, ctx), version, base)
             for budget in self._budgets
         ]
         self._next: list[Message] = []
 
-    @staticmethod
-    @abstractmethod
-    def _base(version: int) -> int | None:
-        """Version that the downlink to ``version`` builds on."""
-
     def publish(self, update: RowUpdate) -> None:
         """Encode the messages of the next round."""
         version = self._server.round
+        base = version - 1 if self.cumulative else None
         self._next = [
-            self._message(payload, version, self._base(version))
-            for payload in self._encode(update)
+            self._message(payload, version, base) for payload in self._encode(update)
         ]
 
     def _encode(self, update: RowUpdate) -> list[Payload]:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_fedras.compressor.base import Budget, RowUpdate
+from recbole_fedras.compressor.base import RowUpdate
 from recbole_fedras.federation.optimizer import ServerOptimization, ServerOptimizer
-from recbole_fedras.wire.payload import Layout, Message, Payload
+from recbole_fedras.wire.payload import Payload
 
 
 class Server:
@@ -123,26 +123,3 @@ def get_theta(payload: Payload, n_theta: int) -> Tensor:
     if not n_theta:
         return torch.zeros(0)
     return torch.from_numpy(payload.floats("theta", n_theta).copy())
-
-
-def wire_budget(n_items: int, dim: int, rate: float, n_theta: int) -> Budget:
-    """Return what a rate of all bytes leaves of a message for its compressed part.
-
-    The message has at most ``1 - rate`` of the bytes of item table and network in
-    float32; the network itself and the message's header go off.
-
-    Raises
-    ------
-    ValueError
-        If nothing is left.
-    """
-    limit = int(4 * (n_items * dim + n_theta) * (1 - rate))
-    rest = Message.of(put_theta(Payload(), torch.zeros(n_theta)), 2**31, 2**31)
-    n_bytes = limit - len(rest.data) + Layout().size
-    if n_bytes < 1:
-        raise ValueError(
-            f"compression_rate={rate} with budget=wire leaves {limit} bytes for a "
-            f"message, but {len(rest.data)} are taken by the network ({n_theta} "
-            "values) and framing: choose a lower compression_rate"
-        )
-    return Budget(n_items, dim, rate, n_bytes)

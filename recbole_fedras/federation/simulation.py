@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from recbole_fedras.compressor.base import (
     SERVER,
-    Budget,
     CohortUpdate,
     Compressor,
     RoundContext,
@@ -25,6 +24,7 @@ from recbole_fedras.data.clients import ClientData, Ints, Samples, draw_samples
 from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.federation.aggregation import aggregate, mean_theta
 from recbole_fedras.federation.broadcast import BroadcastReplicas, FeedbackReplicas
+from recbole_fedras.federation.budgets import make_budgets
 from recbole_fedras.federation.cohort import (
     TrainClients,
     Trained,
@@ -40,12 +40,7 @@ from recbole_fedras.federation.sampling import (
     cohort_size,
     select_cohort,
 )
-from recbole_fedras.federation.server import (
-    Server,
-    get_theta,
-    put_theta,
-    wire_budget,
-)
+from recbole_fedras.federation.server import Server, get_theta, put_theta
 from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.parallel import thread_map, threads
 from recbole_fedras.rng import Stream, counter_key
@@ -103,31 +98,6 @@ class RoundReport:
     bytes: dict[str, int]
     metrics: dict[str, float]
     seconds: dict[str, float]
-
-
-def make_budgets(
-    federation: Federation,
-    n_rows: int,
-    dim: int,
-    n_theta: int,
-    compressors: Iterable[Compressor],
-) -> list[Budget]:
-    """Return what each bandwidth tier may send of a table (n_rows, dim) and a network.
-
-    Raises
-    ------
-    ValueError
-        If a compressor cannot work with one of them.
-    """
-    rates = federation.compression_rates
-    if federation.budget == "wire":
-        budgets = [wire_budget(n_rows, dim, rate, n_theta) for rate in rates]
-    else:
-        budgets = [Budget(n_rows, dim, rate) for rate in rates]
-    for compressor in compressors:
-        for budget in budgets:
-            compressor.validate(budget)
-    return budgets
 
 
 class Simulation:

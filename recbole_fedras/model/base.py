@@ -138,9 +138,8 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         if begun != (self.embedding is not None):
             self.begin(self._make_item_embedding() if begun else None)
 
-    @staticmethod
     @abstractmethod
-    def score(user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
+    def score(self, user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
         r"""Logits of user-item pairs.
 
         Parameters

@@ -22,8 +22,7 @@ class GMF(FederatedRecommender):
         super().__init__(config, dataset)
         self.weight = nn.Parameter(torch.ones(self.dim))
 
-    @staticmethod
-    def score(user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
+    def score(self, user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
         """Return ``w . (p_u * q_i)``."""
         return (user_rows * theta["weight"][:, None] * item_rows).sum(-1)
 

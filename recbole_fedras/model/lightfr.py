@@ -68,8 +68,7 @@ class LightFR(FederatedRecommender):
             negative = table.weight.data < 0
             table.weight.data.fill_(1).masked_fill_(negative, -1)
 
-    @staticmethod
-    def score(user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
+    def score(self, user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
         """Return ``1/2 + b_u . d_i / (2 f)``, between 0 and 1."""
         return 0.5 + (user_rows * item_rows).sum(-1) / (2 * user_rows.shape[-1])
 

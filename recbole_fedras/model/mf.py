@@ -232,8 +232,7 @@ class MF(FederatedRecommender):
 
     train_clients = staticmethod(_train_clients)
 
-    @staticmethod
-    def score(user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
+    def score(self, user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
         """Return ``p_u . q_i``."""
         return (user_rows * item_rows).sum(-1)
 

@@ -45,8 +45,7 @@ class NCF(FederatedRecommender):
             self.weights.append(nn.Parameter(torch.from_numpy(values).float()))
             self.biases.append(nn.Parameter(torch.zeros(fan_out)))
 
-    @staticmethod
-    def score(user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
+    def score(self, user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
         """Return the MLP's output; the first layer adds its two halves."""
         dim = user_rows.shape[-1]
         first = theta["weights.0"]  # (n_clients or 1, 2 dim, hidden)

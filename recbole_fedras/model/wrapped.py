@@ -171,9 +171,7 @@ class WrappedRecommender(FederatedRecommender):
         for name, part in zip(sizes, parts, strict=True):
             yield f"{name}.rows", part
 
-    def score(  # type: ignore[override]
-        self, user_rows: Tensor, item_rows: Tensor, theta: Theta
-    ) -> Tensor:
+    def score(self, user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
         """Return what the recommender's ``forward`` makes of the rows."""
         network = self._skeleton()
 
