@@ -174,8 +174,13 @@ def _reproduce(argv: list[str]) -> None:
     parser.add_argument("exhibits", nargs="+", help=f"{', '.join(known)} or all")
     parser.add_argument("--dataset", action="append", default=[], help="only this one")
     parser.add_argument("--model", action="append", default=[], help="only this one")
+    parser.add_argument(
+        "--without", action="append", default=[], help="leave this method out"
+    )
     parser.add_argument("--seeds", default="2020 1 2", help="(default: 2020 1 2)")
-    parser.add_argument("--rounds", type=int, help="(default: as configured)")
+    parser.add_argument(
+        "--rounds", type=int, help="of methods that name none (default: as configured)"
+    )
     _add_jobs(parser)
     parser.add_argument("--data_path", help="folder of the datasets' folders")
     parser.add_argument("--output", default="results", help="(default: results)")
@@ -190,7 +195,7 @@ def _reproduce(argv: list[str]) -> None:
                 f"no exhibit has --dataset={arguments.dataset} and "
                 f"--model={arguments.model}"
             )
-    exhibits = [read_exhibit(name, *chosen) for name in names]
+    exhibits = [read_exhibit(name, *chosen, arguments.without) for name in names]
     local = {"data_path": arguments.data_path} if arguments.data_path else {}
     seeds = _several("seeds", arguments.seeds, int)
     for exhibit in exhibits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, nan
@@ -100,16 +101,18 @@ def read_exhibit(
     datasets: Sequence[str] = (),
     models: Sequence[str] = (),
     rounds: int | None = None,
+    without: Sequence[str] = (),
 ) -> Exhibit:
     """Read an exhibit, for some of its datasets and models, or all.
 
     What is a part of it, or has its own number of rounds, is named by these too, as
-    ``table1-ml-1m-MF-200-rounds``.
+    ``table1-ml-1m-MF-200-rounds``; so are methods left out.
 
     Raises
     ------
     ValueError
-        If there is none of that name, or it has not that dataset or model.
+        If there is none of that name, it has not that dataset, model or method, or no
+        method is left.
     """
     known = list(registry.names("experiment"))
     if name not in known:
@@ -118,15 +121,27 @@ def read_exhibit(
             f"known: {', '.join(known)}"
         )
     text = registry.read_properties("experiment", name)
-    for key, asked in (("dataset", datasets), ("model", models)):
+    parts = {
+        "dataset": (datasets, _choices(text, "dataset")),
+        "model": (models, _choices(text, "model")),
+        "without": (without, list(text["methods"])),
+    }
+    for option, (asked, have) in parts.items():
         for value in asked:
-            if value not in (have := _choices(text, key)):
+            if value not in have:
                 raise ValueError(
-                    f"--{key}={value!r} is not in {name}, which has {', '.join(have)}"
+                    f"--{option}={value!r} is not in {name}, which has "
+                    f"{'; '.join(have)}"
                 )
     text |= {"datasets": datasets or text["datasets"]}
     text |= {"models": models or text["models"]}
-    part = [*datasets, *models, *([] if rounds is None else [f"{rounds}-rounds"])]
+    methods = text["methods"].items()
+    text["methods"] = {key: own for key, own in methods if key not in without}
+    if not text["methods"]:
+        raise ValueError(f"--without leaves no method in {name}")
+    part = [*datasets, *models]
+    part += [f"without-{re.sub(r'[^.0-9A-Za-z-]+', '-', key)}" for key in without]
+    part += [] if rounds is None else [f"{rounds}-rounds"]
     return Exhibit(
         "-".join([name, *part]),
         text["title"] + ("" if rounds is None else f", {rounds} rounds"),

@@ -77,6 +77,12 @@ def test_table1_reads_as_printed():
     part = reproducing.read_exhibit("table1", ["ml-1m"], ["MF"], 30)
     assert part.title.endswith("rates, 30 rounds")
     assert (part.name, len(part.entries)) == ("table1-ml-1m-MF-30-rounds", 15)
+    left = reproducing.read_exhibit("peft", without=["full, warm-up", "FedRAS"])
+    assert left.name == "peft-without-full-warm-up-without-FedRAS"
+    assert {entry.method for entry in left.entries}.isdisjoint(
+        {"full, warm-up", "FedRAS"}
+    )
+    assert len(left.entries) == 2 * 8 * 2
 
 
 def test_an_exhibit_is_tuned_on_validation_and_stands_beside_the_paper(
@@ -366,6 +372,11 @@ def test_curves_are_means_over_seeds():
         (["table9"], "exhibit 'table9' is unknown; did you mean 'table"),
         (["table4", "--dataset=ml-1m"], "--dataset='ml-1m' is not in table4"),
         (["table4", "--model=NCF"], "--model='NCF' is not in table4, which has MF"),
+        (
+            ["table4", "--without=SVD"],
+            "--without='SVD' is not in table4, which has Fed",
+        ),
+        (["table4", "--without=FedRAS"], "--without leaves no method in table4"),
         (["table5", "--jobs=0"], "n_jobs=0 must be -1 or at least 1"),
         (["table5", "--rounds=-1"], "epochs=-1"),
         (["table5", "--rounds=0"], "epochs=0"),
