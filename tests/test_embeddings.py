@@ -43,9 +43,14 @@ KINDS = [
     (LoRA, {"item_rank": 3}, BASE),
     (Hash, {"hash_rows": 11}, None),
     (Hash, {"hash_rows": 11, "hash_functions": 3}, BASE),
+    (Hash, {"hash_rows": 11, "hash_functions": 3, "hash_weights": True}, None),
+    (Hash, {"hash_rows": 11, "hash_weights": True}, BASE),
     (RQ, {"rq_codes": 5, "rq_levels": 3}, None),
     (RQ, {"rq_codes": 5, "rq_levels": 3}, BASE),
 ]
+
+#: Of the weighted: 11 rows, and those of weights, of two items each or of four.
+FUNCTIONS = {(Hash, 11 + 20): 3, (Hash, 11 + 10): 2}
 
 
 def dense_items(embedding, table, theta):
@@ -54,6 +59,10 @@ def dense_items(embedding, table, theta):
         made = table @ theta["item_factor"].T * (16 / embedding.width)
     elif isinstance(embedding, RQ):
         made = torch.stack([table[rows].sum(0) for rows in embedding.members.tolist()])
+    elif h := FUNCTIONS.get((type(embedding), embedding.n_rows)):
+        weights = table[11:, : DIM // h * h].reshape(-1, h)[:N_ITEMS]  # (n_items, h)
+        rows = embedding.members[:, :h]
+        made = (weights[:, :, None] * table[rows]).sum(1)
     elif isinstance(embedding, Hash):
         made = torch.stack([table[rows].mean(0) for rows in embedding.members.tolist()])
     else:
@@ -130,6 +139,7 @@ def test_values_are_those_of_the_papers_formulas():
         (Full(N_ITEMS, DIM, None, 1), N_ITEMS * DIM),
         (LoRA(N_ITEMS, DIM, BASE, 1, item_rank=3), 3 * (N_ITEMS + DIM)),
         (Hash(N_ITEMS, DIM, BASE, 1, hash_rows=11), 11 * DIM),
+        (Hash(N_ITEMS, DIM, None, 1, 11, 3, hash_weights=True), (11 + 20) * DIM),
         (RQ(N_ITEMS, DIM, BASE, 1, rq_codes=5, rq_levels=3), 3 * 5 * DIM),
     ]
     for embedding, expected in made:
@@ -147,6 +157,33 @@ def test_local_rows_are_what_the_items_need(data):
         assert found.ids[rows].tolist() == sorted(set(wanted.ravel().tolist()))
         assert (found.ids[found.members[own]] == wanted.numpy()).all()
         assert (found.members[own] >= found.offsets[client]).all()
+
+
+@pytest.mark.parametrize("base", [None, BASE])
+def test_weights_of_hashes_start_as_the_mean(base):
+    start = []
+    for weighted in (False, True):
+        embedding = Hash(N_ITEMS, DIM, base, 1, 11, 3, hash_weights=weighted)
+        table = embedding.initial_table(np.random.default_rng(0), 0.1)
+        items = torch.arange(N_ITEMS)[None]
+        start.append(embedding.vectors(table[embedding.members[items]], items, {}))
+    plain, weighted = start
+    torch.testing.assert_close(weighted, plain if base is None else base[None])
+    assert len(plain[0].unique(dim=0)) > 30
+
+
+def test_learned_weights_change_what_a_run_ends_with(run):
+    keys = {"item_embedding": "hash", "hash_rows": 24, "compressor": "none"}
+    plain, weighted = (
+        run("MF", epochs=3, hash_weights=own, learning_rate=0.5, **keys)
+        for own in (False, True)
+    )
+    up = [own["communication"]["uplink_bytes"] for own in (plain, weighted)]
+    assert up[1] > up[0]
+    state = read_checkpoint(Path(weighted["run_folder"]) / "last.pth")["state_dict"]
+    table = state["item_embedding.weight"]
+    assert table.shape == (1 + 24 + 15, 8)  # the weights of four items in a row
+    assert (table[25:] != 0.5).any(dim=1).float().mean() > 0.5
 
 
 def test_hashes_are_a_universal_family_of_the_run():
@@ -307,8 +344,8 @@ class Halved(Full):
         super().__init__(n_items, dim, base, seed)
         self.share = share
 
-    def compose(self, parts, theta):
-        return self.share * super().compose(parts, theta)
+    def compose(self, parts, items, theta):
+        return self.share * super().compose(parts, items, theta)
 '''
     )
     own = {"item_embedding": "Halved", "item_embedding_class": "halved.Halved"}
@@ -350,6 +387,11 @@ def test_binary_codes_are_of_full_items_and_plain_descent(workspace, name, objec
         ({"item_embedding": "lora", "item_rank": 99}, "from 1 to embedding_size=8"),
         ({"item_embedding": "hash", "hash_rows": 0}, "hash_rows=0 is not allowed"),
         ({"item_embedding": "hash", "hash_functions": 1.5}, "hash_functions=1.5"),
+        ({"item_embedding": "hash", "hash_weights": 1}, "hash_weights=1 is not"),
+        (
+            {"item_embedding": "hash", "hash_functions": 9, "hash_weights": True},
+            "hash_functions=9 is not allowed; it must be at most embedding_size=8",
+        ),
         ({"item_embedding": "lora", "item_alpha": 0}, "item_alpha=0 is not allowed"),
         ({"item_embedding": "lora", "compressor": "Base"}, "one that Base can cut"),
         ({"use_base": "yes"}, "use_base='yes' is not allowed"),

@@ -111,13 +111,15 @@ class ItemEmbedding(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def compose(self, parts: Tensor, theta: Theta) -> Tensor:
+    def compose(self, parts: Tensor, items: Tensor, theta: Theta) -> Tensor:
         r"""Return C of some items.
 
         Parameters
         ----------
         parts : Tensor, shape (n_clients, n, h, width)
             Their rows of the table.
+        items : Tensor of int64, shape (n_clients, n)
+            Which they are, numbered from 0.
         theta : mapping of str to Tensor
             Dense parameters, shapes (n_clients or 1, \*shape).
 
@@ -128,7 +130,7 @@ class ItemEmbedding(nn.Module, ABC):
 
     def vectors(self, parts: Tensor, items: Tensor, theta: Theta) -> Tensor:
         """Return ``E0 + C`` of items (n_clients, n), numbered from 0."""
-        composed = self.compose(parts, theta)
+        composed = self.compose(parts, items, theta)
         return composed if self.base is None else self.base[items] + composed
 
 

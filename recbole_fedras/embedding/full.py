@@ -16,6 +16,6 @@ class Full(ItemEmbedding):
     def __init__(self, n_items: int, dim: int, base: Tensor | None, seed: int) -> None:
         super().__init__(n_items, dim, base, torch.arange(n_items)[:, None], dim)
 
-    def compose(self, parts: Tensor, theta: Theta) -> Tensor:
+    def compose(self, parts: Tensor, items: Tensor, theta: Theta) -> Tensor:
         """Return the rows."""
         return parts[:, :, 0]

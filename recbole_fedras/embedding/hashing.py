@@ -1,5 +1,6 @@
 """Hash: items share the rows of a small table, a few each."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,8 @@ PRIME = 2**61 - 1
 class Hash(ItemEmbedding):
     """Hashing: ``C_i`` is the mean of rows ``((a_j i + b_j) mod p) mod m`` of m x d.
 
+    Or, with learned weights, a sum of them that every item weighs for itself.
+
     Source: FedPEFT (AAAI 2026, arXiv 2512.13734), after Tito Svenstrup et al., "Hash
     embeddings" (NeurIPS 2017), with a universal family of hash functions.
 
@@ -23,13 +26,18 @@ class Hash(ItemEmbedding):
         m.
     hash_functions : int
         h, rows per item; two may coincide.
+    hash_weights : bool
+        Whether items learn the weights of their rows, from ``1 / h``.
 
     Notes
     -----
-    **Wire**, of all of it: ``4 m d`` bytes.
+    **Wire**, of all of it: ``4 m d`` bytes. Weights lie in further rows of the table,
+    those of ``floor(d / h)`` items in each: ``4 d ceil(N / floor(d / h))`` bytes more,
+    of which a client sends the rows that he touched.
 
     **Departures**: FedPEFT's released code hashes with one modulo only, so that items
-    share all rows or none; here a and b are drawn for each function. No weights.
+    share all rows or none; here a and b are drawn for each function. Hash embeddings
+    hash their weights too; here each item has its own.
     """
 
     def __init__(
@@ -40,12 +48,23 @@ class Hash(ItemEmbedding):
         seed: int,
         hash_rows: int = 512,
         hash_functions: int = 2,
+        hash_weights: bool = False,
     ) -> None:
         for name, value in (("rows", hash_rows), ("functions", hash_functions)):
             if type(value) is not int or value < 1:
                 raise ValueError(
                     f"hash_{name}={value!r} is not allowed; it must be an integer >= 1"
                 )
+        if type(hash_weights) is not bool:
+            raise ValueError(
+                f"hash_weights={hash_weights!r} is not allowed; it must be True or "
+                "False"
+            )
+        if hash_weights and hash_functions > dim:
+            raise ValueError(
+                f"hash_functions={hash_functions} is not allowed; it must be at most "
+                f"embedding_size={dim} with hash_weights"
+            )
         rng = generator(seed, Stream.HASHES)
         factors = rng.integers(1, PRIME, hash_functions).tolist()
         shifts = rng.integers(0, PRIME, hash_functions).tolist()
@@ -56,14 +75,33 @@ class Hash(ItemEmbedding):
                 for item in range(n_items)
             ]
         )
+        self._n_hashed = self._n_rows = hash_rows
+        self._per_row = dim // hash_functions if hash_weights else 0
+        if hash_weights:
+            row_of_weights = hash_rows + torch.arange(n_items) // self._per_row
+            members = torch.cat([members, row_of_weights[:, None]], dim=1)
+            self._n_rows = int(row_of_weights[-1]) + 1
         super().__init__(n_items, dim, base, members, dim)
-        self._n_rows = hash_rows
 
     @property
     def n_rows(self) -> int:
-        """Return m."""
+        """Return m, and rows of weights."""
         return self._n_rows
 
-    def compose(self, parts: Tensor, theta: Theta) -> Tensor:
-        """Return the mean of an item's rows."""
-        return parts.mean(dim=2)
+    def initial_table(self, rng: np.random.Generator, std: float) -> Tensor:
+        """Return rows as others start, and weights that make their mean."""
+        table = super().initial_table(rng, std)
+        if self._per_row:
+            table[self._n_hashed :] = 1 / (self.n_parts - 1)
+        return table
+
+    def compose(self, parts: Tensor, items: Tensor, theta: Theta) -> Tensor:
+        """Return the mean of an item's rows, or their weighted sum."""
+        if not self._per_row:
+            return parts.mean(dim=2)
+        rows, weights = parts[:, :, :-1], parts[:, :, -1]
+        h = rows.shape[2]
+        columns = items[..., None] % self._per_row * h
+        columns = columns + torch.arange(h, device=items.device)  # (n_clients, n, h)
+        own = weights.gather(2, columns)
+        return (own[..., None] * rows).sum(dim=2)

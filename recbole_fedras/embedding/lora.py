@@ -63,7 +63,7 @@ class LoRA(ItemEmbedding):
         """Return B."""
         return {"item_factor": torch.zeros(self.dim, self.width)}
 
-    def compose(self, parts: Tensor, theta: Theta) -> Tensor:
+    def compose(self, parts: Tensor, items: Tensor, theta: Theta) -> Tensor:
         """Return ``(alpha / r) A B'``."""
         factor = self._scale * theta["item_factor"]
         return parts[:, :, 0] @ factor.transpose(1, 2)

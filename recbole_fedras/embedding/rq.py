@@ -111,6 +111,6 @@ class RQ(ItemEmbedding):
             return super().initial_table(rng, std)
         return self._codebooks
 
-    def compose(self, parts: Tensor, theta: Theta) -> Tensor:
+    def compose(self, parts: Tensor, items: Tensor, theta: Theta) -> Tensor:
         """Return the sum over levels."""
         return parts.sum(dim=2)
