@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             command(argv[1:])
         else:
             _run(argv)
-    except (ValueError, OSError, ImportError, NonFiniteError) as error:
+    except (ValueError, OSError, ImportError, NonFiniteError, MemoryError) as error:
         print(f"recbole-fedras: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
@@ -179,7 +179,9 @@ def _reproduce(argv: list[str]) -> None:
     )
     parser.add_argument("--seeds", default="2020 1 2", help="(default: 2020 1 2)")
     parser.add_argument(
-        "--rounds", type=int, help="of methods that name none (default: as configured)"
+        "--rounds",
+        type=int,
+        help="(default: as configured); methods that name their own keep them",
     )
     _add_jobs(parser)
     parser.add_argument("--data_path", help="folder of the datasets' folders")
@@ -189,6 +191,8 @@ def _reproduce(argv: list[str]) -> None:
     names = arguments.exhibits
     chosen = (arguments.dataset, arguments.model, arguments.rounds)
     if "all" in arguments.exhibits:
+        if arguments.without:
+            raise ValueError("--without takes exhibits by name, not all")
         names = [name for name in known if has_part(name, *chosen[:2])]
         if not names:
             raise ValueError(

@@ -121,30 +121,35 @@ def read_exhibit(
             f"known: {', '.join(known)}"
         )
     text = registry.read_properties("experiment", name)
-    parts = {
+    asked = {
         "dataset": (datasets, _choices(text, "dataset")),
         "model": (models, _choices(text, "model")),
         "without": (without, list(text["methods"])),
     }
-    for option, (asked, have) in parts.items():
-        for value in asked:
+    for option, (values, have) in asked.items():
+        for value in values:
             if value not in have:
                 raise ValueError(
                     f"--{option}={value!r} is not in {name}, which has "
                     f"{'; '.join(have)}"
                 )
+    datasets, models = list(dict.fromkeys(datasets)), list(dict.fromkeys(models))
     text |= {"datasets": datasets or text["datasets"]}
     text |= {"models": models or text["models"]}
-    methods = text["methods"].items()
-    text["methods"] = {key: own for key, own in methods if key not in without}
+    title = text["title"]
+    part = [*datasets, *models]
+    for method in [method for method in text["methods"] if method in without]:
+        del text["methods"][method]
+        title += f", without {method}"
+        part.append(f"without-{re.sub(r'[^.0-9A-Za-z-]+', '-', method)}")
     if not text["methods"]:
         raise ValueError(f"--without leaves no method in {name}")
-    part = [*datasets, *models]
-    part += [f"without-{re.sub(r'[^.0-9A-Za-z-]+', '-', key)}" for key in without]
-    part += [] if rounds is None else [f"{rounds}-rounds"]
+    if rounds is not None:
+        title += f", {rounds} rounds"
+        part.append(f"{rounds}-rounds")
     return Exhibit(
         "-".join([name, *part]),
-        text["title"] + ("" if rounds is None else f", {rounds} rounds"),
+        title,
         text["metrics"],
         text["learning_rates"],
         list(_entries(text, rounds)),

@@ -77,12 +77,15 @@ def test_table1_reads_as_printed():
     part = reproducing.read_exhibit("table1", ["ml-1m"], ["MF"], 30)
     assert part.title.endswith("rates, 30 rounds")
     assert (part.name, len(part.entries)) == ("table1-ml-1m-MF-30-rounds", 15)
-    left = reproducing.read_exhibit("peft", without=["full, warm-up", "FedRAS"])
+    left = reproducing.read_exhibit("peft", without=["FedRAS", "full, warm-up"] * 2)
     assert left.name == "peft-without-full-warm-up-without-FedRAS"
+    assert left.title.endswith(", without full, warm-up, without FedRAS")
     assert {entry.method for entry in left.entries}.isdisjoint(
         {"full, warm-up", "FedRAS"}
     )
     assert len(left.entries) == 2 * 8 * 2
+    twice = reproducing.read_exhibit("peft", ["ml-1m", "ml-1m"])
+    assert (twice.name, len(twice.entries)) == ("peft-ml-1m", 10 * 2)
 
 
 def test_an_exhibit_is_tuned_on_validation_and_stands_beside_the_paper(
@@ -381,6 +384,7 @@ def test_curves_are_means_over_seeds():
         (["table5", "--rounds=-1"], "epochs=-1"),
         (["table5", "--rounds=0"], "epochs=0"),
         (["table5", "--seeds="], "--seeds='' must name at least one"),
+        (["all", "--without=SVD"], "--without takes exhibits by name, not all"),
         (["all", "--dataset=nonsense"], "no exhibit has --dataset=['nonsense']"),
     ],
 )

@@ -15,7 +15,7 @@ PRIME = 2**61 - 1
 class Hash(ItemEmbedding):
     """Hashing: ``C_i`` is the mean of rows ``((a_j i + b_j) mod p) mod m`` of m x d.
 
-    Or, with learned weights, a sum of them that every item weighs for itself.
+    Or, with learned weights, their sum, by weights of each item's own.
 
     Source: FedPEFT (AAAI 2026, arXiv 2512.13734), after Tito Svenstrup et al., "Hash
     embeddings" (NeurIPS 2017), with a universal family of hash functions.
@@ -32,12 +32,14 @@ class Hash(ItemEmbedding):
     Notes
     -----
     **Wire**, of all of it: ``4 m d`` bytes. Weights lie in further rows of the table,
-    those of ``floor(d / h)`` items in each: ``4 d ceil(N / floor(d / h))`` bytes more,
-    of which a client sends the rows that he touched.
+    less ``1 / h``, those of ``floor(d / h)`` items in each:
+    ``4 d ceil(N / floor(d / h))`` bytes more, of which a client sends the rows that he
+    touched.
 
     **Departures**: FedPEFT's released code hashes with one modulo only, so that items
     share all rows or none; here a and b are drawn for each function. Hash embeddings
-    hash their weights too; here each item has its own.
+    hash their weights too; here each item has its own. Compressors and aggregation see
+    a row of weights as one vector, whoever's they are.
     """
 
     def __init__(
@@ -75,33 +77,39 @@ class Hash(ItemEmbedding):
                 for item in range(n_items)
             ]
         )
-        self._n_hashed = self._n_rows = hash_rows
-        self._per_row = dim // hash_functions if hash_weights else 0
+        self._n_hashed, self._h, self._weighted = (
+            hash_rows,
+            hash_functions,
+            hash_weights,
+        )
         if hash_weights:
-            row_of_weights = hash_rows + torch.arange(n_items) // self._per_row
-            members = torch.cat([members, row_of_weights[:, None]], dim=1)
-            self._n_rows = int(row_of_weights[-1]) + 1
+            row = hash_rows + torch.arange(n_items) // (dim // hash_functions)
+            members = torch.cat([members, row[:, None]], dim=1)
         super().__init__(n_items, dim, base, members, dim)
+
+    @property
+    def _items_per_row(self) -> int:
+        """Items whose weights lie in a row."""
+        return self.dim // self._h
 
     @property
     def n_rows(self) -> int:
         """Return m, and rows of weights."""
-        return self._n_rows
+        if not self._weighted:
+            return self._n_hashed
+        return self._n_hashed + -(-self.n_items // self._items_per_row)
 
     def initial_table(self, rng: np.random.Generator, std: float) -> Tensor:
         """Return rows as others start, and weights that make their mean."""
         table = super().initial_table(rng, std)
-        if self._per_row:
-            table[self._n_hashed :] = 1 / (self.n_parts - 1)
+        table[self._n_hashed :] = 0
         return table
 
     def compose(self, parts: Tensor, items: Tensor, theta: Theta) -> Tensor:
         """Return the mean of an item's rows, or their weighted sum."""
-        if not self._per_row:
+        if not self._weighted:
             return parts.mean(dim=2)
         rows, weights = parts[:, :, :-1], parts[:, :, -1]
-        h = rows.shape[2]
-        columns = items[..., None] % self._per_row * h
-        columns = columns + torch.arange(h, device=items.device)  # (n_clients, n, h)
-        own = weights.gather(2, columns)
-        return (own[..., None] * rows).sum(dim=2)
+        first = items[..., None] % self._items_per_row * self._h
+        own = weights.gather(2, first + torch.arange(self._h, device=items.device))
+        return ((1 / self._h + own)[..., None] * rows).sum(dim=2)
