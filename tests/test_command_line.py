@@ -208,6 +208,8 @@ class SignOfMine(Compressor):
         (["--eval_args={'split': {'LS': 'valid_and_test'}, 'order': 'TO', "
           "'mode': 'uni59'}"], "choose uni1 to uni"),
         (["--user_inter_num_interval=[1,2]"], "filtering settings"),
+        (["--item_embedding=hash", "--hash_rows=10000000000000", "--use_base=False"],
+         "Unable to allocate"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_before_any_work(workspace, capsys, arguments, said):

@@ -77,11 +77,8 @@ class Hash(ItemEmbedding):
                 for item in range(n_items)
             ]
         )
-        self._n_hashed, self._h, self._weighted = (
-            hash_rows,
-            hash_functions,
-            hash_weights,
-        )
+        self._n_hashed, self._h = hash_rows, hash_functions
+        self._weighted = hash_weights
         if hash_weights:
             row = hash_rows + torch.arange(n_items) // (dim // hash_functions)
             members = torch.cat([members, row[:, None]], dim=1)

@@ -37,7 +37,7 @@ def make_budgets(
     return budgets
 
 
-def wire_budget(n_items: int, dim: int, rate: float, n_theta: int) -> Budget:
+def wire_budget(n_rows: int, dim: int, rate: float, n_theta: int) -> Budget:
     """Return what a rate of all bytes leaves of a message for its compressed part.
 
     The message has at most ``1 - rate`` of the bytes of item table and network in
@@ -48,7 +48,7 @@ def wire_budget(n_items: int, dim: int, rate: float, n_theta: int) -> Budget:
     ValueError
         If nothing is left.
     """
-    limit = int(4 * (n_items * dim + n_theta) * (1 - rate))
+    limit = int(4 * (n_rows * dim + n_theta) * (1 - rate))
     rest = Message.of(put_theta(Payload(), torch.zeros(n_theta)), 2**31, 2**31)
     n_bytes = limit - len(rest.data) + Layout().size
     if n_bytes < 1:
@@ -57,4 +57,4 @@ def wire_budget(n_items: int, dim: int, rate: float, n_theta: int) -> Budget:
             f"message, but {len(rest.data)} are taken by the network ({n_theta} "
             "values) and framing: choose a lower compression_rate"
         )
-    return Budget(n_items, dim, rate, n_bytes)
+    return Budget(n_rows, dim, rate, n_bytes)
