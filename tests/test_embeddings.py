@@ -25,7 +25,7 @@ from recbole_fedras.checkpoint import read_checkpoint
 from recbole_fedras.config import Config
 from recbole_fedras.embedding.base import local_rows
 from recbole_fedras.embedding.full import Full
-from recbole_fedras.embedding.hashing import PRIME, Hash
+from recbole_fedras.embedding.hashing import Hash
 from recbole_fedras.embedding.lora import LoRA
 from recbole_fedras.embedding.rq import RQ
 from recbole_fedras.federation.cohort import train_cohort
@@ -157,45 +157,6 @@ def test_local_rows_are_what_the_items_need(data):
         assert found.ids[rows].tolist() == sorted(set(wanted.ravel().tolist()))
         assert (found.ids[found.members[own]] == wanted.numpy()).all()
         assert (found.members[own] >= found.offsets[client]).all()
-
-
-@pytest.mark.parametrize("base", [None, BASE])
-def test_weights_of_hashes_start_as_the_mean(base):
-    start = []
-    for weighted in (False, True):
-        embedding = Hash(N_ITEMS, DIM, base, 1, 11, 3, hash_weights=weighted)
-        table = embedding.initial_table(np.random.default_rng(0), 0.1)
-        items = torch.arange(N_ITEMS)[None]
-        start.append(embedding.vectors(table[embedding.members[items]], items, {}))
-    plain, weighted = start
-    torch.testing.assert_close(weighted, plain if base is None else base[None])
-    assert len(plain[0].unique(dim=0)) > 30
-
-
-def test_learned_weights_change_what_a_run_ends_with(run):
-    keys = {"item_embedding": "hash", "hash_rows": 24, "compressor": "none"}
-    plain, weighted = (
-        run("MF", epochs=3, hash_weights=own, learning_rate=0.5, **keys)
-        for own in (False, True)
-    )
-    up = [own["communication"]["uplink_bytes"] for own in (plain, weighted)]
-    assert up[1] > up[0]
-    state = read_checkpoint(Path(weighted["run_folder"]) / "last.pth")["state_dict"]
-    table = state["item_embedding.weight"]
-    assert table.shape == (1 + 24 + 15, 8)  # the weights of four items in a row
-    assert (table[25:] != 0).any(dim=1).float().mean() > 0.5
-
-
-def test_hashes_are_a_universal_family_of_the_run():
-    rows, twice = (Hash(5000, 4, None, 1, hash_rows=50).members for _ in range(2))
-    assert (rows == twice).all()
-    assert (Hash(5000, 4, None, 2, hash_rows=50).members != rows).any()
-    assert PRIME == 2**61 - 1
-    for column in rows.numpy().T:
-        counts = np.bincount(column, minlength=50)
-        assert counts.min() > 50  # of 100 on average
-    both = len({tuple(pair) for pair in rows.tolist()})
-    assert both > 1900  # of 2,500 pairs: one function says little about the other
 
 
 @pytest.mark.parametrize("replica", ["broadcast", "personal"])
