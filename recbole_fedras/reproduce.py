@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import inf, nan
 from pathlib import Path
 from statistics import mean, stdev
@@ -52,6 +53,8 @@ class Entry:
         Keys of its runs, but for seed and learning rate.
     tuning : dict
         The same, of the runs that choose its learning rate.
+    learning_rates : list of float
+        The grid that it is chosen from.
     paper : list of float or None
         The paper's values of the exhibit's metrics, if it prints any.
     """
@@ -62,6 +65,7 @@ class Entry:
     setting: str
     keys: Keys
     tuning: Keys
+    learning_rates: list[float]
     paper: list[float] | None
 
     @property
@@ -79,16 +83,15 @@ class Exhibit:
     along it: ``settings``, ``metrics``, ``rounds`` or ``bytes``; ``metrics``;
     ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and ``settings``, each a
     label with keys, a setting's perhaps by dataset; ``learning_rates``, the grid for
-    methods that name none, and ``tuning``, keys of the setting that they are chosen in,
-    perhaps by dataset, the first if it says none; ``jobs``, if only so many runs may be
-    under way; and ``paper``, values by dataset, model and method, a list for each
-    setting.
+    methods that name none, perhaps by model, and ``tuning``, keys of the setting that
+    they are chosen in, perhaps by dataset, the first if it says none; ``jobs``, if only
+    so many runs may be under way; and ``paper``, values by dataset, model and method, a
+    list for each setting.
     """
 
     name: str
     title: str
     metrics: list[str]
-    learning_rates: list[float]
     entries: list[Entry]
     figure: str | None = None
     drawn: str = "settings"
@@ -151,7 +154,6 @@ def read_exhibit(
         "-".join([name, *part]),
         title,
         text["metrics"],
-        text["learning_rates"],
         list(_entries(text, rounds)),
         text.get("figure"),
         text.get("drawn", "settings"),
@@ -178,6 +180,8 @@ def _entries(text: dict[str, Any], rounds: int | None) -> Iterator[Entry]:
     fixed = text.get("keys", {}) | ({} if rounds is None else {"epochs": rounds})
     for dataset in text["datasets"]:
         for model in text["models"]:
+            grid = text["learning_rates"]
+            grid = grid[model] if isinstance(grid, dict) else grid
             for method, own in text["methods"].items():
                 printed = text.get("paper", {}).get(dataset, {}).get(model, {})
                 values = printed.get(method, [None] * len(text["settings"]))
@@ -198,6 +202,7 @@ def _entries(text: dict[str, Any], rounds: int | None) -> Iterator[Entry]:
                         str(setting),
                         run | keys | own,
                         run | tuning | own,
+                        grid,
                         paper,
                     )
 
@@ -238,23 +243,22 @@ def reproduce(
     """
     folder = Path(output)
     n_jobs = exhibit.jobs or n_jobs
-    measure, rates = exhibit.measure, exhibit.learning_rates
-    tuning = {
-        entry.tuned: entry.tuning
+    measure = exhibit.measure
+    tuned = {
+        entry.tuned: entry
         for entry in exhibit.entries
-        if "learning_rate" not in entry.keys
+        if "learning_rate" not in entry.keys and len(entry.learning_rates) > 1
     }
     grid = [
-        keys | local | {"learning_rate": rate, "seed": seeds[0]}
-        for keys in tuning.values()
-        for rate in rates
-        if len(rates) > 1
+        entry.tuning | local | {"learning_rate": rate, "seed": seeds[0]}
+        for entry in tuned.values()
+        for rate in entry.learning_rates
     ]
     for cell in [*grid, *(entry.keys | local for entry in exhibit.entries)]:
         Config(config_dict=cell)
     store = folder / "cells"
     chosen = {
-        entry.tuned: entry.keys.get("learning_rate", rates[0])
+        entry.tuned: entry.keys.get("learning_rate", entry.learning_rates[0])
         for entry in exhibit.entries
     }
 
@@ -277,8 +281,10 @@ def reproduce(
         return []
     if grid:
         title = f"{exhibit.name}: learning rates"
-        tried = run_cells(grid, store, n_jobs, title, measure)
-        chosen |= dict(zip(tuning, _best_rates(rates, tried), strict=True))
+        tried = iter(run_cells(grid, store, n_jobs, title, measure))
+        for key, entry in tuned.items():
+            rates = entry.learning_rates
+            chosen[key] = _best_rate(rates, list(islice(tried, len(rates))))
     outcomes = run_cells(cells(), store, n_jobs, exhibit.name, measure)
     rows = []
     curves: list[Curve] = []
@@ -295,14 +301,13 @@ def reproduce(
     return rows
 
 
-def _best_rates(rates: list[float], tried: list[Outcome]) -> Iterator[float]:
-    """Of each run of the grid, yield the rate with the best validation score."""
-    for start in range(0, len(tried), len(rates)):
-        scores = [
-            outcome["result"]["best_valid_score"] if outcome["result"] else -inf
-            for outcome in tried[start : start + len(rates)]
-        ]
-        yield rates[scores.index(max(scores))]
+def _best_rate(rates: list[float], tried: list[Outcome]) -> float:
+    """Return the rate with the best validation score."""
+    scores = [
+        outcome["result"]["best_valid_score"] if outcome["result"] else -inf
+        for outcome in tried
+    ]
+    return rates[scores.index(max(scores))]
 
 
 def _rows(

@@ -61,9 +61,9 @@ def test_local_training_finds_the_users_code_and_sends_what_would_suit_him():
     table, codes = random_codes(40, 16, 1), random_codes(6, 16, 2)
     trained, changes = codes.copy(), np.empty((len(samples.ids), 16), np.float32)
     loss = _train_clients(
-        0.6, trained, table, changes, samples.ids, samples.row_offsets, samples.rows,
-        samples.labels, samples.sample_offsets, 2, 256, 0.1, 0.1, np.empty((0, 0)),
-        0.0, 0.0, False,
+        0.6, trained, table, np.empty(0), changes, np.empty((6, 0)), samples.ids,
+        samples.row_offsets, samples.rows, samples.labels, samples.sample_offsets, 2,
+        256, 0.1, 0.1, 0.1, np.empty((0, 0)), 0.0, 0.0, False, False,
     )  # fmt: skip
     total = 0.0
     for client in range(6):

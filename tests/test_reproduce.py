@@ -51,11 +51,11 @@ def test_exhibits_are_whole(name):
             method = "none"
         assert config.method == method
         Config(config_dict=entry.tuning)
+        assert entry.learning_rates == sorted(entry.learning_rates)
     text = registry.read_properties("experiment", name)
     assert len(exhibit.entries) == len(text["settings"]) * sum(
         len(text["methods"]) * len(text["models"]) for _ in text["datasets"]
     )
-    assert exhibit.learning_rates == sorted(exhibit.learning_rates)
 
 
 def test_table1_reads_as_printed():
@@ -68,6 +68,8 @@ def test_table1_reads_as_printed():
     assert entries["lastfm-2k", "MF", "TopK", "90.63 %"].paper == [0.6837, 0.5282]
     keys = entries["ml-100k", "NCF", "Base", "90.63 %"].keys
     assert Config(config_dict=keys)["embedding_size"] == 3
+    grids = {entry.model: entry.learning_rates for entry in entries.values()}
+    assert max(grids["MF"]) == min(grids["NCF"]) == 0.2
     assert len(reproducing.read_exhibit("table1", ["ml-1m"]).entries) == 30
     raw = reproducing.read_exhibit("table1", ["lastfm-2k-raw"]).entries
     clean = reproducing.read_exhibit("table1", ["lastfm-2k"]).entries
@@ -95,7 +97,14 @@ def test_an_exhibit_is_tuned_on_validation_and_stands_beside_the_paper(
     svd, tuned_at = {"compressor": "SVD"}, {"compression_rate": 0.75}
     entries = [
         reproducing.Entry(
-            "tiny", "MF", method, setting, common | keys, common | tuning, paper
+            "tiny",
+            "MF",
+            method,
+            setting,
+            common | keys,
+            common | tuning,
+            [0.01, 0.2, 1e9],
+            paper,
         )
         for method, setting, keys, tuning, paper in (
             ("none", "a", {"compressor": "none"}, {"compressor": "none"}, [0.5]),
@@ -104,7 +113,7 @@ def test_an_exhibit_is_tuned_on_validation_and_stands_beside_the_paper(
         )
     ]
     exhibit = reproducing.Exhibit(
-        "mine", "Mine", ["hit@10"], [0.01, 0.2, 1e9], entries, figure="settings"
+        "mine", "Mine", ["hit@10"], entries, figure="settings"
     )
     reproducing.reproduce(exhibit, [1, 2], {}, 1, "out", dry_run=True)
     assert "6 runs for learning rates, 0 of them finished" in capsys.readouterr().out

@@ -38,7 +38,7 @@ class Clients:
     def __init__(self, model: type, theta_sizes=(), std: float = 0.5) -> None:
         rng = torch.Generator().manual_seed(0)
         self.score = partial(model.score, self)
-        self.train_clients = model.train_clients
+        self.train_clients = vars(model)["train_clients"].__get__(self)
         self.users = torch.randn(N_CLIENTS, DIM, generator=rng) * std
         self.tables = torch.randn(1, N_ITEMS, DIM, generator=rng) * std
         self.networks = self.embedding = None
@@ -75,9 +75,11 @@ def mf(**keys) -> Clients:
 def ncf() -> Clients:
     sizes = [(2 * DIM, 6), (6, 4), (4, 1)]
     named = [(f"weights.{i}", size) for i, size in enumerate(sizes)]
-    return Clients(
+    model = Clients(
         NCF, [*named, ("biases.0", (6,)), ("biases.1", (4,)), ("biases.2", (1,))]
     )
+    model._sizes = np.array([2 * DIM, 6, 4, 1])
+    return model
 
 
 @pytest.fixture
@@ -199,7 +201,8 @@ def train_groups(model, clients, groups, compiled, training, mapping):
 @pytest.mark.parametrize("pairwise", [False, True])
 @pytest.mark.parametrize("rhos", [(0, 0), (0.3, 0.2), (0.3, 0), (0, 0.2)])
 @pytest.mark.parametrize(("group", "n_jobs"), [(64, 1), (4, 1), (1, 3)])
-@pytest.mark.parametrize(("make", "compiled"), [(mf, False), (mf, True), (ncf, False)])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("make", [mf, ncf])
 def test_cohort_training_equals_a_naive_loop_over_clients(
     make, compiled, group, n_jobs, rhos, pairwise, data
 ):

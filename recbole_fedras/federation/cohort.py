@@ -18,6 +18,7 @@ from recbole_fedras.federation.objective import Objective, Score
 from recbole_fedras.federation.optimizer import adam_step
 from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.parallel import thread_map
+from recbole_fedras.theta import flatten
 
 TrainClients = Callable[..., float]
 
@@ -123,7 +124,7 @@ def train_cohort(
     rows = (workspace or Workspace()).rows(int(row_bounds[-1]), dim, device)
     n_theta = sum(value.numel() for value in theta.values())
     theta_changes = torch.empty(len(clients), n_theta, device=device)
-    plain = device.type == "cpu" and not theta and embedding is None
+    plain = device.type == "cpu" and embedding is None
     compiled = train_clients if plain and user_states is None else None
     if gradient_map is not None:
         gradient_map = gradient_map.to(device)
@@ -136,7 +137,9 @@ def train_cohort(
         users, changes = user_rows[own], rows[slice(*row_bounds[index : index + 2])]
         group = (groups[index], users, changes, tables, table_of_client[own])
         if compiled is not None:
-            loss = _train_compiled(compiled, *group, training, gradient_map)
+            loss = _train_compiled(
+                compiled, *group, theta, theta_changes[own], training, gradient_map
+            )
         else:
             loss = _train_batched(
                 objective,
@@ -173,19 +176,23 @@ def _train_compiled(
     changes: Tensor,
     tables: Tensor,
     table_of_client: Tensor,
+    theta: Mapping[str, Tensor],
+    theta_changes: Tensor,
     training: LocalTraining,
     gradient_map: Tensor | None,
 ) -> Tensor:
     """Train client after client, each in his part of ``changes``; return the loss."""
     if gradient_map is None:
         gradient_map = torch.empty(0, 0)
-    loss, end = 0.0, 0
+    network, loss, end = flatten(theta).numpy(), 0.0, 0
     for table, run in groupby(table_of_client.tolist()):
         start, end = end, end + len(list(run))
         loss += train_clients(
             user_rows.numpy()[start:end],
             tables[table].numpy(),
+            network,
             changes.numpy(),
+            theta_changes.numpy()[start:end],
             samples.ids,
             samples.row_offsets[start : end + 1],
             samples.rows,
@@ -195,10 +202,12 @@ def _train_compiled(
             training.batch_size,
             training.learning_rate,
             training.user_learning_rate,
+            training.theta_learning_rate,
             gradient_map.numpy(),
             training.rho_shared,
             training.rho_private,
             training.pairwise,
+            training.upload_gradient,
         )
     return torch.tensor(loss, dtype=torch.float64)
 

@@ -83,9 +83,10 @@ class LightFR(FederatedRecommender):
 
 @njit(nogil=True, cache=True)
 def _train_clients(  # type: ignore[no-untyped-def]
-    regularization, users, table, changes, ids, row_offsets, rows, labels,
-    sample_offsets, n_epochs, batch_size, learning_rate, user_learning_rate,
-    gradient_map, rho_shared, rho_private, pairwise,
+    regularization, users, table, theta, changes, theta_changes, ids, row_offsets,
+    rows, labels, sample_offsets, n_epochs, batch_size, learning_rate,
+    user_learning_rate, theta_learning_rate, gradient_map, rho_shared, rho_private,
+    pairwise, upload_gradient,
 ):  # fmt: skip
     """Train clients one by one; see ``FederatedRecommender.train_clients``.
 
