@@ -142,9 +142,8 @@ def test_training_naive(model, simulations, benchmark):
 
 
 @JOBS
-@pytest.mark.parametrize(
-    ("model", "compiled"), [("MF", True), ("MF", False), ("NCF", False)]
-)
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("model", ["MF", "NCF"])
 def test_training(model, compiled, n_jobs, simulations, benchmark, monkeypatch):
     """Negatives and shuffling included."""
     simulation = simulations[model]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -72,13 +73,12 @@ def mf(**keys) -> Clients:
     return Clients(MF, **keys)
 
 
-def ncf() -> Clients:
-    sizes = [(2 * DIM, 6), (6, 4), (4, 1)]
-    named = [(f"weights.{i}", size) for i, size in enumerate(sizes)]
-    model = Clients(
-        NCF, [*named, ("biases.0", (6,)), ("biases.1", (4,)), ("biases.2", (1,))]
-    )
-    model._sizes = np.array([2 * DIM, 6, 4, 1])
+def ncf(hidden=(6, 4)) -> Clients:
+    sizes = [2 * DIM, *hidden, 1]
+    weights = [(f"weights.{i}", size) for i, size in enumerate(pairwise(sizes))]
+    biases = [(f"biases.{i}", (size,)) for i, size in enumerate(sizes[1:])]
+    model = Clients(NCF, [*weights, *biases])
+    model._sizes = np.array(sizes)
     return model
 
 
@@ -149,11 +149,11 @@ def naive_client(model, client, sample, training, mapping=None):
             if training.sharpness_aware:
                 private, shared = gradients[:1], gradients[1:]
                 uphill = [
-                    training.rho_private * private[0] / private[0].norm(),
+                    training.rho_private * private[0] / (private[0].norm() + 1e-12),
                     *(
                         training.rho_shared
                         * gradient
-                        / sum(other.square().sum() for other in shared).sqrt()
+                        / (sum(other.square().sum() for other in shared).sqrt() + 1e-12)
                         for gradient in shared
                     ),
                 ]
@@ -202,7 +202,7 @@ def train_groups(model, clients, groups, compiled, training, mapping):
 @pytest.mark.parametrize("rhos", [(0, 0), (0.3, 0.2), (0.3, 0), (0, 0.2)])
 @pytest.mark.parametrize(("group", "n_jobs"), [(64, 1), (4, 1), (1, 3)])
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("make", [mf, ncf])
+@pytest.mark.parametrize("make", [mf, ncf, partial(ncf, ()), partial(ncf, (5, 4, 3))])
 def test_cohort_training_equals_a_naive_loop_over_clients(
     make, compiled, group, n_jobs, rhos, pairwise, data
 ):
@@ -231,23 +231,40 @@ def test_cohort_training_equals_a_naive_loop_over_clients(
     assert trained.n_samples == total
 
 
+@pytest.mark.parametrize("rho", [0, 0.3])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_client_does_not_depend_on_his_cohort(compiled, data):
-    together = train(mf(), data, [1, 4, 9], compiled)
-    alone = train(mf(), data, [4], compiled)
+@pytest.mark.parametrize("make", [mf, ncf])
+def test_gradients_of_items_are_mapped(make, compiled, rho, data):
+    training, model = replace(TRAINING, rho_shared=rho, rho_private=rho), make()
+    mapping = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(1))
+    trained = train(model, data, [5], compiled, training, mapping)
+    sample = samples_of(data, [5], training)[0]
+    user, change, _ = naive_client(model, 5, sample, training, mapping)
+    torch.testing.assert_close(trained.user_rows[0], user, rtol=1e-4, atol=1e-5)
+    rows = trained.updates[0].rows
+    torch.testing.assert_close(rows, change[sample.ids], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("make", [mf, ncf])
+def test_a_client_does_not_depend_on_his_cohort(make, compiled, data):
+    together = train(make(), data, [1, 4, 9], compiled)
+    alone = train(make(), data, [4], compiled)
     pairs = [
         (together.user_rows[1], alone.user_rows[0]),
         (together.updates[1].rows, alone.updates[0].rows),
+        (together.updates.theta[1], alone.updates.theta[0]),
     ]
     for one, other in pairs:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
         assert torch.equal(one, other) or not compiled
 
 
-def test_both_paths_send_as_many_bytes_and_learn_the_same(data):
+@pytest.mark.parametrize("make", [mf, ncf])
+def test_both_paths_send_as_many_bytes_and_learn_the_same(make, data):
     results = []
     for compiled in (True, False):
-        model = mf()
+        model = make()
         model.train_clients = model.train_clients if compiled else None
         simulation = Simulation(
             model, data, NoCompression(), NoCompression(), federation(0.5), TRAINING

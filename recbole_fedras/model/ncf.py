@@ -89,8 +89,8 @@ def _losses(logits: Floats, labels: Floats, pairwise: bool, slopes: Floats) -> f
 
 @_compiled
 def _gradients(  # type: ignore[no-untyped-def]
-    user, items, theta, labels, pairwise, sizes, outputs, errors, of_user, of_items,
-    of_theta,
+    user, items, theta, labels, pairwise, gradient_map, sizes, outputs, errors, of_user,
+    of_items, of_theta,
 ):  # fmt: skip
     """Write gradients of the loss, summed over samples; return the loss.
 
@@ -98,6 +98,8 @@ def _gradients(  # type: ignore[no-untyped-def]
     ----------
     items : ndarray of float32, shape (n, dim)
         Of each sample.
+    gradient_map : ndarray of float32, shape (dim, dim) or empty
+        Applied to those of items.
     outputs, errors : ndarray of float32
         Room for each layer's outputs, and for their gradients before ReLU.
     of_user, of_items, of_theta : ndarray of float32
@@ -136,6 +138,8 @@ def _gradients(  # type: ignore[no-untyped-def]
                     if not below[i, j] > 0:
                         lower[i, j] = 0
             error = lower
+    if len(gradient_map):
+        of_items[:] = np.dot(of_items, gradient_map)
     return loss
 
 
@@ -194,22 +198,18 @@ def _train_client(  # type: ignore[no-untyped-def]
             for i in range(n):
                 items[i] = table[batch[i]]
             loss += _gradients(
-                user, items, theta, label, pairwise, sizes, outputs, errors, of_user,
-                of_items, of_theta,
+                user, items, theta, label, pairwise, gradient_map, sizes, outputs,
+                errors, of_user, of_items, of_theta,
             )  # fmt: skip
-            if len(gradient_map):
-                of_items[:] = np.dot(of_items, gradient_map)
             if sharpness_aware:
                 _ascend(
                     user, items, theta, of_user, of_items, of_theta, batch, rho_shared,
                     rho_private, of_rows, high_user, items, high_theta,
                 )  # fmt: skip
                 _gradients(
-                    high_user, items, high_theta, label, pairwise, sizes, outputs,
-                    errors, of_user, of_items, of_theta,
+                    high_user, items, high_theta, label, pairwise, gradient_map, sizes,
+                    outputs, errors, of_user, of_items, of_theta,
                 )  # fmt: skip
-                if len(gradient_map):
-                    of_items[:] = np.dot(of_items, gradient_map)
             for i in range(n):
                 item = table[batch[i]]
                 for j in range(dim):
