@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -117,7 +118,7 @@ def _outcomes(
         return
     workers = min(cpu_count() if n_jobs == -1 else n_jobs, len(missing))
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(workers, spawn, _end_with_sweep) as pool:
         running: dict[Future[Outcome], Path] = {
             pool.submit(_run_cell, measure, cell): path
             for path, cell in missing.items()
@@ -147,6 +148,17 @@ def _outcomes(
             raise
     if failed is not None:
         raise failed
+
+
+def _end_with_sweep() -> None:
+    """Let this process end when the sweep's is killed, and work for nobody."""
+
+    def watch() -> None:
+        if sweep := multiprocessing.parent_process():
+            sweep.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_cell(measure: Measure, cell: Keys) -> Outcome:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
+import select
+import time
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +153,33 @@ def end_the_process(keys):
 def test_a_process_that_was_killed_is_an_error_with_a_remedy(workspace):
     with pytest.raises(OSError, match="killed, maybe for want of memory: try fewer"):
         sweep.run_cells([cell()], Path("cells"), 1, measure=end_the_process)
+
+
+def wait_for_ever(keys):
+    with open(keys["pipe"], "wb", buffering=0) as pipe:
+        pipe.write(b"at work")
+        time.sleep(600)
+
+
+def sweep_for_ever(pipe):
+    sweep.run_cells([{"pipe": pipe}], Path("cells"), 1, measure=wait_for_ever)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_nobody_works_on_for_a_sweep_that_was_killed(workspace):
+    pipe = str(workspace / "pipe")
+    os.mkfifo(pipe)
+    process = multiprocessing.get_context("spawn").Process(
+        target=sweep_for_ever, args=(pipe,)
+    )
+    process.start()
+    with open(pipe, "rb", buffering=0) as reader:
+        assert reader.read(7) == b"at work"
+        process.kill()
+        ready, _, _ = select.select([reader], [], [], 60)
+        assert ready, "the worker is still there"
+        assert reader.read() == b""  # its end is closed
+    process.join()
 
 
 def test_metrics_that_rank_nothing_have_no_test(workspace, in_process):
