@@ -105,6 +105,22 @@ class Scaled(MF):
     assert main([f"--resume={last}", "--epochs=4"]) == 0
 
 
+def test_ncf_trains_alike_compiled_and_not(workspace, run):
+    (workspace / "slow.py").write_text(
+        "from recbole_fedras.model import NCF\n"
+        "class Slow(NCF):\n"
+        "    def __init__(self, config, dataset):\n"
+        "        super().__init__(config, dataset)\n"
+    )
+    states = []
+    for keys in ({}, {"model_class": "slow.Slow"}):
+        path = Path(run(model="NCF", **keys)["run_folder"]) / "last.pth"
+        states.append(torch.load(path, weights_only=True)["state_dict"])
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=1e-4, atol=1e-6)
+
+
 def test_a_saved_dataset_is_split_as_configured(run):
     first = run(save_dataset=True)
     eval_args = {"split": {"LS": "test_only"}, "order": "TO", "mode": "uni20"}

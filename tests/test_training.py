@@ -26,6 +26,7 @@ from recbole_fedras.federation.sampling import select_cohort
 from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.federation.simulation import NonFiniteError, Simulation
 from recbole_fedras.model import MF, NCF
+from recbole_fedras.model.ncf import _losses
 from recbole_fedras.parallel import threads
 from recbole_fedras.rng import Stream, counter_key
 
@@ -229,6 +230,24 @@ def test_cohort_training_equals_a_naive_loop_over_clients(
                 trained.updates.theta[index], theta, rtol=1e-3, atol=1e-5
             )
     assert trained.n_samples == total
+
+
+@pytest.mark.parametrize("pairwise", [False, True])
+def test_slopes_are_those_of_the_loss_however_far_from_zero(pairwise):
+    logits = torch.linspace(-45, 45, 92)[:, None].requires_grad_()
+    labels = (torch.arange(92) % 3 == 0).float()
+    if pairwise:
+        order = torch.stack([torch.arange(91, 45, -1), torch.arange(46)], 1).flatten()
+        logits = logits.detach()[order].requires_grad_()
+        loss = -torch.nn.functional.logsigmoid(logits[::2] - logits[1::2]).sum()
+    else:
+        loss = bce(logits[:, 0], labels, reduction="sum")
+    (expected,) = torch.autograd.grad(loss, logits)
+    slopes = np.empty((92, 1), np.float32)
+    own = _losses(logits.detach().numpy(), labels.numpy(), pairwise, slopes)
+    assert own == pytest.approx(loss.item(), rel=1e-5)
+    atol = 0 if pairwise else 1e-7
+    np.testing.assert_allclose(slopes, expected.numpy(), rtol=1e-5, atol=atol)
 
 
 @pytest.mark.parametrize("rho", [0, 0.3])
@@ -510,7 +529,24 @@ def test_another_score_does_not_inherit_compiled_training():
     class Renamed(MF):
         pass
 
+    class Half:
+        score = Halved.score
+
+    class Mixed(Half, MF):
+        pass
+
+    class Larger(NCF):
+        def __init__(self, config, dataset):
+            super().__init__(config, dataset)
+            self.scale = torch.nn.Parameter(torch.ones(1))
+
+    class Claimed(Larger):
+        train_clients = NCF.train_clients
+
     assert Halved.train_clients is None
+    assert Mixed.train_clients is None
+    assert Larger.train_clients is None
+    assert Claimed.train_clients is NCF.train_clients
     assert Renamed.train_clients is MF.train_clients
 
 

@@ -70,13 +70,25 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     train_clients: Callable[..., float] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let nobody inherit compiled training of another ``score``."""
+        """Let nobody inherit compiled training of another score or network.
+
+        Who defines ``score`` or ``__init__`` anew, here or in a base that comes first,
+        says himself that ``train_clients`` still fits.
+        """
         super().__init_subclass__(**kwargs)
-        if "score" in vars(cls) and "train_clients" not in vars(cls):
+
+        def depth(name: str) -> int:
+            return [name in vars(base) for base in cls.__mro__].index(True)
+
+        if min(depth("score"), depth("__init__")) < depth("train_clients"):
             cls.train_clients = None
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
+        if self.binary and self.train_clients is None:
+            raise ValueError(
+                f"model={type(self).__name__!r}: codes need train_clients of their own"
+            )
         self.label_field = config["LABEL_FIELD"]
         self.dim: int = config["embedding_size"]
         self.init_std: float = config["init_std"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -63,10 +62,14 @@ class LightFR(FederatedRecommender):
                 f"code_regularization={regularization!r} is not allowed; it must be a "
                 "number >= 0.5"
             )
-        self.train_clients = partial(_train_clients, float(regularization))
+        self._regularization = float(regularization)
         for table in (self.user_embedding, self.item_embedding):
             negative = table.weight.data < 0
             table.weight.data.fill_(1).masked_fill_(negative, -1)
+
+    def train_clients(self, *group: Any) -> float:
+        """Train a group's clients by discrete descent; see the base class."""
+        return float(_train_clients(self._regularization, *group))
 
     def score(self, user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
         """Return ``1/2 + b_u . d_i / (2 f)``, between 0 and 1."""

@@ -73,17 +73,20 @@ def _losses(logits: Floats, labels: Floats, pairwise: bool, slopes: Floats) -> f
 
     Binary cross-entropy, or BPR's of pairs of an item and a negative.
     """
-    loss, one = 0.0, np.float32(1)
-    step = 2 if pairwise else 1
-    for i in range(0, len(logits), step):
-        logit = logits[i, 0] - logits[i + 1, 0] if pairwise else logits[i, 0]
-        label = one if pairwise else labels[i]
+    loss, zero, one = 0.0, np.float32(0), np.float32(1)
+    if pairwise:
+        for i in range(0, len(logits), 2):
+            ahead = logits[i, 0] - logits[i + 1, 0]
+            decay = np.exp(-abs(ahead))
+            loss += np.log1p(decay) - min(ahead, zero)
+            slope = (decay if ahead >= 0 else one) / (one + decay)
+            slopes[i, 0], slopes[i + 1, 0] = -slope, slope
+        return loss
+    for i in range(len(logits)):
+        logit = logits[i, 0]
         decay = np.exp(-abs(logit))
-        loss += max(logit, np.float32(0)) - logit * label + np.log1p(decay)
-        slope = (one if logit >= 0 else decay) / (one + decay) - label
-        slopes[i, 0] = slope
-        if pairwise:
-            slopes[i + 1, 0] = -slope
+        loss += max(logit, zero) - logit * labels[i] + np.log1p(decay)
+        slopes[i, 0] = (one if logit >= 0 else decay) / (one + decay) - labels[i]
     return loss
 
 
@@ -123,9 +126,7 @@ def _gradients(  # type: ignore[no-untyped-def]
                 of_bias[j] += error[i, j]
         if layer == 0:
             np.dot(items.T, error, of_weight[dim:])
-            for i in range(dim):
-                for j in range(len(of_bias)):
-                    of_weight[i, j] = user[i] * of_bias[j]
+            of_weight[:dim] = np.outer(user, of_bias)
             np.dot(weight[:dim], of_bias, of_user)
             np.dot(error, weight[dim:].T, of_items)
         else:
@@ -146,9 +147,9 @@ def _gradients(  # type: ignore[no-untyped-def]
 @_compiled
 def _ascend(  # type: ignore[no-untyped-def]
     user, items, theta, of_user, of_items, of_theta, rows, rho_shared, rho_private,
-    of_rows, high_user, high_items, high_theta,
+    of_rows,
 ):  # fmt: skip
-    """Write the parameters that lie uphill; see ``federation.sam.ascend``.
+    """Return user and network that lie uphill, move ``items``; see ``sam.ascend``.
 
     ``of_rows``, with a row for each of the client's, is zero before and after.
     """
@@ -164,11 +165,10 @@ def _ascend(  # type: ignore[no-untyped-def]
     private = np.float32(rho_private) / (np.sqrt(np.dot(of_user, of_user)) + tiny)
     for i in range(len(rows)):
         for j in range(items.shape[1]):
-            high_items[i, j] = items[i, j] + shared * of_rows[rows[i], j]
+            items[i, j] += shared * of_rows[rows[i], j]
     for i in range(len(rows)):
         of_rows[rows[i]] = 0
-    high_theta[:] = theta + shared * of_theta
-    high_user[:] = user + private * of_user
+    return user + private * of_user, theta + shared * of_theta
 
 
 @_compiled
@@ -187,7 +187,6 @@ def _train_client(  # type: ignore[no-untyped-def]
     errors = np.empty_like(outputs)
     of_user, of_theta = np.empty_like(user), np.empty_like(theta)
     of_rows = np.zeros((len(table) if sharpness_aware else 0, dim), np.float32)
-    high_user, high_theta = np.empty_like(user), np.empty_like(theta)
     loss = 0.0
     for epoch in range(len(rows)):
         for start in range(0, rows.shape[1], batch_size):
@@ -202,9 +201,9 @@ def _train_client(  # type: ignore[no-untyped-def]
                 errors, of_user, of_items, of_theta,
             )  # fmt: skip
             if sharpness_aware:
-                _ascend(
+                high_user, high_theta = _ascend(
                     user, items, theta, of_user, of_items, of_theta, batch, rho_shared,
-                    rho_private, of_rows, high_user, items, high_theta,
+                    rho_private, of_rows,
                 )  # fmt: skip
                 _gradients(
                     high_user, items, high_theta, label, pairwise, gradient_map, sizes,
@@ -214,14 +213,9 @@ def _train_client(  # type: ignore[no-untyped-def]
                 item = table[batch[i]]
                 for j in range(dim):
                     item[j] -= rate * of_items[i, j]
-            count = n // 2 if pairwise else n
-            theta_rate = np.float32(
-                theta_learning_rate / (1 if upload_gradient else count)
-            )
-            for k in range(len(theta)):
-                theta[k] -= theta_rate * of_theta[k]
-            for j in range(dim):
-                user[j] -= user_rate * of_user[j]
+            count = 1 if upload_gradient else n // 2 if pairwise else n
+            theta -= np.float32(theta_learning_rate / count) * of_theta
+            user -= user_rate * of_user
     return loss
 
 
