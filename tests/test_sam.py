@@ -96,7 +96,8 @@ def test_rho_of_zero_is_plain_training_to_the_bit(run, model):
 @pytest.mark.parametrize("model", ["MF", "NCF"])
 def test_bpr_trains_on_pairs(run, model):
     """The mean loss of a pair of equal scores is log 2, and falls."""
-    result = run(model, local_loss="bpr", epochs=12, eval_step=1, client_fraction=1.0)
+    keys = {"epochs": 12, "eval_step": 1, "client_fraction": 1.0}
+    result = run(model, local_loss="bpr", learning_rate=0.1, **keys)
     losses = [float(row["loss"]) for row in rounds_of(result)]
     assert losses[0] == pytest.approx(np.log(2), abs=0.05)
     assert losses[-1] < 0.95 * losses[0]
