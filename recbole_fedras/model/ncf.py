@@ -115,10 +115,8 @@ def _gradients(  # type: ignore[no-untyped-def]
     logits = _layer(outputs, n, n_layers - 1, sizes)
     loss = _losses(logits, labels, pairwise, error)
     for layer in range(n_layers - 1, -1, -1):
-        weight, of_weight = (
-            _weight(theta, layer, sizes),
-            _weight(of_theta, layer, sizes),
-        )
+        weight = _weight(theta, layer, sizes)
+        of_weight = _weight(of_theta, layer, sizes)
         of_bias = _bias(of_theta, layer, sizes)
         of_bias[:] = 0
         for i in range(n):
