@@ -16,7 +16,7 @@ from recbole_fedras.rng import Stream, generator
 from recbole_fedras.theta import Theta
 
 Floats = NDArray[np.float32]
-Ints = NDArray[np.int32]
+Ints = NDArray[np.int64]
 
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
 
