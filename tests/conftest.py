@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from population import make_data
 
 from recbole_fedras.compressor import Budget, RoundContext, RowUpdate
+from recbole_fedras.data.clients import ClientData
 
 ROOT = Path(__file__).parents[1]
 N_ITEMS, DIM = 60, 8
@@ -58,6 +60,12 @@ def rounds_of(result: dict[str, Any]) -> list[dict[str, str]]:
     """Lines of a run's ``rounds.csv``."""
     with (Path(result["run_folder"]) / "rounds.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def data() -> ClientData:
+    """Return what the clients of ``population`` interacted with."""
+    return make_data()
 
 
 @pytest.fixture(scope="session")

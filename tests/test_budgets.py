@@ -9,14 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from population import DIM, N_ITEMS, mf, ncf
 from test_compressors import LARGE_CTX, VARIANTS, large_update, make
 from test_replicas import simulate
-from test_training import DIM, N_ITEMS, data, mf, ncf
 
 from recbole_fedras.compressor.base import Budget, RowUpdate
 from recbole_fedras.wire.payload import Layout, Message, Payload
-
-__all__ = ["data"]  # a fixture
 
 
 def wire_budget(rate: float) -> Budget:

@@ -8,16 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import COMMON, ROOT, rounds_of
-from test_training import (
-    DIM,
-    N_ITEMS,
-    TRAINING,
-    data,
-    draw,
-    mf,
-    ncf,
-    samples_of,
-)
+from population import DIM, N_ITEMS, TRAINING, draw, mf, ncf, samples_of
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from recbole_fedras import registry
@@ -30,8 +21,6 @@ from recbole_fedras.embedding.lora import LoRA
 from recbole_fedras.embedding.rq import RQ
 from recbole_fedras.federation.cohort import train_cohort
 from recbole_fedras.quick_start import prepare_data, run_recbole_fedras
-
-__all__ = ["data"]  # a fixture
 
 NAMES = list(registry.names("item_embedding"))
 BASE = 0.5 * torch.randn(N_ITEMS, DIM, generator=torch.Generator().manual_seed(3))

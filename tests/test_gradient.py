@@ -8,15 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import COMMON
-from test_training import (
-    DIM,
-    N_CLIENTS,
-    data,
-    draw,
-    mf,
-    ncf,
-    samples_of,
-)
+from population import DIM, N_CLIENTS, draw, mf, ncf, samples_of
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from recbole_fedras.checkpoint import read_checkpoint
@@ -25,8 +17,6 @@ from recbole_fedras.federation.cohort import train_cohort
 from recbole_fedras.federation.optimizer import adam_step
 from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.quick_start import run_recbole_fedras
-
-__all__ = ["data"]  # a fixture
 
 BATCH = 16
 GRADIENT = LocalTraining(

@@ -9,8 +9,8 @@ import tempfile
 import numpy as np
 import pytest
 import torch
+from population import DIM, N_CLIENTS, N_ITEMS, TRAINING, federation, mf, ncf
 from test_compressors import NAMES
-from test_training import DIM, N_CLIENTS, N_ITEMS, TRAINING, data, federation, mf, ncf
 
 from recbole_fedras import registry
 from recbole_fedras.compressor import Compressor
@@ -25,7 +25,6 @@ from recbole_fedras.federation.store import ClientTables
 from recbole_fedras.memory import mapped_zeros
 from recbole_fedras.wire.payload import Message, Payload, PayloadError, VersionError
 
-__all__ = ["data"]  # a fixture
 LOSSY = ("TopK", "FedRAS", "SVD")
 
 

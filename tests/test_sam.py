@@ -8,23 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import rounds_of
-from test_training import (
-    DIM,
-    N_ITEMS,
-    TRAINING,
-    data,
-    mf,
-    naive_client,
-    samples_of,
-    train,
-)
+from population import DIM, N_ITEMS, TRAINING, mf, naive_client, samples_of, train
 
 from recbole_fedras.compressor import Budget, RoundContext
 from recbole_fedras.compressor.colr import CoLR
 from recbole_fedras.config import Config
 from recbole_fedras.federation.sam import ascend
-
-__all__ = ["data"]  # a fixture
 
 
 def test_each_group_of_a_client_moves_by_rho_along_its_gradient():

@@ -6,13 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_training import N_CLIENTS, TRAINING, Sample, data, samples_of
+from population import N_CLIENTS, TRAINING, Sample, samples_of
 
 from recbole_fedras.data.clients import ClientData, draw_samples
 from recbole_fedras.federation.sampling import cohort_size, select_cohort
 from recbole_fedras.rng import Stream, counter_key, uniform
-
-__all__ = ["data"]  # a fixture
 
 
 def test_samples_hold_each_positive_once_and_no_positive_as_negative(data):

@@ -1,0 +1,190 @@
+"""A small population without RecBole: its data, its models, naive local training."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits as bce
+
+from recbole_fedras.data.clients import ClientData, Samples, draw_samples
+from recbole_fedras.federation.cohort import train_cohort
+from recbole_fedras.federation.settings import Federation, LocalTraining
+from recbole_fedras.model import MF, NCF
+from recbole_fedras.parallel import threads
+from recbole_fedras.rng import Stream, counter_key
+
+N_CLIENTS, N_ITEMS, DIM = 12, 40, 8
+TRAINING = LocalTraining(0.1, 0.07, 0.2, local_epochs=2, batch_size=16, n_negatives=4)
+
+
+class Clients:
+    """What the simulation needs of a model, without RecBole."""
+
+    def __init__(self, model: type, theta_sizes=(), std: float = 0.5) -> None:
+        rng = torch.Generator().manual_seed(0)
+        self.score = partial(model.score, self)
+        self.train_clients = vars(model)["train_clients"].__get__(self)
+        self.users = torch.randn(N_CLIENTS, DIM, generator=rng) * std
+        self.tables = torch.randn(1, N_ITEMS, DIM, generator=rng) * std
+        self.networks = self.embedding = None
+        self.replica = torch.zeros(N_CLIENTS, dtype=torch.int64)
+        self._theta = {
+            name: torch.randn(size, generator=rng) * 0.5 for name, size in theta_sizes
+        }
+
+    def hold_replicas(self, n_replicas, mapped=False):
+        tables = torch.zeros(n_replicas, N_ITEMS, DIM)
+        tables[0] = self.tables[0]
+        self.tables = tables
+        n_theta = sum(value.numel() for value in self._theta.values())
+        if n_replicas > 1:
+            self.networks = torch.zeros(n_replicas, n_theta)
+
+    def replica_of_client(self):
+        return self.replica
+
+    def client_rows(self):
+        return self.users
+
+    def replicas(self):
+        return self.tables
+
+    def theta(self):
+        return self._theta
+
+
+def mf(**keys) -> Clients:
+    return Clients(MF, **keys)
+
+
+def ncf(hidden=(6, 4)) -> Clients:
+    sizes = [2 * DIM, *hidden, 1]
+    weights = [(f"weights.{i}", size) for i, size in enumerate(pairwise(sizes))]
+    biases = [(f"biases.{i}", (size,)) for i, size in enumerate(sizes[1:])]
+    model = Clients(NCF, [*weights, *biases])
+    model._sizes = np.array(sizes)
+    return model
+
+
+def make_data() -> ClientData:
+    """Up to eleven items for each client."""
+    rng = np.random.default_rng(3)
+    pairs = [
+        (user, item)
+        for user in range(N_CLIENTS)
+        for item in rng.choice(N_ITEMS, rng.integers(1, 12), replace=False)
+    ]
+    users, items = np.array(pairs).T
+    return ClientData.from_pairs(users, items, N_CLIENTS, N_ITEMS)
+
+
+class Sample(NamedTuple):
+    """What one client trains on."""
+
+    ids: np.ndarray
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+def draw(data: ClientData, clients, training=TRAINING, round=0) -> Samples:
+    key = counter_key(1, Stream.SAMPLES, round)
+    group = np.array(clients)
+    counts = training.n_negatives, training.local_epochs
+    return draw_samples(data, group, *counts, key, training.pairwise)
+
+
+def samples_of(data: ClientData, clients, training=TRAINING) -> list[Sample]:
+    return [Sample(*draw(data, [client], training).of(0)) for client in clients]
+
+
+def naive_client(model, client, sample, training, mapping=None):
+    """One client, one sample after the other into a batch, autograd on full tables."""
+    user = model.users[client].clone().requires_grad_()
+    table = model.tables[0].clone().requires_grad_()
+    theta = {
+        name: value.clone().requires_grad_() for name, value in model._theta.items()
+    }
+    leaves = [user, table, *theta.values()]
+    for rows, labels in zip(sample.rows, sample.labels, strict=True):
+        for start in range(0, len(rows), training.batch_size):
+            own = slice(start, start + training.batch_size)
+            items = torch.from_numpy(sample.ids[rows[own]])
+            label = torch.from_numpy(labels[own])
+
+            def slopes(leaves, items=items, label=label):
+                user, table, *network = leaves
+                named = zip(theta, network, strict=True)
+                logits = model.score(
+                    user[None, None],
+                    table[items][None],
+                    {name: value[None] for name, value in named},
+                )[0]
+                if training.pairwise:
+                    pairs = logits.view(-1, 2)
+                    loss = torch.log1p(torch.exp(pairs[:, 1] - pairs[:, 0])).sum()
+                else:
+                    loss = bce(logits, label, reduction="sum")
+                user_slope, table_slope, *rest = torch.autograd.grad(loss, leaves)
+                if mapping is not None:
+                    table_slope = table_slope @ mapping
+                return [user_slope, table_slope, *rest]
+
+            gradients = slopes(leaves)
+            if training.sharpness_aware:
+                private, shared = gradients[:1], gradients[1:]
+                uphill = [
+                    training.rho_private * private[0] / (private[0].norm() + 1e-12),
+                    *(
+                        training.rho_shared
+                        * gradient
+                        / (sum(other.square().sum() for other in shared).sqrt() + 1e-12)
+                        for gradient in shared
+                    ),
+                ]
+                gradients = slopes(
+                    [
+                        (leaf.detach() + eps).requires_grad_()
+                        for leaf, eps in zip(leaves, uphill, strict=True)
+                    ]
+                )
+            with torch.no_grad():
+                user -= training.user_learning_rate * gradients[0]
+                table -= training.learning_rate * gradients[1]
+                for value, gradient in zip(theta.values(), gradients[2:], strict=True):
+                    count = len(label) // (1 + training.pairwise)
+                    value -= training.theta_learning_rate * gradient / count
+    changes = [theta[name] - model._theta[name] for name in theta]
+    flat = torch.cat([change.flatten() for change in changes]) if changes else None
+    return user.detach(), (table - model.tables[0]).detach(), flat
+
+
+def train(
+    model, data, clients, compiled, training=TRAINING, mapping=None, group=64, n_jobs=1
+):
+    starts = range(0, len(clients), group)
+    groups = [draw(data, clients[start : start + group], training) for start in starts]
+    with threads(n_jobs):
+        return train_groups(model, clients, groups, compiled, training, mapping)
+
+
+def train_groups(model, clients, groups, compiled, training, mapping):
+    return train_cohort(
+        model.score,
+        torch.tensor(clients),
+        groups,
+        model.users[clients],
+        model.tables,
+        torch.zeros(len(clients), dtype=torch.int64),
+        model.theta(),
+        training,
+        mapping,
+        model.train_clients if compiled else None,
+    )
+
+
+def federation(fraction=1.0, rates=(0.0,), aggregation="inverse_frequency", **keys):
+    return Federation(1, fraction, rates, aggregation, **keys)
