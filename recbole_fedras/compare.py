@@ -137,7 +137,7 @@ def summary(label: str, own: list[Cell], first: list[Cell]) -> dict[str, Any]:
     for metric in own[0]["result"]["test_result"]:
         values = [cell["result"]["test_result"][metric] for cell in own]
         row[metric] = mean(values)
-        row[f"{metric} sd"] = stdev(values) if len(values) > 1 else 0.0
+        row[f"{metric} sd"] = stdev(values) if len(values) > 1 else None
     row["better users"], row["worse users"], row["p"] = significance(own, first)
     cost = [cell["result"]["communication"] for cell in own]
     for direction in ("uplink", "downlink", "catch_up"):
@@ -180,7 +180,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         line: dict[str, str] = {}
         for key, value in row.items():
             if key.endswith(" sd"):
-                if value:
+                if value is not None:
                     line[key.removesuffix(" sd")] += f" ± {value:.4f}"
             elif key == "CR wire":
                 line[key] = f"{value:.2%}"

@@ -133,6 +133,7 @@ class Mine(SVD):
     assert main([*command, *files]) == 0
     with Path("comparison/table.csv").open() as file:
         rows = list(csv.DictReader(file))
+    assert {row["ndcg@10 sd"] for row in rows} == {""}  # of one seed
     assert [row["method"] for row in rows] == ["SVD 75 %", "Mine 75 %"]
     assert rows[0]["ndcg@10"] == rows[1]["ndcg@10"]
     assert rows[0]["uplink MB"] == rows[1]["uplink MB"]
