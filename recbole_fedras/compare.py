@@ -18,8 +18,9 @@ from tabulate import tabulate
 from recbole_fedras import registry
 from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config
-from recbole_fedras.federation.simulation import NonFiniteError
-from recbole_fedras.sweep import Keys, run_cells
+from recbole_fedras.federation.simulation import NonFiniteError, Simulation
+from recbole_fedras.quick_start import make_simulation, prepare_data
+from recbole_fedras.sweep import Keys, file_of, run_cells, train_and_test
 
 Cell = dict[str, Any]
 _MB = 1e6
@@ -86,9 +87,8 @@ def compare(
         for method in methods
         for seed in dict.fromkeys(seeds)
     }
-    for cell in cells.values():
-        Config(config_dict=cell)
     folder = Path(output)
+    _check(list(cells.values()), folder / "cells")
     outcomes = run_cells(list(cells.values()), folder / "cells", n_jobs, "Compare")
     for outcome in outcomes:
         if outcome["result"] is None:
@@ -104,6 +104,21 @@ def compare(
     print(markdown(rows))
     print(f"Tables and report.html are in {folder}")
     return rows
+
+
+def _check(cells: list[Keys], folder: Path) -> None:
+    """Refuse what could not run: keys of all, budgets of those that have not run."""
+    configs = [Config(config_dict=cell) for cell in cells]
+    missing = [
+        config
+        for config, cell in zip(configs, cells, strict=True)
+        if not file_of(cell, folder, train_and_test).is_file()
+        and cell["seed"] == cells[0]["seed"]
+    ]
+    if missing:
+        train_data, _, _ = prepare_data(missing[0])
+        for config in missing:
+            make_simulation(config, train_data, Simulation)
 
 
 def _declared(keys: Keys) -> dict[str, Keys]:
@@ -157,9 +172,11 @@ def significance(own: list[Cell], first: list[Cell]) -> tuple[int, int, float]:
     better, worse : int
         Users whose item stands higher, or lower, than with ``first``.
     p : float
-        Two-sided; 1 where no user differs, NaN for metrics that rank nothing.
+        Two-sided; 1 where no user differs. NaN where no metric counts hits, and where
+        a split that depends on the seed tests other users with each.
     """
-    if not all(cell["ranks"] for cell in [*own, *first]):
+    sizes = {len(cell["ranks"]) for cell in [*own, *first]}
+    if sizes == {0} or len(sizes) > 1:
         return 0, 0, nan
     change = _reciprocal_ranks(own) - _reciprocal_ranks(first)
     better, worse = int((change > 1e-12).sum()), int((change < -1e-12).sum())

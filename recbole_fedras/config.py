@@ -19,6 +19,7 @@ from recbole.config import Config as RecBoleConfig
 from recbole_fedras import compat, keys, methods, registry
 from recbole_fedras.checkpoint import plain, read_checkpoint
 from recbole_fedras.compressor import Compressor
+from recbole_fedras.compressor.base import kept
 from recbole_fedras.data.features import item_features
 from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.federation.settings import Federation, LocalTraining
@@ -221,12 +222,15 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         chosen = overall | of_model | preset | given
         self.compressor_name = str(chosen["compressor"])
         self._compressors = methods.find_compressors(chosen)
-        self._item_embedding_class, of_items = methods.find_item_embedding(chosen)
+        self._item_embedding_class = methods.find_item_embedding(chosen)
+        taken = {*overall, *(key for keys in self.parameters.values() for key in keys)}
         own: dict[str, Any] = {}
         for name, compressor_class in self._compressors.values():
-            own |= registry.hyper_parameters(compressor_class)
-            own |= registry.read_properties("compressor", name)
+            own |= methods.own_keys("compressor", name, compressor_class, taken)
         own.pop("compressor_class", None)  # of one of them; the names say which
+        kind, embedding = "item_embedding", self._item_embedding_class
+        of_items = {"use_base": False}
+        of_items |= methods.own_keys(kind, chosen[kind], embedding, taken)
         if federated:
             self.internal_config_dict = {
                 **recbole,
@@ -303,9 +307,9 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             return
         if self["bandwidth"] is not None:
             keys.refuse(self, "bandwidth", f"None: {self.method} cuts {key} for all")
-        kept = 1 - self["compression_rate"] + 5e-5  # as papers print rates
+        left = kept(self["compression_rate"])
         if key == "epochs":
-            self._cut_rounds(max(1, int(self[key] * kept)))
+            self._cut_rounds(max(1, int(self[key] * left)))
         elif key == "client_fraction":
             self.final_config_dict[key] *= 1 - self["compression_rate"]
         else:
@@ -316,7 +320,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             embedding = self.make_item_embedding(1, self[key])
             if embedding is not None and embedding.width != self[key]:
                 keys.refuse(self, "item_embedding", f"one that {self.method} can cut")
-            self.final_config_dict[key] = max(1, int(self[key] * kept * 32 / bits))
+            self.final_config_dict[key] = max(1, int(self[key] * left * 32 / bits))
 
     def _cut_rounds(self, epochs: int) -> None:
         """Cut rounds, and evaluate as often as lets the last one be evaluated."""

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from recbole.data.interaction import Interaction
 from recbole.evaluator import Collector
-from recbole.utils import EvaluatorType
 from torch import Tensor
+from torch.nn.functional import pad
 
 from recbole_fedras.federation.simulation import NonFiniteError
 from recbole_fedras.rng import Stream, generator
@@ -72,8 +72,9 @@ class FixedCandidates:
             rng = generator(seed, Stream.CANDIDATES, phase == "test", user)
             never = np.setdiff1d(all_items, interacted[user], assume_unique=True)
             if len(never) < n_negatives:
+                name = dataset.id2token(self._user_field, user)
                 raise ValueError(
-                    f"eval_args mode uni{n_negatives}: user {user} has only "
+                    f"eval_args mode uni{n_negatives}: user {name!r} has only "
                     f"{len(never)} items that he never interacted with; choose uni1 to "
                     f"uni{len(never)} or full"
                 )
@@ -121,7 +122,7 @@ def fixed_candidates(loader: Any, phase: str, built: list[Any], config: Any) -> 
     Parameters
     ----------
     loader : AbstractDataLoader
-        RecBole's, returned as it is for other modes, for value metrics, and for
+        RecBole's, returned as it is for other modes and for
         ``eval_candidates: recbole``.
     phase : {'valid', 'test'}
     built : list of recbole.data.dataset.Dataset
@@ -129,8 +130,7 @@ def fixed_candidates(loader: Any, phase: str, built: list[Any], config: Any) -> 
     config : Config
     """
     mode = config["eval_args"]["mode"][phase]
-    ranked = config["eval_type"] == EvaluatorType.RANKING
-    if config["eval_candidates"] != "fixed" or mode[:3] != "uni" or not ranked:
+    if config["eval_candidates"] != "fixed" or mode[:3] != "uni":
         return loader
     dataset = loader._dataset
     users = np.concatenate([part.inter_feat[part.uid_field] for part in built])
@@ -162,8 +162,8 @@ class FairCollector(Collector):  # type: ignore[misc]
         self._user_field: str = config["USER_ID_FIELD"]
         self._item_field: str = config["ITEM_ID_FIELD"]
         #: Of the last evaluation, for each user the place of his first held-out item
-        #: among the first max(topk), from 1; 0 if it is not there. None for metrics
-        #: that rank nothing.
+        #: among the first max(topk), from 1; 0 if it is not there. None where no
+        #: metric counts hits.
         self.ranks: NDArray[np.int64] | None = None
 
     def eval_batch_collect(
@@ -176,9 +176,9 @@ class FairCollector(Collector):  # type: ignore[misc]
         """Collect a batch; -inf marks what is not to be ranked."""
         if bool((scores_tensor.isnan() | (scores_tensor == torch.inf)).any()):
             raise NonFiniteError("evaluation: a score is not finite")
-        if interaction is not None and self._is_candidate_batch(interaction):
+        if self._is_candidate_batch(interaction):
             columns = interaction[self._item_field].to(scores_tensor.device)
-        elif positive_i is not None and scores_tensor.dim() == 2:
+        else:
             n_items = scores_tensor.shape[1]
             order = generator(self._seed, Stream.TIES, n_items).permutation(n_items)
             shuffled = torch.from_numpy(order).to(scores_tensor.device)
@@ -187,10 +187,10 @@ class FairCollector(Collector):  # type: ignore[misc]
             scores_tensor = scores_tensor[:, shuffled]
             positive_i = place[positive_i.to(place.device)]
             columns = shuffled.expand(len(scores_tensor), -1)
-        else:  # value metrics: one score per pair
-            columns = None
+        if self.register.need("rec.meanrank"):  # GAUC: the first -inf ends a ranking
+            scores_tensor = pad(scores_tensor, (0, 1), value=-torch.inf)
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
-        if columns is not None and self.register.need("rec.items"):
+        if self.register.need("rec.items"):
             ranked = self.data_struct.get("rec.items")[-len(columns) :]
             ranked.copy_(columns.gather(1, ranked))
 

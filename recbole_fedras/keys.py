@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import numpy as np
+from recbole.utils import EvaluatorType
 
 from recbole_fedras import registry
 from recbole_fedras.compressor import Compressor
@@ -29,6 +30,8 @@ _UNSUPPORTED = {
     "clip_grad_norm": None,
     "enable_amp": False,
     "enable_scaler": False,
+    "save_dataloaders": False,  # what RecBole takes up again whatever our keys say
+    "dataloaders_save_path": None,
 }
 
 _SPLITS = ("LS", "RS", "TS")
@@ -177,6 +180,11 @@ def check_common(config: Any) -> None:
         and all(isinstance(metric, str) for metric in metrics)
     ):
         refuse(config, "metrics", "names of metrics")
+    if not isinstance(config["eval_args"], dict):
+        refuse(config, "eval_args", "a dict, of split, order and mode")
+    for key in ("metrics", "topk"):
+        if config[key] == []:
+            refuse(config, key, "one at least")
     mode = config["eval_args"].get("mode", "full")
     if not isinstance(mode, str | dict):
         refuse(config, "eval_args", "with a mode like uni99 or full")
@@ -243,6 +251,8 @@ def check_federated(config: Any) -> None:
                 "eval_candidates",
                 f"'recbole' for eval_args mode {phase}: {mode}",
             )
+    if config["eval_type"] != EvaluatorType.RANKING:
+        refuse(config, "metrics", "metrics of rankings: clients know no other labels")
     valid_metric = config["valid_metric"].lower()
     metrics = [metric.lower() for metric in config["metrics"]]
     names = [f"{metric}@{k}" for metric in metrics for k in config["topk"]]
@@ -262,7 +272,7 @@ def check_item_embedding(config: Any, kind: type[ItemEmbedding]) -> None:
     if config["item_base"] != "random" and not (config["use_base"] or kind.fitted):
         refuse(config, "item_base", "random without use_base, as nothing remains of it")
     config.make_item_embedding(1, config["embedding_size"])
-    step = config["eval_step"]
+    step = min(config["eval_step"], config["epochs"])  # as RecBole evaluates
     last = config["epochs"] if not step else config["epochs"] // step * step
     if config.warmup_rounds and config.warmup_rounds >= last:
         refuse(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 from statistics import mean
 from time import perf_counter
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,16 +25,14 @@ from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.compressor.svd import SVD
 from recbole_fedras.config import Config
 from recbole_fedras.data.clients import Ints
-from recbole_fedras.data.dataset import client_data
 from recbole_fedras.federation.aggregation import aggregate
 from recbole_fedras.federation.cohort import Trained
 from recbole_fedras.federation.simulation import RoundReport, Simulation
-from recbole_fedras.quick_start import cost, prepare_data
+from recbole_fedras.quick_start import Rounds, cost, make_simulation, prepare_data
 from recbole_fedras.sweep import Keys, Outcome
 from recbole_fedras.wire.payload import Payload
 
 Note = Callable[[RowUpdate, Payload, RoundContext, float], None]
-Meter = TypeVar("Meter", bound=Simulation)
 
 #: Sizes of groups: the largest of a kind, by name.
 GROUP_SIZES = {
@@ -234,7 +232,7 @@ class FullSVD(SVD):
         return torch.from_numpy(vectors[:rank]).to(rows)
 
 
-def _train(config: Config, kind: type[Meter], note: Note | None = None) -> Meter:
+def _train(config: Config, kind: type[Rounds], note: Note | None = None) -> Rounds:
     """Run all rounds of a configuration, without evaluation."""
     if note is not None and config["replica"] == "personal":
         keys.refuse(config, "replica", "broadcast or stale: downlinks to all are noted")
@@ -244,15 +242,7 @@ def _train(config: Config, kind: type[Meter], note: Note | None = None) -> Meter
     uplink, downlink = config.make_compressors()
     if note is not None:
         downlink = cast(Compressor, Observed(downlink, note))
-    simulation = kind(
-        config.model_class(config, train_data._dataset),
-        client_data(train_data._dataset),
-        uplink,
-        downlink,
-        config.federation(),
-        config.local_training(),
-        config["n_jobs"],
-    )
+    simulation = make_simulation(config, train_data, kind, (uplink, downlink))
     with torch.no_grad():
         for _ in range(config["epochs"]):
             simulation.run_round()

@@ -47,10 +47,8 @@ def find_compressors(chosen: dict[str, Any]) -> dict[str, tuple[str, type[Compre
     return compressors
 
 
-def find_item_embedding(
-    chosen: dict[str, Any],
-) -> tuple[type[ItemEmbedding], dict[str, Any]]:
-    """Find the class of the keys chosen; return it with its own keys' defaults.
+def find_item_embedding(chosen: dict[str, Any]) -> type[ItemEmbedding]:
+    """Find the class of the keys chosen.
 
     Raises
     ------
@@ -60,9 +58,40 @@ def find_item_embedding(
     kind, name = "item_embedding", str(chosen["item_embedding"])
     path = chosen.get("item_embedding_class")
     found: type[ItemEmbedding] = _find(kind, kind, name, path, ItemEmbedding)
-    own = registry.hyper_parameters(found) | {"use_base": False}
-    own |= registry.read_properties(kind, name)
-    return found, {key: own[key] for key in own.keys() - _GIVEN}
+    return found
+
+
+def own_keys(kind: str, name: str, found: type, taken: set[str]) -> dict[str, Any]:
+    """Return a method's keys: its constructor's parameters, its YAML over them.
+
+    Raises
+    ------
+    ValueError
+        If a parameter has the name of a key that every run has.
+    """
+    own = _parameters(found)
+    for key in sorted(own.keys() & taken):
+        raise ValueError(
+            f"{kind}={name!r}: its parameter {key!r} is a key of every run; it must "
+            "have another name"
+        )
+    return own | registry.read_properties(kind, name)
+
+
+def _parameters(found: type) -> dict[str, Any]:
+    """Return the constructor's parameters that are keys, and their defaults."""
+    own = registry.hyper_parameters(found)
+    given = _GIVEN if issubclass(found, ItemEmbedding) else set()
+    return {key: own[key] for key in own.keys() - given}
+
+
+def _arguments(config: Any, kind: str, name: str, found: type) -> dict[str, Any]:
+    """Return the constructor's arguments, which keys of their names hold."""
+    keys_of_method = _parameters(found).keys()
+    for key in sorted(registry.required_parameters(found) & keys_of_method):
+        if config[key] is None:
+            raise ValueError(f"{key} must be set: {kind}={name!r} has no default")
+    return {key: config[key] for key in keys_of_method}
 
 
 def _find(kind: str, key: str, name: str, path: str | None, base: type) -> type:
@@ -86,9 +115,9 @@ def make_compressor(
     ValueError
         For values that it does not take.
     """
-    parameters = registry.hyper_parameters(compressor_class)
+    arguments = _arguments(config, "compressor", name, compressor_class)
     try:
-        compressor = compressor_class(**{key: config[key] for key in parameters})
+        compressor = compressor_class(**arguments)
     except TypeError as error:
         raise ValueError(f"compressor={name!r}: {error}") from error
     if config["bandwidth"] is not None and not compressor.heterogeneous:
@@ -123,12 +152,11 @@ def make_item_embedding(
         base = torch.from_numpy(_base(config, n_items, dim, source))
     elif kind is Full:
         return None
-    own = registry.hyper_parameters(kind).keys() - _GIVEN
-    given = {key: config[key] for key in own}
+    name = config["item_embedding"]
+    arguments = _arguments(config, "item_embedding", name, kind)
     try:
-        embedding = kind(n_items, dim, base, config["seed"], **given)
+        embedding = kind(n_items, dim, base, config["seed"], **arguments)
     except TypeError as error:
-        name = config["item_embedding"]
         raise ValueError(f"item_embedding={name!r}: {error}") from error
     if source is not None:
         embedding.validate()

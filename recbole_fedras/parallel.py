@@ -33,6 +33,16 @@ def _thread_pools() -> ThreadpoolController:
 
 
 @contextmanager
+def single_threaded() -> Iterator[None]:
+    """Let scikit-learn's k-means use one thread: more add up in no certain order.
+
+    OpenMP's number of threads is the calling thread's own.
+    """
+    with _thread_pools().limit(limits=1, user_api="openmp"):
+        yield
+
+
+@contextmanager
 def threads(n_jobs: int) -> Iterator[None]:
     """Let :func:`thread_map` use ``n_jobs`` threads (-1: one per core), nobody else.
 

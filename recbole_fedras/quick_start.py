@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from logging import getLogger
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import recbole.data.dataset
@@ -15,10 +15,12 @@ from recbole.utils import init_logger, init_seed
 
 from recbole_fedras import compat, registry
 from recbole_fedras.checkpoint import plain
+from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config
-from recbole_fedras.data.dataset import FederatedDataset
+from recbole_fedras.data.dataset import FederatedDataset, client_data
 from recbole_fedras.evaluation import fixed_candidates
 from recbole_fedras.federation.sampling import cohort_size
+from recbole_fedras.federation.settings import Federation
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.report import (
@@ -29,6 +31,8 @@ from recbole_fedras.report import (
 )
 from recbole_fedras.trainer import FederatedTrainer
 from recbole_fedras.wire.channel import DIRECTIONS
+
+Rounds = TypeVar("Rounds", bound=Simulation)
 
 compat.let_hyperopt_draw()
 
@@ -74,12 +78,7 @@ def run_recbole_fedras(
         If training diverges; the last good state is kept.
     """
     config = Config(model, dataset, config_file_list, config_dict, argv)
-    if not issubclass(config.model_class, FederatedRecommender):
-        valid = ", ".join(registry.names("model"))
-        raise ValueError(
-            f"model={config.model!r} is not a federated model; federated are {valid}, "
-            "or a FederatedRecommender of your own named by model_class"
-        )
+    _require_federated(config)
     with _log(config):
         return _run(config, saved)
 
@@ -114,7 +113,6 @@ def objective_function(
 
 
 def _run(config: Config, saved: bool) -> dict[str, Any]:
-    init_seed(config["seed"], config["reproducibility"])
     train_data, valid_data, test_data = prepare_data(config)
     init_seed(config["seed"], config["reproducibility"])
     network = config.model_class(config, train_data._dataset).to(config["device"])
@@ -188,7 +186,15 @@ def cost(config: Config, simulation: Simulation) -> dict[str, Any]:
 
 
 def prepare_data(config: Config) -> tuple[Any, Any, Any]:
-    """Load and split the data; return RecBole's loaders, evaluation as configured."""
+    """Load and split the data; return RecBole's loaders, evaluation as configured.
+
+    Raises
+    ------
+    ValueError
+        For a model that is not federated, and for data that cannot work.
+    """
+    _require_federated(config)
+    init_seed(config["seed"], config["reproducibility"])
     # RecBole looks a dataset class up by the model's name: its own way to extend it.
     setattr(recbole.data.dataset, f"{config['model']}Dataset", FederatedDataset)
     dataset = create_dataset(config)
@@ -207,6 +213,51 @@ def prepare_data(config: Config) -> tuple[Any, Any, Any]:
         for loader, phase in zip(evaluation, ("valid", "test"), strict=True)
     )
     return train, valid, test
+
+
+def make_simulation(
+    config: Config,
+    train_data: Any,
+    kind: type[Rounds],
+    compressors: tuple[Compressor, Compressor] | None = None,
+    federation: Federation | None = None,
+) -> Rounds:
+    """Set up rounds to be run by hand: no evaluation, no checkpoints, no warm-up.
+
+    Parameters
+    ----------
+    config : Config
+    train_data : AbstractDataLoader
+        RecBole's, of :func:`prepare_data`.
+    kind : type
+        Simulation, or one derived from it.
+    compressors : tuple of Compressor, optional
+        Of uplink and downlink; by default as configured.
+    federation : Federation, optional
+        Likewise.
+
+    Raises
+    ------
+    ValueError
+        If a compressor cannot work at its rate, or a cohort is empty.
+    """
+    return kind(
+        config.model_class(config, train_data._dataset),
+        client_data(train_data._dataset),
+        *(compressors or config.make_compressors()),
+        federation or config.federation(),
+        config.local_training(),
+        config["n_jobs"],
+    )
+
+
+def _require_federated(config: Config) -> None:
+    if not issubclass(config.model_class, FederatedRecommender):
+        valid = ", ".join(registry.names("model"))
+        raise ValueError(
+            f"model={config.model!r} is not a federated model; federated are {valid}, "
+            "or a FederatedRecommender of your own named by model_class"
+        )
 
 
 @contextmanager

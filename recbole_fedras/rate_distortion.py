@@ -20,10 +20,9 @@ from recbole_fedras.compressor import Budget, Compressor, RoundContext, RowUpdat
 from recbole_fedras.compressor.base import SERVER, empty_update, row_update
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.config import Config
-from recbole_fedras.data.dataset import client_data
 from recbole_fedras.federation.budgets import wire_budget
 from recbole_fedras.federation.simulation import Simulation
-from recbole_fedras.quick_start import prepare_data
+from recbole_fedras.quick_start import make_simulation, prepare_data
 from recbole_fedras.wire.payload import Message, Payload
 
 RATES = (0.5, 0.75, 0.875, 0.9375, 0.96875, 0.984375)
@@ -94,31 +93,26 @@ def capture(config: Config, direction: str, n_rounds: int) -> tuple[RowUpdate, i
         The update of the client with the median number of rows, or the aggregate.
     """
     train_data, _, _ = prepare_data(config)
-    model = config.model_class(config, train_data._dataset)
     uplink, downlink = Recorder(), Recorder()
-    simulation = Simulation(
-        model,
-        client_data(train_data._dataset),
-        uplink,
-        downlink,
-        replace(
-            config.federation(),
-            compression_rates=(0.0,),
-            replica="broadcast",
-            budget="nominal",
-            downlink_feedback=False,
-            uplink_feedback=False,
-        ),
-        config.local_training(),
-        config["n_jobs"],
+    plain = replace(
+        config.federation(),
+        compression_rates=(0.0,),
+        replica="broadcast",
+        budget="nominal",
+        downlink_feedback=False,
+        uplink_feedback=False,
+    )
+    simulation = make_simulation(
+        config, train_data, Simulation, (uplink, downlink), plain
     )
     with torch.no_grad():
         for _ in trange(n_rounds, desc="Capture", unit="round"):
             simulation.run_round()
+    n_items = len(simulation.server.item_table)
     if direction == "uplink":
         by_size = sorted(uplink.clients, key=len)
-        return by_size[len(by_size) // 2], len(model.replicas()[0])
-    return downlink.aggregate, len(model.replicas()[0])
+        return by_size[len(by_size) // 2], n_items
+    return downlink.aggregate, n_items
 
 
 def save_update(path: Path, update: RowUpdate, n_items: int) -> None:
@@ -162,24 +156,27 @@ def load_update(path: Path) -> tuple[RowUpdate, int]:
 
 
 def methods(config: Config) -> dict[str, Compressor]:
-    """Build every registered compressor, as configured, and its variants."""
+    """Build every registered compressor, as configured, and its variants.
+
+    One of the user's own is among them if it is the one configured.
+    """
+    given = config.external_config_dict
     built: dict[str, Compressor] = {}
-    for name in registry.names("compressor"):
+    for name in dict.fromkeys([*registry.names("compressor"), config.compressor_name]):
         defaults = registry.read_properties("compressor", name)
+        own = given.get("compressor_class") if name == config.compressor_name else None
         found: type[Compressor] = registry.load_class(
-            "compressor_class", defaults["compressor_class"], Compressor
+            "compressor_class", own or defaults["compressor_class"], Compressor
         )
         if found.cuts is not None or found.needs_base:
             continue  # on one update the same as none, as FedRAS
-        parameters = registry.hyper_parameters(found)
         keys = {
-            key: config.external_config_dict.get(key, defaults.get(key, value))
-            for key, value in parameters.items()
+            key: given.get(key, defaults.get(key, value))
+            for key, value in registry.hyper_parameters(found).items()
         }
         built[name] = found(**keys)
         for variant in VARIANTS.get(name, []):
-            label = f"{name} {', '.join(variant.values())}"
-            built[label] = found(**keys | variant)
+            built[f"{name} {', '.join(variant.values())}"] = found(**keys | variant)
     return built
 
 
@@ -290,14 +287,14 @@ def run_rate_distortion(
         raise ValueError(f"--rates={list(rates)} must lie in [0, 1)")
     if n_rounds < 1:
         raise ValueError(f"--rounds={n_rounds} must be at least 1")
-    folder = Path(output)
+    folder, compressors = Path(output), methods(config)
     if update_file is None:
         update, n_items = capture(config, direction, n_rounds)
         source = f"{config['dataset']}, seed {config['seed']}, round {n_rounds}"
     else:
         update, n_items = load_update(Path(update_file))
         source = update_file
-    points = measure(methods(config), update, n_items, direction, sorted(rates))
+    points = measure(compressors, update, n_items, direction, sorted(rates))
     folder.mkdir(parents=True, exist_ok=True)
     save_update(folder / "update.npz", update, n_items)
     fields = list(Point.__slots__)

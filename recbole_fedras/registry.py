@@ -65,6 +65,17 @@ def hyper_parameters(cls: type) -> dict[str, Any]:
     return {
         name: None if parameter.default is parameter.empty else parameter.default
         for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+
+
+def required_parameters(cls: type) -> set[str]:
+    """Return those of a class's constructor parameters that have no default."""
+    parameters = inspect.signature(cls).parameters
+    return {
+        name
+        for name in hyper_parameters(cls)
+        if parameters[name].default is parameters[name].empty
     }
 
 

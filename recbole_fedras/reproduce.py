@@ -28,7 +28,7 @@ from recbole_fedras.sweep import (
     Keys,
     Measure,
     Outcome,
-    digest,
+    file_of,
     run_cells,
     train_and_test,
 )
@@ -271,7 +271,7 @@ def reproduce(
 
     if dry_run:
         due = grid or cells()
-        done = sum((store / f"{digest(cell, measure)}.json").is_file() for cell in due)
+        done = sum(file_of(cell, store, measure).is_file() for cell in due)
         said = [f"{len(due)} runs{' for learning rates' * bool(grid)}"]
         said += [f"{done} of them finished"]
         if grid:

@@ -71,8 +71,8 @@ def run_cells(
         For each cell ``keys``; ``result``, what ``result.json`` holds; ``curve``, a
         list of evaluated rounds with metrics and bytes so far; and ``ranks``, that of
         every user's held-out item in the test, 0 if it is not among the first, empty
-        for metrics that rank nothing. Of a run
-        that diverged, ``result`` is None and ``error`` says when.
+        where no metric counts hits. Of a run that diverged, ``result`` is None and
+        ``error`` says when.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def run_cells(
         raise ValueError(f"n_jobs={n_jobs} must be -1 or at least 1")
     folder.mkdir(parents=True, exist_ok=True)
     measure = measure or train_and_test
-    paths = [folder / f"{digest(cell, measure)}.json" for cell in cells]
+    paths = [file_of(cell, folder, measure) for cell in cells]
     due = dict(zip(paths, cells, strict=True))
     missing = {path: cell for path, cell in due.items() if not path.is_file()}
     with tqdm(
@@ -97,13 +97,13 @@ def run_cells(
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
-def digest(cell: Keys, measure: Measure) -> str:
-    """Name a configuration by what it says, in whatever order."""
+def file_of(cell: Keys, folder: Path, measure: Measure) -> Path:
+    """Name a configuration's outcome by what it says, in whatever order."""
     named = [__version__, _identity(cell)]
     if measure is not train_and_test:
         named.append(measure.__name__)
     text = json.dumps(named, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+    return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
 
 
 def _identity(cell: Keys) -> Keys:
@@ -204,7 +204,7 @@ def _curve(path: Path) -> Iterator[dict[str, float]]:
 
 
 def _ranks(path: Path) -> list[int]:
-    if not path.is_file():  # metrics that rank nothing
+    if not path.is_file():  # no metric counts hits
         return []
     with path.open(encoding="utf-8") as file:
         return [int(row["rank"]) for row in csv.DictReader(file)]

@@ -247,6 +247,11 @@ def test_vectors_that_recbole_preloads_are_features(run, workspace):
     assert 0 < run(epochs=2, **keys)["test_result"]["hit@10"] <= 1
 
 
+def test_a_short_run_is_evaluated_at_its_end_and_may_warm_up(run):
+    keys = WARM | {"epochs": 4, "eval_step": 10, "item_embedding": "lora"}
+    assert run(**keys)["rounds"] == 4
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

@@ -90,6 +90,12 @@ def test_wrong_names_and_shapes_are_refused():
             read()
 
 
+@pytest.mark.parametrize("part", ["values", "framing"])
+def test_a_field_is_booked_under_a_part_of_its_own(part):
+    with pytest.raises(ValueError, match=f"part='{part}' must be of"):
+        Payload().put_floats("rows", np.zeros(3, np.float32), part=part)
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_payload_or_a_clear_error(data):
     with suppress(PayloadError):

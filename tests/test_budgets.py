@@ -14,6 +14,7 @@ from test_compressors import LARGE_CTX, VARIANTS, large_update, make
 from test_replicas import simulate
 
 from recbole_fedras.compressor.base import Budget, RowUpdate
+from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.wire.payload import Layout, Message, Payload
 
 
@@ -138,6 +139,22 @@ def test_no_message_exceeds_its_share_of_the_dense_one(
         for _ in range(4):
             simulation.run_round()
     assert max(sizes) <= limit
+
+
+def test_what_sends_everything_needs_no_budget(data):
+    simulation = simulate(ncf(), data, make("none"), rates=(0.99,), budget="wire")
+    with torch.no_grad():
+        simulation.run_round()
+
+
+@pytest.mark.parametrize("replica", ["broadcast", "stale", "personal"])
+def test_a_message_over_its_budget_is_an_error(replica, data):
+    class Spending(NoCompression):
+        lossless = False
+
+    simulation = simulate(mf(), data, Spending(), budget="wire", replica=replica)
+    with torch.no_grad(), pytest.raises(ValueError, match=r"Spending .* of at most"):
+        simulation.run_round()
 
 
 def test_a_network_that_takes_the_whole_budget_is_refused(data):

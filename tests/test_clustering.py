@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from recbole_fedras.compressor import kmeans as module
 from recbole_fedras.compressor import splitting
 from recbole_fedras.compressor.kmeans import kmeans
 from recbole_fedras.compressor.splitting import split_groups
+from recbole_fedras.embedding.quantizer import residual_kmeans
 
 
 def heavy_tailed(n: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -55,6 +57,22 @@ def test_every_group_has_rows_and_every_row_its_nearest_centroid(
     distances = ((rows[:, None].astype(float) - found) ** 2).sum(-1)
     own = np.take_along_axis(distances, nearest[:, None], 1)[:, 0]
     assert (own <= distances.min(1) + 1e-5 * (rows**2).sum(1)).all()
+
+
+def test_scikit_learn_adds_up_in_one_thread(monkeypatch):
+    """More would add up in no certain order, and give other bits."""
+    fit, counts = KMeans.fit, []
+
+    def counted(self, rows, *others, **named):
+        found = threadpool_info()
+        counts.extend(p["num_threads"] for p in found if p["user_api"] == "openmp")
+        return fit(self, rows, *others, **named)
+
+    monkeypatch.setattr(KMeans, "fit", counted)
+    with threadpool_limits(3, "openmp"):
+        kmeans(heavy_tailed(50, 4), 5, np.random.default_rng(0), 10, "sklearn")
+        residual_kmeans(heavy_tailed(50, 4), 2, 5, 1)
+    assert set(counts) == {1}
 
 
 def test_nested_clustering_is_nearly_as_good_and_keeps_to_the_budget(monkeypatch):

@@ -74,7 +74,7 @@ def test_a_sweep_that_was_killed_goes_on(workspace, in_process, monkeypatch):
 
 def test_cells_are_told_apart_by_all_that_they_say():
     def name(own, measure=sweep.train_and_test):
-        return sweep.digest(own, measure)
+        return sweep.file_of(own, Path(), measure)
 
     assert name({"a": 1, "b": [2]}) == name({"b": [2], "a": 1})
     assert name({"a": 1}) != name({"a": 2})
@@ -183,7 +183,7 @@ def test_nobody_works_on_for_a_sweep_that_was_killed(workspace):
     process.join()
 
 
-def test_metrics_that_rank_nothing_have_no_test(workspace, in_process):
+def test_metrics_without_hits_have_no_test(workspace, in_process):
     keys = {"metrics": ["ItemCoverage"], "valid_metric": "ItemCoverage@10"}
     outcome = sweep.run_cells([cell(**keys)], Path("cells"), 1)[0]
     assert outcome["ranks"] == []
@@ -203,6 +203,7 @@ def test_significance_is_wilcoxons_over_users_with_its_direction():
     assert p < 1e-6
     assert comparing.significance(first, better)[:2] == (0, 60)
     assert comparing.significance(first, first) == (0, 0, 1.0)
+    assert np.isnan(comparing.significance(first, [{"ranks": [1] * 59}])[2])
     lost = [{"ranks": [0] * 60} for _ in range(2)]  # not among the first is worst
     assert comparing.significance(lost, first)[:2] == (0, 60)
 
@@ -220,6 +221,7 @@ def test_significance_is_wilcoxons_over_users_with_its_direction():
         (["--seeds="], "--seeds='' must name at least one"),
         (["--seeds=one"], "--seeds='one': invalid literal for int()"),
         (["--compressors="], "--compressors='' must name at least one"),
+        (["--compressors=none SVD", "--compression_rates=0.99"], "a rank of 0"),
         (["--jobs=0"], "n_jobs=0 must be -1 or at least 1"),
     ],
 )

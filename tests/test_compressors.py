@@ -9,9 +9,10 @@ import torch
 from conftest import CTX, DIM, N_ITEMS, budget, make_update
 
 from recbole_fedras import registry
-from recbole_fedras.compressor import Compressor, RowUpdate
+from recbole_fedras.compressor import Compressor, RowUpdate, check_compressor
 from recbole_fedras.compressor.base import Budget, CohortUpdate, empty_update
 from recbole_fedras.compressor.fedras import FedRAS
+from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.wire import bits
 from recbole_fedras.wire.payload import Message
 
@@ -56,31 +57,92 @@ def through_the_wire(compressor, update, rate, broadcast):
     return Message(Message.of(payload, 1, 0).data)
 
 
-@pytest.mark.parametrize("broadcast", [False, True])
-@pytest.mark.parametrize("n_rows", [0, 1, 5, 40, N_ITEMS])
-@pytest.mark.parametrize(("name", "keys"), VARIANTS)
-def test_a_fresh_object_decodes_and_the_input_is_untouched(
-    name, keys, n_rows, broadcast
-):
-    update = make_update(n_rows)
-    before = update.rows.clone()
-    message = through_the_wire(make(name, **keys), update, 0.75, broadcast)
-    decoded = make(name, **keys).decode(message.payload, CTX)
-    assert torch.equal(update.rows, before)
-    assert decoded.rows.shape == (len(decoded.ids), DIM)
-    assert decoded.rows.dtype == torch.float32
-    assert set(decoded.ids.tolist()) <= set(update.ids.tolist())
-    assert decoded.ids.tolist() == sorted(set(decoded.ids.tolist()))
-    assert sum(message.part_bytes.values()) == len(message.data)
+@pytest.mark.parametrize(("name", "keys"), [*VARIANTS, *((name, {}) for name in CUTS)])
+def test_every_compressor_keeps_the_contract(name, keys):
+    check_compressor(lambda: make(name, **keys))
 
 
-@pytest.mark.parametrize(("name", "keys"), VARIANTS)
-def test_the_same_seed_gives_the_same_bytes(name, keys):
-    update = make_update(40)
-    first, second = (
-        through_the_wire(make(name, **keys), update, 0.75, True).data for _ in range(2)
-    )
-    assert first == second
+class _Changing(NoCompression):
+    def encode(self, update, budget, ctx):
+        update.rows.mul_(2)
+        return super().encode(update, budget, ctx)
+
+
+class _Dicing(NoCompression):
+    def encode(self, update, budget, ctx):
+        rows = update.rows * np.random.random()  # noqa: NPY002
+        return super().encode(RowUpdate(update.ids, rows), budget, ctx)
+
+
+class _Remembering(NoCompression):
+    def __init__(self):
+        self.seen = 0
+
+    def encode(self, update, budget, ctx):
+        self.seen += 1
+        return (
+            super()
+            .encode(update, budget, ctx)
+            .put_ints("seen", np.array([self.seen]), 100)
+        )
+
+
+class _Spending(NoCompression):
+    lossless = False
+
+
+class _Backwards(NoCompression):
+    def decode(self, payload, ctx):
+        update = super().decode(payload, ctx)
+        return RowUpdate(update.ids.flip(0), update.rows.flip(0))
+
+
+class _Inventing(NoCompression):
+    def decode(self, payload, ctx):
+        return RowUpdate(torch.arange(ctx.n_items), torch.zeros(ctx.n_items, ctx.dim))
+
+
+class _Doubling(NoCompression):
+    def decode(self, payload, ctx):
+        update = super().decode(payload, ctx)
+        return RowUpdate(update.ids, update.rows.double())
+
+
+class _Learning(NoCompression):
+    """What its broadcasts remember is in no checkpoint."""
+
+    def __init__(self):
+        self.sent = 0
+
+    def encode_broadcast(self, update, budgets, ctx):
+        self.sent += 1
+        payload = self.encode(update, budgets[0], ctx)
+        return [payload.put_ints("sent", np.array([self.sent]), 100)]
+
+
+class _Dividing(NoCompression):
+    def decode(self, payload, ctx):
+        update = super().decode(payload, ctx)
+        return RowUpdate(update.ids, update.rows / 0)
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (_Changing, "the update was changed"),
+        (_Dicing, r"the same seed gave other bytes: draw from ctx\.generator"),
+        (_Remembering, "remembers other updates"),
+        (_Learning, r"encode_broadcast .* not all in state_dict"),
+        (_Spending, r"rate of bytes: \d+ bytes, of 4800"),
+        (_Backwards, "ids must increase"),
+        (_Inventing, "rows that were not sent"),
+        (_Doubling, r"float32, not torch\.float64"),
+        (_Dividing, "not finite"),
+    ],
+)
+def test_the_contract_says_what_is_broken(broken, said):
+    with pytest.raises(AssertionError, match=said):
+        check_compressor(broken)
 
 
 @pytest.mark.parametrize("broadcast", [False, True])
@@ -180,6 +242,7 @@ def test_bytes_equal_the_documented_formulas(n):
 def test_papers_compression_rates_are_read_as_printed():
     for rate, columns in ((0.9063, 3), (0.9375, 2), (0.9688, 1), (0.96875, 1)):
         assert Budget(1682, 32, rate).columns == columns
+        assert Budget(1682, 8, rate).bits == columns
     assert Budget(1682, 32, 0.9375).rows == 105
     assert Budget(12399, 32, 0.9375).rows == 774  # 774.9
     assert Budget(12399, 32, 0.5).rows == 6199

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import recbole
 from conftest import shared_data
 
 from recbole_fedras.__main__ import main
+from recbole_fedras.compressor import check_compressor
 from recbole_fedras.config import Config
 from recbole_fedras.data.prepare import prepare
 from recbole_fedras.quick_start import prepare_data, run_recbole_fedras
@@ -202,7 +204,7 @@ def test_other_datasets_run_as_they_are(name, sizes, tmp_path, monkeypatch, caps
     assert "test hit@10" in capsys.readouterr().out
 
 
-def test_the_compressor_of_the_readme_works(workspace, capsys):
+def test_the_compressor_of_the_readme_works(workspace, capsys, monkeypatch):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for language, name in (("python", "halves.py"), ("yaml", "halves.yaml")):
         (block,) = re.findall(rf"```{language}\n(# {name}\n.*?)```", readme, re.DOTALL)
@@ -214,3 +216,7 @@ def test_the_compressor_of_the_readme_works(workspace, capsys):
                  " 'mode': 'full'}"]  # fmt: skip
     assert main(arguments) == 0
     assert "MF + Halves on tiny" in capsys.readouterr().out
+    monkeypatch.syspath_prepend(str(workspace))
+    check_compressor(importlib.import_module("halves").Halves)
+    assert main(["rate-distortion", *arguments, "--rounds=2", "--rates=0.5"]) == 0
+    assert re.search(r"50.* \| Halves ", capsys.readouterr().out)

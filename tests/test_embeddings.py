@@ -132,7 +132,8 @@ def test_values_are_those_of_the_papers_formulas():
         (RQ(N_ITEMS, DIM, BASE, 1, rq_codes=5, rq_levels=3), 3 * 5 * DIM),
     ]
     for embedding, expected in made:
-        assert embedding.n_values == expected
+        values = embedding.n_rows * embedding.width + embedding.n_theta
+        assert values == expected
 
 
 def test_local_rows_are_what_the_items_need(data):

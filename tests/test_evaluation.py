@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, rounds_of, write_dataset
 
 from recbole_fedras.config import Config
-from recbole_fedras.quick_start import (
-    prepare_data,
-)
+from recbole_fedras.quick_start import prepare_data
 from recbole_fedras.trainer import FederatedTrainer
 
 
@@ -50,6 +49,41 @@ def test_metrics_that_need_ranked_items(run):
             **keys,
         )
         assert 0 < result["test_result"]["itemcoverage@10"] <= 1
+
+
+@pytest.mark.parametrize("mode", ["uni20", "full"])
+def test_gauc_is_the_share_of_candidates_below_the_held_out_item(workspace, mode):
+    keys = {
+        "metrics": ["GAUC"],
+        "valid_metric": "GAUC",
+        "init_std": 1.0,
+        "eval_args": {"split": {"LS": "test_only"}, "order": "TO", "mode": mode},
+    }
+    config = Config("MF", "tiny", config_dict=keys)
+    train, _, test = prepare_data(config)
+    model = config.model_class(config, train._dataset)
+    trainer = FederatedTrainer(config, model, train)
+    trainer.eval_collector.data_collect(train)
+    found = trainer.evaluate(test, load_best_model=False)["gauc"]
+    users, table = model.user_embedding.weight.data, model.item_embedding.weight.data
+    shares = []
+    if mode == "full":
+        known = train._dataset.inter_feat
+        held_out = test._dataset.inter_feat
+        for user, item in zip(held_out["user_id"], held_out["item_id"], strict=True):
+            scores = table @ users[user]
+            others = torch.ones(len(table), dtype=bool)
+            others[0] = others[item] = False
+            others[known["item_id"][known["user_id"] == user]] = False
+            shares.append(float((scores[others] < scores[item]).float().mean()))
+    else:
+        for interaction, _, _, places in test:
+            pairs = zip(interaction["user_id"], interaction["item_id"], strict=True)
+            for (user, items), place in zip(pairs, places, strict=True):
+                scores = table[items] @ users[user]
+                below = int((scores < scores[place]).sum())
+                shares.append(below / (len(items) - 1))
+    assert found == pytest.approx(np.mean(shares), abs=1e-4)
 
 
 def test_times_are_not_rounded_to_float32(workspace):

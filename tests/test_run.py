@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,26 @@ class Scaled(MF):
     assert main(["--config_files=scaled.yaml", *TINY]) == 0
     (last,) = workspace.glob("saved/*/last.pth")
     assert main([f"--resume={last}", "--epochs=4"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ("learning_rate=0.1", "its parameter 'learning_rate' is a key of every run"),
+        ("seed=0", "its parameter 'seed' is a key of every run"),
+        ("strength", "strength must be set: compressor='Mine' has no default"),
+        ("strength=1.0, **others", None),
+    ],
+)
+def test_parameters_of_ones_own_compressor(workspace, capsys, parameters, said):
+    module = "own_" + re.sub(r"\W", "", parameters)
+    (workspace / f"{module}.py").write_text(
+        "from recbole_fedras.compressor.svd import SVD\n"
+        f"class Mine(SVD):\n    def __init__(self, {parameters}):\n        pass\n"
+    )
+    (workspace / "mine.yaml").write_text(f"compressor_class: {module}.Mine\n")
+    assert main(["--config_files=mine.yaml", *TINY]) == (2 if said else 0)
+    assert (said or "") in capsys.readouterr().err
 
 
 def test_ncf_trains_alike_compiled_and_not(workspace, run):

@@ -7,5 +7,9 @@ from recbole_fedras.compressor.base import (
     RoundContext,
     RowUpdate,
 )
+from recbole_fedras.compressor.checks import check_compressor
 
-__all__ = ["Budget", "CohortUpdate", "Compressor", "RoundContext", "RowUpdate"]
+__all__ = [
+    "Budget", "CohortUpdate", "Compressor", "RoundContext", "RowUpdate",
+    "check_compressor",
+]  # fmt: skip

@@ -78,10 +78,6 @@ class CohortUpdate:
 class Budget:
     """What a compression rate leaves of a table.
 
-    For values per row and ranks a rate is read as rounded to four decimals, as papers
-    print it: 0.9688 of 32 dimensions is the paper's 96.88 %, one dimension, although
-    32 * 0.0312 < 1.
-
     Attributes
     ----------
     n_items, dim : int
@@ -106,8 +102,12 @@ class Budget:
     @property
     def columns(self) -> int:
         """Values per row, or the rank: ``floor(d (1 - CR))``."""
-        kept = 1 - self.compression_rate + 5e-5
-        return min(_floor(self.dim * kept), self.dim)
+        return min(floor(self.dim * kept(self.compression_rate)), self.dim)
+
+    @property
+    def bits(self) -> int:
+        """Bits per value, of 32: ``floor(32 (1 - CR))``."""
+        return floor(32 * kept(self.compression_rate))
 
     @property
     def values(self) -> int:
@@ -314,6 +314,15 @@ class Compressor(ABC):
     def metrics(self) -> dict[str, float]:
         """Figures of the last broadcast worth a column in ``rounds.csv``."""
         return {}
+
+
+def kept(compression_rate: float) -> float:
+    """Return the share that a rate leaves of few things: dimensions, bits, rounds.
+
+    The rate is read as rounded to four decimals, as papers print it: 0.9688 of 32
+    dimensions is the paper's 96.88 %, one dimension, although 32 * 0.0312 < 1.
+    """
+    return 1 - compression_rate + 5e-5
 
 
 def _floor(amount: float) -> int:

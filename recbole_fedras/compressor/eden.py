@@ -127,8 +127,7 @@ class EDEN(Compressor):
         return row_update(ids, rows)
 
     def _bits(self, n: int, budget: Budget) -> int:
-        nominal = int(32 * (1 - budget.compression_rate + 5e-5))
-        return budget.most(nominal, _MOST_BITS, partial(self._layout, n, budget))
+        return budget.most(budget.bits, _MOST_BITS, partial(self._layout, n, budget))
 
     @staticmethod
     def _layout(n: int, budget: Budget, n_bits: int, n_fine: int = 0) -> Layout:

@@ -1,6 +1,7 @@
 """JointRec: low-rank factors of the update, rounded at random to 8 bits a value."""
 
 from collections.abc import Sequence
+from math import floor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from recbole_fedras.compressor.base import (
     RoundContext,
     RowUpdate,
     fits_raw,
+    kept,
     put_update_rows,
     raw_payload,
     raw_update,
@@ -104,7 +106,7 @@ class JointRec(Compressor):
             )
             return whole.floats("ranges", 2, 2)
 
-        nominal = int(4 * budget.dim * (1 - budget.compression_rate + 5e-5))
+        nominal = floor(4 * budget.dim * kept(budget.compression_rate))
         return budget.most(nominal, budget.dim, layout)
 
 

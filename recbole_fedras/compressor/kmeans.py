@@ -7,6 +7,8 @@ from numba import njit
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
+from recbole_fedras.parallel import single_threaded
+
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
@@ -68,7 +70,9 @@ def kmeans(
             n_init=1,
             max_iter=n_iterations,
             random_state=int(rng.integers(2**31)),
-        ).fit(scaled)
+        )
+        with single_threaded():
+            model.fit(scaled)
         centroids = model.cluster_centers_
         assignments = model.labels_.astype(np.int64)
     else:

@@ -100,9 +100,8 @@ class Quantize(Compressor):
             return row_update(ids, (shares * scales[:, None]).astype(np.float32))
 
     def _bits(self, n: int, budget: Budget) -> int:
-        nominal = int(32 * (1 - budget.compression_rate) + 1e-9)
         most = 32 if budget.n_bytes is None else _MOST_BITS
-        return budget.most(nominal, most, partial(self._layout, n, budget))
+        return budget.most(budget.bits, most, partial(self._layout, n, budget))
 
     @staticmethod
     def _layout(n: int, budget: Budget, n_bits: int, n_fine: int = 0) -> Layout:

@@ -51,9 +51,9 @@ class ClientData:
         for client in np.flatnonzero(counts >= n_items):
             if len(np.unique(clients.of(client))) == n_items:
                 raise ValueError(
-                    f"user {client + 1} interacted with all {n_items} items in the "
-                    "training data, so there are no negatives to draw for him; filter "
-                    "him with user_inter_num_interval"
+                    f"user {client + 1} (RecBole's id) interacted with all {n_items} "
+                    "items in the training data, so there are no negatives to draw for "
+                    "him; filter him with user_inter_num_interval"
                 )
         return clients
 

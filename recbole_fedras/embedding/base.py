@@ -70,11 +70,6 @@ class ItemEmbedding(nn.Module, ABC):
         """Values of the dense parameters."""
         return sum(value.numel() for value in self.theta().values())
 
-    @property
-    def n_values(self) -> int:
-        """Values that a round exchanges each way, if every row changes."""
-        return self.n_rows * self.width + self.n_theta
-
     def validate(self) -> None:
         """Raise a ValueError if so many items cannot be made this way."""
 

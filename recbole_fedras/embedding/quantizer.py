@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from torch import nn
 
-from recbole_fedras.parallel import threads
+from recbole_fedras.parallel import single_threaded, threads
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -36,7 +36,7 @@ def residual_kmeans(
     codebooks : ndarray of float32, shape (n_levels, n_codes, dim)
     """
     rest, codes, codebooks = np.array(vectors), [], []
-    with threads(1):
+    with threads(1), single_threaded():
         for level in range(n_levels):
             model = KMeans(n_codes, n_init=1, random_state=(seed + level) % 2**32)
             codes.append(model.fit_predict(rest).astype(np.int64))

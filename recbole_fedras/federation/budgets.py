@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import torch
 
@@ -17,9 +17,11 @@ def make_budgets(
     n_rows: int,
     dim: int,
     n_theta: int,
-    compressors: Iterable[Compressor],
+    compressors: Collection[Compressor],
 ) -> list[Budget]:
     """Return what each bandwidth tier may send of a table (n_rows, dim) and a network.
+
+    What sends everything as it is has no use for a budget of bytes.
 
     Raises
     ------
@@ -27,7 +29,8 @@ def make_budgets(
         If a compressor cannot work with one of them.
     """
     rates = federation.compression_rates
-    if federation.budget == "wire":
+    lossless = all(compressor.lossless for compressor in compressors)
+    if federation.budget == "wire" and not lossless:
         budgets = [wire_budget(n_rows, dim, rate, n_theta) for rate in rates]
     else:
         budgets = [Budget(n_rows, dim, rate) for rate in rates]
@@ -35,6 +38,25 @@ def make_budgets(
         for budget in budgets:
             compressor.validate(budget)
     return budgets
+
+
+def hold_to(budget: Budget, payload: Payload, compressor: Compressor) -> Payload:
+    """Return the payload of a compressor that has kept to its bytes.
+
+    Raises
+    ------
+    ValueError
+        If it takes more.
+    """
+    if budget.n_bytes is not None and not compressor.lossless:
+        size = len(payload.to_bytes())
+        if size > budget.n_bytes:
+            raise ValueError(
+                f"{type(compressor).__name__} made a payload of {size} bytes, of at "
+                f"most {budget.n_bytes} (budget=wire, compression_rate="
+                f"{budget.compression_rate}): it must ask Budget.most what fits"
+            )
+    return payload
 
 
 def wire_budget(n_rows: int, dim: int, rate: float, n_theta: int) -> Budget:

@@ -121,13 +121,11 @@ class PersonalReplicas(OwnReplicas):
             theta=torch.zeros(len(clients), 0),
         )
         tiers = self._tier_of_client[clients].tolist()
-        payloads = self._compressor.encode_cohort(
-            updates,
-            [self._budgets[tier] for tier in tiers],
-            ctxs,
-        )
-        for payload, held in zip(payloads, self.held[clients].tolist(), strict=True):
-            yield self._message(payload, self._server.round, held)
+        budgets = [self._budgets[tier] for tier in tiers]
+        payloads = self._compressor.encode_cohort(updates, budgets, ctxs)
+        held = self.held[clients].tolist()
+        for payload, budget, base in zip(payloads, budgets, held, strict=True):
+            yield self._message(payload, budget, self._server.round, base)
 
     def _context_of(self, client: int) -> RoundContext:
         table = self.tables[int(self._model.replica_of_client()[client])]

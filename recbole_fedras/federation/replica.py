@@ -18,6 +18,7 @@ from recbole_fedras.compressor.base import (
     empty_update,
     raw_payload,
 )
+from recbole_fedras.federation.budgets import hold_to
 from recbole_fedras.federation.server import Server, get_theta, put_theta
 from recbole_fedras.wire.channel import Channel
 from recbole_fedras.wire.payload import Message, Payload
@@ -150,7 +151,10 @@ class Replicas(ABC):
         n_items, dim = self._server.item_table.shape
         return RoundContext(round, self._seed, n_items, dim, SERVER, receiver, base)
 
-    def _message(self, payload: Payload, version: int, base: int | None) -> Message:
+    def _message(
+        self, payload: Payload, budget: Budget, version: int, base: int | None
+    ) -> Message:
+        hold_to(budget, payload, self._compressor)
         return Message.of(put_theta(payload, self._server.theta), version, base)
 
     def _size_of_table(self) -> int:
@@ -183,7 +187,9 @@ class PublishedReplicas(Replicas):
         start = empty_update(ctx.dim)
         base = version if self.cumulative else None
         self.messages = [
-            self._message(self._compressor.encode(start, budget, ctx), version, base)
+            self._message(
+                self._compressor.encode(start, budget, ctx), budget, version, base
+            )
             for budget in self._budgets
         ]
         self._next: list[Message] = []
@@ -193,7 +199,8 @@ class PublishedReplicas(Replicas):
         version = self._server.round
         base = version - 1 if self.cumulative else None
         self._next = [
-            self._message(payload, version, base) for payload in self._encode(update)
+            self._message(payload, budget, version, base)
+            for payload, budget in zip(self._encode(update), self._budgets, strict=True)
         ]
 
     def _encode(self, update: RowUpdate) -> list[Payload]:

@@ -22,7 +22,8 @@ def cohort_size(n_eligible: int, client_fraction: float) -> int:
     if size < 1:
         raise ValueError(
             f"client_fraction={client_fraction} of {n_eligible} clients selects nobody;"
-            f" it must be at least {1 / max(n_eligible, 1):.2g} and at most 1"
+            f" it must be at least {1 / max(n_eligible, 1):.2g} and at most 1 (RSC cuts"
+            " it by compression_rate)"
         )
     return size
 

@@ -24,7 +24,7 @@ from recbole_fedras.data.clients import ClientData, Ints, Samples, draw_samples
 from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.federation.aggregation import aggregate, mean_theta
 from recbole_fedras.federation.broadcast import BroadcastReplicas, FeedbackReplicas
-from recbole_fedras.federation.budgets import make_budgets
+from recbole_fedras.federation.budgets import hold_to, make_budgets
 from recbole_fedras.federation.cohort import (
     TrainClients,
     Trained,
@@ -362,9 +362,15 @@ class Simulation:
         with self._time("compression"):
             if self.feedback is not None:
                 self.feedback.add_to(updates)
-            payloads = self.uplink.encode_cohort(
-                updates, [self._budgets[tier] for tier in tiers], ctxs
-            )
+            budgets = [self._budgets[tier] for tier in tiers]
+            payloads = [
+                hold_to(budget, payload, self.uplink)
+                for budget, payload in zip(
+                    budgets,
+                    self.uplink.encode_cohort(updates, budgets, ctxs),
+                    strict=True,
+                )
+            ]
         with self._time("serialisation"):
             received = [
                 self._channel.send(

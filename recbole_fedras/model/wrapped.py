@@ -209,9 +209,12 @@ class FedNeuMF(WrappedRecommender):
     resizable = False
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        fixed = {"mf_train": True, "mlp_train": True, "use_pretrain": False}
+        fixed = {
+            "mf_train": True, "mlp_train": True, "use_pretrain": False,
+            "dropout_prob": 0,
+        }  # fmt: skip
         for key, only in fixed.items():
-            if config[key] is not only:
+            if config[key] != only:
                 raise ValueError(
                     f"{key}={config[key]!r} is not allowed; it must be {only} in "
                     "federated training"

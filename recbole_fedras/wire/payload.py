@@ -158,6 +158,8 @@ class Payload:
     ) -> Payload:
         if name in self._fields:
             raise PayloadError(f"field {name!r} stands twice")
+        if part not in PARTS[:-1]:
+            raise ValueError(f"field {name!r}: part={part!r} must be of {PARTS[:-1]}")
         self._fields[name] = _Field(tuple(shape), data, part)
         return self
 
