@@ -221,7 +221,8 @@ class Compressor(ABC):
     A subclass implements :meth:`encode` and :meth:`decode`; its constructor parameters
     are its hyper-parameters and become config keys of the same names. :meth:`decode`
     must work in a fresh object: what the receiver needs is in the payload or in the
-    context. State of the sending side is kept only through :meth:`state_dict`.
+    context. :meth:`encode`, which serves all clients, keeps no state; what
+    :meth:`encode_broadcast` keeps, :meth:`state_dict` returns.
     """
 
     #: Key of the run that the compression rate cuts instead of compressing, if any:
