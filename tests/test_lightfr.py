@@ -59,11 +59,11 @@ def test_local_training_finds_the_users_code_and_sends_what_would_suit_him():
     data = ClientData.from_pairs(users, rng.integers(0, 40, 60), 6, 40)
     samples = draw_samples(data, np.arange(6), 4, 2, counter_key(1, Stream.SAMPLES, 0))
     table, codes = random_codes(40, 16, 1), random_codes(6, 16, 2)
-    trained, copies = codes.copy(), table[samples.ids]
+    trained, changes = codes.copy(), np.empty((len(samples.ids), 16), np.float32)
     loss = _train_clients(
-        0.6, trained, copies, np.empty((6, 0)), samples.row_offsets, samples.rows,
-        samples.labels, samples.sample_offsets, 2, 256, 0.1, 0.1, 0.1,
-        np.empty((0, 0)), 0.0, 0.0, False, False,
+        0.6, trained, table, np.empty(0), changes, np.empty((6, 0)), samples.ids,
+        samples.row_offsets, samples.rows, samples.labels, samples.sample_offsets, 2,
+        256, 0.1, 0.1, 0.1, np.empty((0, 0)), 0.0, 0.0, False, False,
     )  # fmt: skip
     total = 0.0
     for client in range(6):
@@ -72,8 +72,9 @@ def test_local_training_finds_the_users_code_and_sends_what_would_suit_him():
         wanted = np.array([16 if item in items else -16 for item in ids])
         expected = naive_descent(codes[client], table[ids], wanted, 1.2 * len(ids))
         assert trained[client].tolist() == expected.tolist()
-        own = copies[slice(*samples.row_offsets[client : client + 2])]
-        assert (own == np.sign(wanted)[:, None] * expected).all()
+        own = changes[slice(*samples.row_offsets[client : client + 2])]
+        suits = np.sign(wanted)[:, None] * expected
+        assert (own == suits - table[ids]).all()
         score = 0.5 + table[ids][rows] @ expected / 32
         total += float(((labels - score) ** 2).sum())
     assert loss == pytest.approx(total)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from recbole_fedras.federation.objective import Objective, Score
 from recbole_fedras.federation.optimizer import adam_step
 from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.parallel import thread_map
-from recbole_fedras.theta import Theta, flatten, unflatten
+from recbole_fedras.theta import flatten
 
 TrainClients = Callable[..., float]
 
@@ -73,7 +74,7 @@ def train_cohort(
     user_rows: Tensor,
     tables: Tensor,
     table_of_client: Tensor,
-    theta: Theta,
+    theta: Mapping[str, Tensor],
     training: LocalTraining,
     gradient_map: Tensor | None = None,
     train_clients: TrainClients | None = None,
@@ -121,8 +122,8 @@ def train_cohort(
     row_bounds = np.cumsum([0, *(len(rows.ids) for rows in local)])
     user_rows = user_rows.clone()
     rows = (workspace or Workspace()).rows(int(row_bounds[-1]), dim, device)
-    network = flatten(theta).to(device)
-    networks = network.repeat(len(clients), 1)
+    n_theta = sum(value.numel() for value in theta.values())
+    theta_changes = torch.empty(len(clients), n_theta, device=device)
     plain = device.type == "cpu" and embedding is None
     compiled = train_clients if plain and user_states is None else None
     if gradient_map is not None:
@@ -134,18 +135,22 @@ def train_cohort(
     def train(index: int) -> Tensor:
         own = slice(*bounds[index : index + 2])
         users, changes = user_rows[own], rows[slice(*row_bounds[index : index + 2])]
-        before = _held(tables, table_of_client[own], local[index])
-        changes.copy_(before)
-        trained = groups[index], users, changes, networks[own]
+        group = (groups[index], users, changes, tables, table_of_client[own])
         if compiled is not None:
-            loss = _train_compiled(compiled, *trained, training, gradient_map)
+            loss = _train_compiled(
+                compiled, *group, theta, theta_changes[own], training, gradient_map
+            )
         else:
-            states = None if user_states is None else user_states[own]
-            loss = _train_batched(objective, *trained, theta, local[index], states)
-        changes -= before
-        networks[own] -= network
+            loss = _train_batched(
+                objective,
+                *group,
+                theta,
+                theta_changes[own],
+                local[index],
+                None if user_states is None else user_states[own],
+            )
         # 0 times a number that is not finite is NaN.
-        return loss + 0 * (users.sum() + changes.sum() + networks[own].sum())
+        return loss + 0 * (users.sum() + changes.sum() + theta_changes[own].sum())
 
     losses = thread_map(train, range(len(groups)))
     offsets = [
@@ -157,53 +162,53 @@ def train_cohort(
         offsets=torch.from_numpy(np.concatenate([*offsets, row_bounds[-1:]])),
         ids=torch.from_numpy(np.concatenate([rows_of.ids for rows_of in local])),
         rows=rows,
-        theta=networks,
+        theta=theta_changes,
     )
     n_samples = sum(len(samples.rows) for samples in groups) // (1 + training.pairwise)
     total = torch.stack(losses).cpu()
     return Trained(user_rows, updates, total, n_samples, user_states)
 
 
-def _held(tables: Tensor, table_of_client: Tensor, local: LocalRows) -> Tensor:
-    """Return the rows that clients train as they hold them, shape (n_rows, dim)."""
-    ids = torch.from_numpy(local.ids).to(tables.device)
-    if len(tables) == 1:
-        return tables[0].index_select(0, ids)
-    owner = np.repeat(table_of_client.numpy(), np.diff(local.offsets))
-    return tables[torch.from_numpy(owner).to(tables.device), ids]
-
-
 def _train_compiled(
     train_clients: TrainClients,
     samples: Samples,
     user_rows: Tensor,
-    table: Tensor,
-    networks: Tensor,
+    changes: Tensor,
+    tables: Tensor,
+    table_of_client: Tensor,
+    theta: Mapping[str, Tensor],
+    theta_changes: Tensor,
     training: LocalTraining,
     gradient_map: Tensor | None,
 ) -> Tensor:
-    """Train client after client in place; return the loss."""
+    """Train client after client, each in his part of ``changes``; return the loss."""
     if gradient_map is None:
         gradient_map = torch.empty(0, 0)
-    loss = train_clients(
-        user_rows.numpy(),
-        table.numpy(),
-        networks.numpy(),
-        samples.row_offsets,
-        samples.rows,
-        samples.labels,
-        samples.sample_offsets,
-        samples.n_epochs,
-        training.batch_size,
-        training.learning_rate,
-        training.user_learning_rate,
-        training.theta_learning_rate,
-        gradient_map.numpy(),
-        training.rho_shared,
-        training.rho_private,
-        training.pairwise,
-        training.upload_gradient,
-    )
+    network, loss, end = flatten(theta).numpy(), 0.0, 0
+    for table, run in groupby(table_of_client.tolist()):
+        start, end = end, end + len(list(run))
+        loss += train_clients(
+            user_rows.numpy()[start:end],
+            tables[table].numpy(),
+            network,
+            changes.numpy(),
+            theta_changes.numpy()[start:end],
+            samples.ids,
+            samples.row_offsets[start : end + 1],
+            samples.rows,
+            samples.labels,
+            samples.sample_offsets[start : end + 1],
+            samples.n_epochs,
+            training.batch_size,
+            training.learning_rate,
+            training.user_learning_rate,
+            training.theta_learning_rate,
+            gradient_map.numpy(),
+            training.rho_shared,
+            training.rho_private,
+            training.pairwise,
+            training.upload_gradient,
+        )
     return torch.tensor(loss, dtype=torch.float64)
 
 
@@ -211,21 +216,27 @@ def _train_batched(
     objective: Objective,
     samples: Samples,
     user_rows: Tensor,
-    table: Tensor,
-    networks: Tensor,
-    theta: Theta,
+    changes: Tensor,
+    tables: Tensor,
+    table_of_client: Tensor,
+    theta: Mapping[str, Tensor],
+    theta_changes: Tensor,
     local: LocalRows,
     user_states: Tensor | None,
 ) -> Tensor:
-    """Train all clients of a group side by side, in place; return the loss."""
-    training, device = objective.training, table.device
+    """Train all clients of a group side by side; return the loss."""
+    training, device = objective.training, tables.device
     schedule = Schedule(samples, training.batch_size)
     who = torch.from_numpy(schedule.order).to(device)
-    users = user_rows[who]
+    owner = np.repeat(table_of_client.numpy(), np.diff(local.offsets))
+    before = tables[
+        torch.from_numpy(owner).to(device), torch.from_numpy(local.ids).to(device)
+    ]
+    table, users = before.clone(), user_rows[who]
     states = None if user_states is None else user_states[who]
     network = {
-        name: value.contiguous()
-        for name, value in unflatten(networks[who], theta).items()
+        name: value.expand(len(who), *value.shape).clone()
+        for name, value in theta.items()
     }
     total = torch.zeros((), dtype=torch.float64, device=device)
     for batch in schedule.batches(local, device):
@@ -253,6 +264,10 @@ def _train_batched(
     user_rows[who] = users
     if user_states is not None and states is not None:
         user_states[who] = states
+    torch.sub(table, before, out=changes)
+    for name, value in network.items():
+        value -= theta[name]
     if network:
-        networks[who] = torch.cat([value.flatten(1) for value in network.values()], 1)
+        flat = [value.flatten(1) for value in network.values()]
+        theta_changes[who] = torch.cat(flat, 1)
     return total

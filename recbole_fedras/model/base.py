@@ -57,13 +57,14 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     #: Whether embeddings are codes of -1 and 1, which only ``train_clients`` can train.
     binary: bool = False
 
-    #: Compiled local training on the CPU, or None: ``train_clients(users, table,
-    #: networks, row_offsets, rows, labels, sample_offsets, n_epochs, batch_size,
-    #: learning_rate, user_learning_rate, theta_learning_rate, gradient_map, rho_shared,
-    #: rho_private, pairwise, upload_gradient) -> loss`` trains a group in place,
-    #: exactly as gradients of :meth:`score` would: ``users`` (n_clients, dim), their
-    #: copies of the items' rows in ``table`` (n_rows, dim) and of the flattened network
-    #: in ``networks`` (n_clients, n_theta). Offsets and samples are those of
+    #: Compiled local training on the CPU, or None: ``train_clients(users, table, theta,
+    #: changes, theta_changes, ids, row_offsets, rows, labels, sample_offsets, n_epochs,
+    #: batch_size, learning_rate, user_learning_rate, theta_learning_rate, gradient_map,
+    #: rho_shared, rho_private, pairwise, upload_gradient) -> loss`` updates ``users``
+    #: (n_clients, dim) in place and writes by how much the clients' copies change, of
+    #: the rows ``ids`` of ``table`` to ``changes`` (n_rows, dim), of the flattened
+    #: network ``theta`` to ``theta_changes`` (n_clients, n_theta), exactly as gradients
+    #: of :meth:`score` would. The samples are those of
     #: :class:`recbole_fedras.data.clients.Samples`; an empty ``gradient_map`` means
     #: none; the rest is :class:`recbole_fedras.federation.settings.LocalTraining`.
     train_clients: Callable[..., float] | None = None

@@ -86,9 +86,10 @@ class LightFR(FederatedRecommender):
 
 @njit(nogil=True, cache=True)
 def _train_clients(  # type: ignore[no-untyped-def]
-    regularization, users, table, networks, row_offsets, rows, labels, sample_offsets,
-    n_epochs, batch_size, learning_rate, user_learning_rate, theta_learning_rate,
-    gradient_map, rho_shared, rho_private, pairwise, upload_gradient,
+    regularization, users, table, theta, changes, theta_changes, ids, row_offsets,
+    rows, labels, sample_offsets, n_epochs, batch_size, learning_rate,
+    user_learning_rate, theta_learning_rate, gradient_map, rho_shared, rho_private,
+    pairwise, upload_gradient,
 ):  # fmt: skip
     """Train clients one by one; see ``FederatedRecommender.train_clients``.
 
@@ -96,21 +97,24 @@ def _train_clients(  # type: ignore[no-untyped-def]
     """
     dim, loss = users.shape[1], 0.0
     for c in range(len(users)):
-        local, user = table[row_offsets[c] : row_offsets[c + 1]], users[c]
+        own = slice(row_offsets[c], row_offsets[c + 1])
         samples = slice(sample_offsets[c], sample_offsets[c + 1])
-        target = np.empty(len(local), np.float32)
+        local, own_ids, user = changes[own], ids[own], users[c]
+        target = np.empty(len(own_ids), np.float32)
         for sample in range(samples.start, samples.stop):
             target[rows[sample]] = dim if labels[sample] > 0 else -dim
-        error = np.empty(len(local), np.float32)  # whole numbers, so exact
-        for i in range(len(local)):
+        error = np.empty(len(own_ids), np.float32)  # whole numbers, so exact
+        for i in range(len(own_ids)):
             product = np.float32(0)
             for k in range(dim):
+                local[i, k] = table[own_ids[i], k]
                 product += user[k] * local[i, k]
             error[i] = target[i] - product
-        descend(user, local, error, 2 * regularization * len(local))
+        descend(user, local, error, 2 * regularization * len(own_ids))
         for sample in range(samples.start, samples.stop):
             loss += (error[rows[sample]] / (2 * dim)) ** 2
-        for i in range(len(local)):
+        for i in range(len(own_ids)):
             for k in range(dim):
-                local[i, k] = user[k] if target[i] > 0 else -user[k]
+                wanted = user[k] if target[i] > 0 else -user[k]
+                local[i, k] = wanted - local[i, k]
     return loss

@@ -192,20 +192,35 @@ def _train_client(
 
 @njit(nogil=True, cache=True)
 def _train_clients(  # type: ignore[no-untyped-def]
-    users, table, networks, row_offsets, rows, labels, sample_offsets, n_epochs,
-    batch_size, learning_rate, user_learning_rate, theta_learning_rate, gradient_map,
-    rho_shared, rho_private, pairwise, upload_gradient,
+    users, table, theta, changes, theta_changes, ids, row_offsets, rows, labels,
+    sample_offsets, n_epochs, batch_size, learning_rate, user_learning_rate,
+    theta_learning_rate, gradient_map, rho_shared, rho_private, pairwise,
+    upload_gradient,
 ):  # fmt: skip
-    """Train clients one by one; see ``FederatedRecommender.train_clients``."""
+    """Train clients one by one; see ``FederatedRecommender.train_clients``.
+
+    A client's rows are copied to where their changes are wanted, so that he works in
+    a compact table which the cache holds.
+    """
     loss = 0.0
     for c in range(len(users)):
+        own = slice(row_offsets[c], row_offsets[c + 1])
         samples = slice(sample_offsets[c], sample_offsets[c + 1])
+        local, own_ids = changes[own], ids[own]
+        for i in range(len(own_ids)):
+            row, held = local[i], table[own_ids[i]]
+            for j in range(len(row)):
+                row[j] = held[j]
         loss += _train_client(
-            users[c], table[row_offsets[c] : row_offsets[c + 1]],
-            rows[samples].reshape(n_epochs, -1), labels[samples].reshape(n_epochs, -1),
-            batch_size, learning_rate, user_learning_rate, gradient_map, rho_shared,
-            rho_private, pairwise,
+            users[c], local, rows[samples].reshape(n_epochs, -1),
+            labels[samples].reshape(n_epochs, -1), batch_size, learning_rate,
+            user_learning_rate, gradient_map, rho_shared, rho_private,
+            pairwise,
         )  # fmt: skip
+        for i in range(len(own_ids)):
+            row, held = local[i], table[own_ids[i]]
+            for j in range(len(row)):
+                row[j] -= held[j]
     return loss
 
 

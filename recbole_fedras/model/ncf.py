@@ -219,20 +219,29 @@ def _train_client(  # type: ignore[no-untyped-def]
 
 @_compiled
 def _train_clients(  # type: ignore[no-untyped-def]
-    sizes, users, table, networks, row_offsets, rows, labels, sample_offsets, n_epochs,
-    batch_size, learning_rate, user_learning_rate, theta_learning_rate, gradient_map,
-    rho_shared, rho_private, pairwise, upload_gradient,
+    sizes, users, table, theta, changes, theta_changes, ids, row_offsets, rows, labels,
+    sample_offsets, n_epochs, batch_size, learning_rate, user_learning_rate,
+    theta_learning_rate, gradient_map, rho_shared, rho_private, pairwise,
+    upload_gradient,
 ):  # fmt: skip
     """Train clients one by one; see ``FederatedRecommender.train_clients``."""
     loss = 0.0
     for c in range(len(users)):
+        own = slice(row_offsets[c], row_offsets[c + 1])
         samples = slice(sample_offsets[c], sample_offsets[c + 1])
+        local, own_ids, network = changes[own], ids[own], theta_changes[c]
+        for i in range(len(own_ids)):
+            local[i] = table[own_ids[i]]
+        network[:] = theta
         loss += _train_client(
-            sizes, users[c], table[row_offsets[c] : row_offsets[c + 1]], networks[c],
-            rows[samples].reshape(n_epochs, -1), labels[samples].reshape(n_epochs, -1),
-            batch_size, learning_rate, user_learning_rate, theta_learning_rate,
-            gradient_map, rho_shared, rho_private, pairwise, upload_gradient,
+            sizes, users[c], local, network, rows[samples].reshape(n_epochs, -1),
+            labels[samples].reshape(n_epochs, -1), batch_size, learning_rate,
+            user_learning_rate, theta_learning_rate, gradient_map, rho_shared,
+            rho_private, pairwise, upload_gradient,
         )  # fmt: skip
+        for i in range(len(own_ids)):
+            local[i] -= table[own_ids[i]]
+        network -= theta
     return loss
 
 
