@@ -21,6 +21,7 @@ from recbole_fedras.config import Config
 from recbole_fedras.federation.simulation import NonFiniteError, Simulation
 from recbole_fedras.quick_start import make_simulation, prepare_data
 from recbole_fedras.sweep import Keys, file_of, run_cells, train_and_test
+from recbole_fedras.trainer import check_after_warmup
 
 Cell = dict[str, Any]
 _MB = 1e6
@@ -118,7 +119,7 @@ def _check(cells: list[Keys], folder: Path) -> None:
     if missing:
         train_data, _, _ = prepare_data(missing[0])
         for config in missing:
-            make_simulation(config, train_data, Simulation)
+            check_after_warmup(config, make_simulation(config, train_data, Simulation))
 
 
 def _declared(keys: Keys) -> dict[str, Keys]:

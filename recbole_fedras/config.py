@@ -66,6 +66,8 @@ class Config(RecBoleConfig):  # type: ignore[misc]
 
     Attributes
     ----------
+    compressors : dict of str to tuple
+        Name and class of the ``uplink``'s and the ``downlink``'s compressor.
     resolved : dict
         Every key and value that defines the run, as plain types, before RecBole adds
         derived ones; a run started from it alone is the same run.
@@ -221,16 +223,21 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         of_model = registry.read_properties("model", model) if federated else {}
         chosen = overall | of_model | preset | given
         self.compressor_name = str(chosen["compressor"])
-        self._compressors = methods.find_compressors(chosen)
+        self.compressors = methods.find_compressors(chosen)
         self._item_embedding_class = methods.find_item_embedding(chosen)
         taken = {*overall, *(key for keys in self.parameters.values() for key in keys)}
+        of_items: dict[str, Any] = {"use_base": False}
+        of_items |= methods.own_keys(
+            "item_embedding",
+            str(chosen["item_embedding"]),
+            self._item_embedding_class,
+            taken,
+        )
+        taken |= of_model.keys() | of_items.keys()
         own: dict[str, Any] = {}
-        for name, compressor_class in self._compressors.values():
+        for name, compressor_class in self.compressors.values():
             own |= methods.own_keys("compressor", name, compressor_class, taken)
         own.pop("compressor_class", None)  # of one of them; the names say which
-        kind, embedding = "item_embedding", self._item_embedding_class
-        of_items = {"use_base": False}
-        of_items |= methods.own_keys(kind, chosen[kind], embedding, taken)
         if federated:
             self.internal_config_dict = {
                 **recbole,
@@ -289,7 +296,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         super()._set_default_parameters()
         if issubclass(self.model_class, FederatedRecommender):
             keys.check_bases(self)
-            keys.check_compressors(self, self._compressors)
+            keys.check_compressors(self, self.compressors)
             self.federation(), self.local_training(), self.local_training(True)
             self.make_compressors()
             keys.check_federated(self)
@@ -298,7 +305,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
 
     def _cut(self) -> None:
         """Let methods that do not compress meet the rate by doing less."""
-        cut = {compressor.cuts for _, compressor in self._compressors.values()}
+        cut = {compressor.cuts for _, compressor in self.compressors.values()}
         key = cut.pop()
         if cut:
             name = self.method.replace("+", " and ")
@@ -316,7 +323,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             if not self.model_class.resizable:
                 allowed = f"another: {self.method} cannot cut the parts of {self.model}"
                 keys.refuse(self, "compressor", allowed)
-            bits = self._compressors["uplink"][1].value_bits
+            bits = self.compressors["uplink"][1].value_bits
             embedding = self.make_item_embedding(1, self[key])
             if embedding is not None and embedding.width != self[key]:
                 keys.refuse(self, "item_embedding", f"one that {self.method} can cut")
@@ -342,12 +349,12 @@ class Config(RecBoleConfig):  # type: ignore[misc]
     @property
     def method(self) -> str:
         """Name of the compressor, or of the uplink's and the downlink's."""
-        return "+".join(dict.fromkeys(name for name, _ in self._compressors.values()))
+        return "+".join(dict.fromkeys(name for name, _ in self.compressors.values()))
 
     def make_compressors(self) -> tuple[Compressor, Compressor]:
         """Build the uplink's and the downlink's compressor."""
         uplink, downlink = (
-            methods.make_compressor(self, *self._compressors[direction])
+            methods.make_compressor(self, *self.compressors[direction])
             for direction in DIRECTIONS
         )
         return uplink, downlink

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,8 +51,7 @@ def draw_settings(rows: Sequence[Row], xlabel: str | None) -> Figure:
                 capsize=3,
                 label=method,
             )
-        panel.legend()
-    return figure
+    return _with_legend(figure)
 
 
 def draw_bytes(rows: Sequence[Row], xlabel: str | None) -> Figure:
@@ -91,8 +90,7 @@ def draw_bytes(rows: Sequence[Row], xlabel: str | None) -> Figure:
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter("{x:,.0f}")
         panel.xaxis.set_minor_formatter(NullFormatter())
-        panel.legend(fontsize=6)
-    return figure
+    return _with_legend(figure)
 
 
 def draw_metrics(rows: Sequence[Row], xlabel: str | None) -> Figure:
@@ -111,15 +109,15 @@ def draw_metrics(rows: Sequence[Row], xlabel: str | None) -> Figure:
             places = np.arange(len(own)) + index * width
             values, deviations = _bars(own)
             panel.bar(places, values, width, yerr=deviations, capsize=3, label=method)
-            panel.set_xticks(np.arange(len(own)), [row["metric"] for row in own])
-        panel.legend()
-    return figure
+            names = [row["metric"] for row in own]
+            panel.set_xticks(np.arange(len(own)), names, fontsize="x-small")
+    return _with_legend(figure)
 
 
 def draw_curves(
     curves: Sequence[Curve], metrics: Sequence[str], xlabel: str | None
 ) -> Figure:
-    """Draw each validation metric against rounds, the mean over seeds."""
+    """Draw each validation metric against rounds, with deviations over seeds."""
     datasets = _distinct(curve.dataset for curve in curves)
     figure, panels = _panels(datasets, metrics, xlabel)
     for (dataset, metric), panel in panels:
@@ -131,10 +129,17 @@ def draw_curves(
                         values.setdefault(row["round"], []).append(
                             row[f"valid_{metric}"]
                         )
-            panel.plot(list(values), list(map(mean, values.values())), label=method)
+            means = np.array([mean(own) for own in values.values()])
+            spread = np.array(
+                [stdev(own) if len(own) > 1 else 0.0 for own in values.values()]
+            )
+            (line,) = panel.plot(list(values), means, label=method)
+            panel.fill_between(
+                list(values), means - spread, means + spread, alpha=0.15,
+                color=line.get_color(), linewidth=0,
+            )  # fmt: skip
         panel.set_ylabel(f"{metric}, validation")
-        panel.legend()
-    return figure
+    return _with_legend(figure)
 
 
 def _panels(
@@ -143,7 +148,7 @@ def _panels(
     xlabel: str | None,
     inches: tuple[int, int] = (4, 3),
 ) -> tuple[Figure, Iterator[tuple[tuple[str, str], Axes]]]:
-    size = (inches[0] * len(datasets), inches[1] * len(metrics))
+    size = (inches[0] * len(datasets) + 1.2, inches[1] * len(metrics))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(metrics), len(datasets), squeeze=False)
     named = {}
@@ -152,6 +157,13 @@ def _panels(
             panels[i, j].set(title=dataset, xlabel=xlabel, ylabel=metric)
             named[dataset, metric] = panels[i, j]
     return figure, iter(named.items())
+
+
+def _with_legend(figure: Figure) -> Figure:
+    """Put one legend beside all panels, where it hides nothing."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
+    return figure
 
 
 def _bars(rows: Sequence[Row]) -> tuple[list[float], list[float]]:

@@ -67,13 +67,13 @@ def own_keys(kind: str, name: str, found: type, taken: set[str]) -> dict[str, An
     Raises
     ------
     ValueError
-        If a parameter has the name of a key that every run has.
+        If a parameter has the name of another key, one of ``taken``.
     """
     own = _parameters(found)
     for key in sorted(own.keys() & taken):
         raise ValueError(
-            f"{kind}={name!r}: its parameter {key!r} is a key of every run; it must "
-            "have another name"
+            f"{kind}={name!r}: its parameter {key!r} is another key of this run; it "
+            "must have another name"
         )
     return own | registry.read_properties(kind, name)
 

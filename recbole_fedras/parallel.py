@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ def thread_map(
 @cache
 def _thread_pools() -> ThreadpoolController:
     """Find the libraries that have threads, once: that takes milliseconds."""
+    importlib.import_module("sklearn.cluster")  # has an OpenMP of its own
     return ThreadpoolController()
 
 

@@ -20,7 +20,7 @@ from recbole_fedras.compressor import Budget, Compressor, RoundContext, RowUpdat
 from recbole_fedras.compressor.base import SERVER, empty_update, row_update
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.config import Config
-from recbole_fedras.federation.budgets import wire_budget
+from recbole_fedras.federation.budgets import hold_to, wire_budget
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.quick_start import make_simulation, prepare_data
 from recbole_fedras.wire.payload import Message, Payload
@@ -156,26 +156,24 @@ def load_update(path: Path) -> tuple[RowUpdate, int]:
 
 
 def methods(config: Config) -> dict[str, Compressor]:
-    """Build every registered compressor, as configured, and its variants.
+    """Build every registered compressor and those configured, and variants.
 
-    One of the user's own is among them if it is the one configured.
+    Parameters are as configured.
     """
-    given = config.external_config_dict
+    shipped: dict[str, type[Compressor]] = {}
+    for name in registry.names("compressor"):
+        path = registry.read_properties("compressor", name)["compressor_class"]
+        shipped[name] = registry.load_class("compressor_class", path, Compressor)
     built: dict[str, Compressor] = {}
-    for name in dict.fromkeys([*registry.names("compressor"), config.compressor_name]):
-        defaults = registry.read_properties("compressor", name)
-        own = given.get("compressor_class") if name == config.compressor_name else None
-        found: type[Compressor] = registry.load_class(
-            "compressor_class", own or defaults["compressor_class"], Compressor
-        )
+    for name, found in (shipped | dict(config.compressors.values())).items():
         if found.cuts is not None or found.needs_base:
             continue  # on one update the same as none, as FedRAS
-        keys = {
-            key: given.get(key, defaults.get(key, value))
-            for key, value in registry.hyper_parameters(found).items()
-        }
+        defaults = registry.hyper_parameters(found)
+        defaults |= registry.read_properties("compressor", name)
+        defaults |= config.external_config_dict
+        keys = {key: defaults[key] for key in registry.hyper_parameters(found)}
         built[name] = found(**keys)
-        for variant in VARIANTS.get(name, []):
+        for variant in VARIANTS.get(name, []) if found is shipped.get(name) else []:
             built[f"{name} {', '.join(variant.values())}"] = found(**keys | variant)
     return built
 
@@ -197,7 +195,7 @@ def measure(
     energy = float(update.rows.double().square().sum())
     points: list[Point] = []
     for method, compressor in tqdm(compressors.items(), unit="method"):
-        exact = isinstance(compressor, NoCompression)
+        exact = compressor.lossless
         for rate in rates[:1] if exact else rates:
             try:
                 budget = wire_budget(n_items, dim, rate, 0)
@@ -208,6 +206,7 @@ def measure(
                 payload = compressor.encode_broadcast(update, [budget], ctx)[0]
             else:
                 payload = compressor.encode(update, budget, ctx)
+            hold_to(budget, payload, compressor)
             message = Message(Message.of(payload, 1, 0).data)
             decoded = compressor.decode(message.payload, ctx)
             missed = torch.zeros(n_items, dim, dtype=torch.float64)

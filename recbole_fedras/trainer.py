@@ -65,7 +65,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.config, self.model = config, model
         self._clients = client_data(train_data._dataset)
         self.simulation = self._simulate(self._introduction(model.embedding))
-        self._check_after_warmup()
+        check_after_warmup(config, self.simulation)
         super().__init__(config, model)
         self.eval_collector = FairCollector(config)
         self.folder: RunFolder | None = None
@@ -93,24 +93,6 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
     @property
     def _warming(self) -> bool:
         return self.config.warmup_rounds > 0 and self.model.embedding is None
-
-    def _check_after_warmup(self) -> None:
-        """Refuse now what could not be made or compressed after a warm-up."""
-        if not self._warming:
-            return
-        n_items, dim = self.simulation.server.item_table.shape
-        embedding = self.config.make_item_embedding(n_items, dim)
-        if embedding is None:
-            return
-        embedding.validate()
-        n_theta = len(self.simulation.server.theta) + embedding.n_theta
-        make_budgets(
-            self.config.federation(),
-            embedding.n_rows,
-            embedding.width,
-            n_theta,
-            self.config.make_compressors(),
-        )
 
     def _end_warmup(self) -> None:
         """Freeze what the warm-up has trained, and go on with the item embedding.
@@ -351,6 +333,29 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             yield
         finally:
             signal.signal(signal.SIGINT, previous)
+
+
+def check_after_warmup(config: Config, simulation: Simulation) -> None:
+    """Refuse before a warm-up what could not be made or compressed after it.
+
+    Raises
+    ------
+    ValueError
+        If there are too few items, or a compressor cannot work with their embedding.
+    """
+    if not config.warmup_rounds or simulation.embedding is not None:
+        return
+    embedding = config.make_item_embedding(*simulation.server.item_table.shape)
+    if embedding is None:
+        return
+    embedding.validate()
+    make_budgets(
+        config.federation(),
+        embedding.n_rows,
+        embedding.width,
+        len(simulation.server.theta) + embedding.n_theta,
+        config.make_compressors(),
+    )
 
 
 def _random_state() -> dict[str, Any]:

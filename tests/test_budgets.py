@@ -141,6 +141,11 @@ def test_no_message_exceeds_its_share_of_the_dense_one(
     assert max(sizes) <= limit
 
 
+def test_binary_codes_are_cut_and_need_no_budget(run):
+    keys = {"compression_rate": 0.9688, "embedding_size": 32, "epochs": 2}
+    assert run("LightFR", budget="wire", **keys)["rounds"] == 2
+
+
 def test_what_sends_everything_needs_no_budget(data):
     simulation = simulate(ncf(), data, make("none"), rates=(0.99,), budget="wire")
     with torch.no_grad():

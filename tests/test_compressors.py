@@ -126,6 +126,65 @@ class _Dividing(NoCompression):
         return RowUpdate(update.ids, update.rows / 0)
 
 
+class _Halving(NoCompression):
+    def decode(self, payload, ctx):
+        update = super().decode(payload, ctx)
+        return RowUpdate(update.ids, update.rows / 2)
+
+
+class _Negating(NoCompression):
+    lossless = False
+
+    def validate(self, budget):
+        if budget.n_bytes is not None:
+            raise ValueError("not all bytes")
+
+    def decode(self, payload, ctx):
+        update = super().decode(payload, ctx)
+        return RowUpdate(update.ids, -update.rows)
+
+
+class _Comparing(NoCompression):
+    def encode(self, update, budget, ctx):
+        return super().encode(RowUpdate(update.ids, ctx.base[update.ids]), budget, ctx)
+
+
+class _Averaging(NoCompression):
+    def encode_broadcast(self, update, budgets, ctx):
+        return [self.encode(update, budgets[0], ctx)]
+
+
+class _Hasty(NoCompression):
+    def encode_cohort(self, updates, budgets, ctxs):
+        return [self.encode(updates[0], budgets[0], ctxs[0])] * len(updates)
+
+
+class _Failing(NoCompression):
+    def encode(self, update, budget, ctx):
+        update.rows.max()
+        return super().encode(update, budget, ctx)
+
+
+class _Stateful(NoCompression):
+    def __init__(self):
+        self.memory = np.zeros(1)
+
+    def encode_broadcast(self, update, budgets, ctx):
+        self.memory += 1
+        return [self.encode(update, budget, ctx) for budget in budgets]
+
+    def state_dict(self):
+        return {"memory": self.memory}
+
+    def load_state_dict(self, state):
+        self.memory = state["memory"]
+
+
+class _Aliasing(_Stateful):
+    def state_dict(self):
+        return {"memory": torch.from_numpy(self.memory)}
+
+
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
@@ -133,13 +192,22 @@ class _Dividing(NoCompression):
         (_Dicing, r"the same seed gave other bytes: draw from ctx\.generator"),
         (_Remembering, "remembers other updates"),
         (_Learning, r"encode_broadcast .* not all in state_dict"),
-        (_Spending, r"rate of bytes: \d+ bytes, of 4800"),
+        (_Spending, r"of bytes: \d+ bytes, of 4800"),
         (_Backwards, "ids must increase"),
         (_Inventing, "rows that were not sent"),
         (_Doubling, r"float32, not torch\.float64"),
         (_Dividing, "not finite"),
+        (_Halving, "it is not lossless"),
+        (_Negating, "an error of 4 of the update's energy"),
+        (_Comparing, "encode of 0 rows.* TypeError"),
+        (_Averaging, "1 payloads for two bandwidth tiers"),
+        (_Hasty, "encode_cohort does not give what encode gives"),
+        (_Failing, r"encode of 0 rows, a rate of 0\.75 of values: RuntimeError"),
+        (_Stateful, "encode_broadcast .* must return plain types and tensors"),
+        (_Aliasing, "no copies: they changed later"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:not checked with budget=wire")
 def test_the_contract_says_what_is_broken(broken, said):
     with pytest.raises(AssertionError, match=said):
         check_compressor(broken)

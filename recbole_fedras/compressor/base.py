@@ -248,6 +248,11 @@ class Compressor(ABC):
     #: are mostly compiled code without the interpreter lock; they must keep no state.
     threaded: ClassVar[bool] = False
 
+    @property
+    def unbudgeted(self) -> bool:
+        """Whether no budget of bytes binds it: it sends all there is, or is cut."""
+        return self.lossless or self.cuts is not None
+
     def validate(self, budget: Budget) -> None:  # noqa: B027 - optional
         """Raise a ValueError if the method cannot work within ``budget``."""
 

@@ -21,7 +21,7 @@ def make_budgets(
 ) -> list[Budget]:
     """Return what each bandwidth tier may send of a table (n_rows, dim) and a network.
 
-    What sends everything as it is has no use for a budget of bytes.
+    What sends everything as it is, of whatever is cut, needs no budget of bytes.
 
     Raises
     ------
@@ -29,8 +29,8 @@ def make_budgets(
         If a compressor cannot work with one of them.
     """
     rates = federation.compression_rates
-    lossless = all(compressor.lossless for compressor in compressors)
-    if federation.budget == "wire" and not lossless:
+    unbudgeted = all(compressor.unbudgeted for compressor in compressors)
+    if federation.budget == "wire" and not unbudgeted:
         budgets = [wire_budget(n_rows, dim, rate, n_theta) for rate in rates]
     else:
         budgets = [Budget(n_rows, dim, rate) for rate in rates]
@@ -40,23 +40,23 @@ def make_budgets(
     return budgets
 
 
-def hold_to(budget: Budget, payload: Payload, compressor: Compressor) -> Payload:
-    """Return the payload of a compressor that has kept to its bytes.
+def hold_to(budget: Budget, payload: Payload, compressor: Compressor) -> None:
+    """Check that a compressor has kept to its bytes.
 
     Raises
     ------
     ValueError
-        If it takes more.
+        If its payload takes more.
     """
-    if budget.n_bytes is not None and not compressor.lossless:
-        size = len(payload.to_bytes())
-        if size > budget.n_bytes:
-            raise ValueError(
-                f"{type(compressor).__name__} made a payload of {size} bytes, of at "
-                f"most {budget.n_bytes} (budget=wire, compression_rate="
-                f"{budget.compression_rate}): it must ask Budget.most what fits"
-            )
-    return payload
+    if budget.n_bytes is None or compressor.unbudgeted:
+        return
+    size = len(payload.to_bytes())
+    if size > budget.n_bytes:
+        raise ValueError(
+            f"{type(compressor).__name__} made a payload of {size} bytes, of at most "
+            f"{budget.n_bytes} (budget=wire, compression_rate="
+            f"{budget.compression_rate}): it must ask Budget.most what fits"
+        )
 
 
 def wire_budget(n_rows: int, dim: int, rate: float, n_theta: int) -> Budget:

@@ -363,14 +363,9 @@ class Simulation:
             if self.feedback is not None:
                 self.feedback.add_to(updates)
             budgets = [self._budgets[tier] for tier in tiers]
-            payloads = [
+            payloads = self.uplink.encode_cohort(updates, budgets, ctxs)
+            for payload, budget in zip(payloads, budgets, strict=True):
                 hold_to(budget, payload, self.uplink)
-                for budget, payload in zip(
-                    budgets,
-                    self.uplink.encode_cohort(updates, budgets, ctxs),
-                    strict=True,
-                )
-            ]
         with self._time("serialisation"):
             received = [
                 self._channel.send(
