@@ -109,7 +109,10 @@ class Scaled(MF):
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
-        ("learning_rate=0.1", "its parameter 'learning_rate' is another key of this run"),
+        (
+            "learning_rate=0.1",
+            "its parameter 'learning_rate' is another key of this run",
+        ),
         ("mlp_hidden_size=3", None),  # of NCF
         ("seed=0", "its parameter 'seed' is another key of this run"),
         ("rho_shared=1", "its parameter 'rho_shared' is another key of this run"),
