@@ -157,7 +157,8 @@ def summary(label: str, own: list[Cell], first: list[Cell]) -> dict[str, Any]:
     row["better users"], row["worse users"], row["p"] = significance(own, first)
     cost = [cell["result"]["communication"] for cell in own]
     for direction in ("uplink", "downlink", "catch_up"):
-        row[f"{direction} MB"] = mean(run[f"{direction}_bytes"] for run in cost) / _MB
+        size = mean(run[f"{direction}_bytes"] for run in cost)
+        row[f"{direction.replace('_', '-')} MB"] = size / _MB
     row["CR wire"] = mean(run["wire_compression_rate"] for run in cost)
     row["seconds"] = mean(cell["result"]["seconds"]["total"] for cell in own)
     return row
