@@ -57,8 +57,7 @@ def find_item_embedding(chosen: dict[str, Any]) -> type[ItemEmbedding]:
     """
     kind, name = "item_embedding", str(chosen["item_embedding"])
     path = chosen.get("item_embedding_class")
-    found: type[ItemEmbedding] = _find(kind, kind, name, path, ItemEmbedding)
-    return found
+    return _find(kind, kind, name, path, ItemEmbedding)
 
 
 def own_keys(kind: str, name: str, found: type, taken: set[str]) -> dict[str, Any]:

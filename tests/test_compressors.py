@@ -58,8 +58,10 @@ def through_the_wire(compressor, update, rate, broadcast):
 
 
 @pytest.mark.parametrize(("name", "keys"), [*VARIANTS, *((name, {}) for name in CUTS)])
-def test_every_compressor_keeps_the_contract(name, keys):
-    check_compressor(lambda: make(name, **keys))
+@pytest.mark.parametrize(("n_items", "dim"), [(300, 16), (N_ITEMS, DIM)])
+@pytest.mark.filterwarnings("ignore:not checked with budget=wire")
+def test_every_compressor_keeps_the_contract(name, keys, n_items, dim):
+    check_compressor(lambda: make(name, **keys), n_items, dim)
 
 
 class _Changing(NoCompression):
@@ -220,6 +222,7 @@ def test_lossless_at_full_budget(name, keys, broadcast):
     if name == "RankOne":  # of one rank at any rate
         update = RowUpdate(update.ids, update.rows[:, :1] @ torch.ones(1, DIM))
     message = through_the_wire(make(name, **keys), update, 0.0, broadcast)
+    assert sum(message.part_bytes.values()) == len(message.data)
     decoded = make(name, **keys).decode(message.payload, CTX)
     error = table(decoded) - table(update)
     if name == "JointRec" and not broadcast:  # eight bits a value at any rate
