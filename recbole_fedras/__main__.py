@@ -19,6 +19,7 @@ from recbole_fedras.federation.simulation import NonFiniteError
 from recbole_fedras.quick_start import run_recbole_fedras
 from recbole_fedras.rate_distortion import RATES, run_rate_distortion
 from recbole_fedras.reproduce import has_part, read_exhibit, reproduce
+from recbole_fedras.sweep import LOCAL
 
 Value = TypeVar("Value")
 
@@ -170,6 +171,9 @@ def _reproduce(argv: list[str]) -> None:
         description="Run an exhibit of the FedRAS paper, or of ours; print our "
         "numbers, the paper's if it has any and the difference, and write Markdown, "
         "CSV and LaTeX. Finished runs are kept.",
+        epilog="Any --key=value sets a key of the configuration of all runs, as "
+        "--data_path=FOLDER or --init_std=0.1.",
+        allow_abbrev=False,
     )
     parser.add_argument("exhibits", nargs="+", help=f"{', '.join(known)} or all")
     parser.add_argument("--dataset", action="append", default=[], help="only this one")
@@ -184,10 +188,11 @@ def _reproduce(argv: list[str]) -> None:
         help="(default: as configured); methods that name their own keep them",
     )
     _add_jobs(parser)
-    parser.add_argument("--data_path", help="folder of the datasets' folders")
     parser.add_argument("--output", default="results", help="(default: results)")
     parser.add_argument("--dry_run", action="store_true", help="only count the runs")
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    keys = Config(argv=rest).external_config_dict
+    local = {key: keys.pop(key) for key in LOCAL & keys.keys()}
     names = arguments.exhibits
     chosen = (arguments.dataset, arguments.model, arguments.rounds)
     if "all" in arguments.exhibits:
@@ -199,8 +204,7 @@ def _reproduce(argv: list[str]) -> None:
                 f"no exhibit has --dataset={arguments.dataset} and "
                 f"--model={arguments.model}"
             )
-    exhibits = [read_exhibit(name, *chosen, arguments.without) for name in names]
-    local = {"data_path": arguments.data_path} if arguments.data_path else {}
+    exhibits = [read_exhibit(name, *chosen, arguments.without, keys) for name in names]
     seeds = _several("seeds", arguments.seeds, int)
     for exhibit in exhibits:
         reproduce(

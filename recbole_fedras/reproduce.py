@@ -40,6 +40,9 @@ _MEASURES: dict[str, Measure] = {
     "transfer_time": transfer_time,
 }
 
+#: Keys that have an option of their own.
+_OPTIONS = {"seed": "say --seeds", "epochs": "say --rounds"}
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -105,17 +108,19 @@ def read_exhibit(
     models: Sequence[str] = (),
     rounds: int | None = None,
     without: Sequence[str] = (),
+    keys: Keys | None = None,
 ) -> Exhibit:
     """Read an exhibit, for some of its datasets and models, or all.
 
     What is a part of it, or has its own number of rounds, is named by these too, as
-    ``table1-ml-1m-MF-200-rounds``; so are methods left out.
+    ``table1-ml-1m-MF-200-rounds``; so are methods left out, and ``keys`` that all runs
+    are given besides, as ``table1-init_std-0.3``.
 
     Raises
     ------
     ValueError
-        If there is none of that name, it has not that dataset, model or method, or no
-        method is left.
+        If there is none of that name, it has not that dataset, model or method, no
+        method is left, or a key is what its runs differ in.
     """
     known = list(registry.names("experiment"))
     if name not in known:
@@ -144,17 +149,26 @@ def read_exhibit(
     for method in [method for method in text["methods"] if method in without]:
         del text["methods"][method]
         title += f", without {method}"
-        part.append(f"without-{re.sub(r'[^.0-9A-Za-z-]+', '-', method)}")
+        part.append(_file_part(f"without-{method}"))
     if not text["methods"]:
         raise ValueError(f"--without leaves no method in {name}")
+    keys = keys or {}
+    for key, value in sorted(keys.items()):
+        if key in _OPTIONS or key in _labelled(text):
+            why = _OPTIONS.get(key, "its methods or settings differ in it")
+            raise ValueError(f"--{key}={value} cannot be set for {name}: {why}")
+        title += f", {key}={value}"
+        part.append(_file_part(f"{key}-{value}"))
     if rounds is not None:
         title += f", {rounds} rounds"
         part.append(f"{rounds}-rounds")
+        keys = keys | {"epochs": rounds}
+    text |= {"keys": text.get("keys", {}) | keys}
     return Exhibit(
         "-".join([name, *part]),
         title,
         text["metrics"],
-        list(_entries(text, rounds)),
+        list(_entries(text)),
         text.get("figure"),
         text.get("drawn", "settings"),
         _MEASURES[text.get("measure", "train_and_test")],
@@ -176,8 +190,22 @@ def _choices(text: dict[str, Any], key: str) -> list[str]:
     return list(dict.fromkeys([*text[f"{key}s"], *more]))
 
 
-def _entries(text: dict[str, Any], rounds: int | None) -> Iterator[Entry]:
-    fixed = text.get("keys", {}) | ({} if rounds is None else {"epochs": rounds})
+def _labelled(text: dict[str, Any]) -> set[str]:
+    """Return the keys that methods and settings set."""
+    return {
+        key
+        for labels in (text["methods"], text["settings"])
+        for keys in labels.values()
+        for dataset in text["datasets"]
+        for key in keys.get(dataset, keys)
+    }
+
+
+def _file_part(text: str) -> str:
+    return re.sub(r"[^.0-9A-Z_a-z-]+", "-", text)
+
+
+def _entries(text: dict[str, Any]) -> Iterator[Entry]:
     for dataset in text["datasets"]:
         for model in text["models"]:
             grid = text["learning_rates"]
@@ -185,7 +213,7 @@ def _entries(text: dict[str, Any], rounds: int | None) -> Iterator[Entry]:
             for method, own in text["methods"].items():
                 printed = text.get("paper", {}).get(dataset, {}).get(model, {})
                 values = printed.get(method, [None] * len(text["settings"]))
-                run = {"dataset": dataset, "model": model} | fixed
+                run = {"dataset": dataset, "model": model} | text["keys"]
                 settings = {
                     label: keys.get(dataset, keys)
                     for label, keys in text["settings"].items()

@@ -31,7 +31,7 @@ Outcome = dict[str, Any]
 Measure = Callable[[Keys], Outcome]
 
 #: Keys that say where and how to run, not what: no part of a cell's identity.
-_LOCAL = {"checkpoint_dir", "data_path", "gpu_id", "n_jobs", "show_progress", "use_gpu"}
+LOCAL = {"checkpoint_dir", "data_path", "gpu_id", "n_jobs", "show_progress", "use_gpu"}
 
 #: What is kept of an evaluated round, besides its metrics.
 _CURVE = ("uplink_bytes", "downlink_bytes", "catch_up_bytes")
@@ -107,7 +107,7 @@ def file_of(cell: Keys, folder: Path, measure: Measure) -> Path:
 
 
 def _identity(cell: Keys) -> Keys:
-    return {key: plain(value) for key, value in cell.items() if key not in _LOCAL}
+    return {key: plain(value) for key, value in cell.items() if key not in LOCAL}
 
 
 def _outcomes(

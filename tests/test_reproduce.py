@@ -86,6 +86,15 @@ def test_table1_reads_as_printed():
         {"full, warm-up", "FedRAS"}
     )
     assert len(left.entries) == 2 * 8 * 2
+    other = reproducing.read_exhibit(
+        "fig5", keys={"init_std": 0.1, "compression_rate": 0.5}
+    )
+    assert other.name == "fig5-compression_rate-0.5-init_std-0.1"
+    assert other.title == "Figure 5: alpha, compression_rate=0.5, init_std=0.1"
+    for entry in other.entries:
+        assert entry.keys["compression_rate"] == 0.5  # in place of the exhibit's
+        assert entry.tuning["compression_rate"] == 0.9063  # its tuning's own
+        assert entry.keys["init_std"] == entry.tuning["init_std"] == 0.1
     twice = reproducing.read_exhibit("peft", ["ml-1m", "ml-1m"])
     assert (twice.name, len(twice.entries)) == ("peft-ml-1m", 10 * 2)
 
@@ -392,6 +401,11 @@ def test_curves_are_means_over_seeds():
         (["table5", "--jobs=0"], "n_jobs=0 must be -1 or at least 1"),
         (["table5", "--rounds=-1"], "epochs=-1"),
         (["table5", "--rounds=0"], "epochs=0"),
+        (["table5", "--seed=1"], "--seed=1 cannot be set for table5: say --seeds"),
+        (["table5", "--epochs=1"], "for table5: say --rounds"),
+        (["fig5", "--alpha=0.3"], "fig5: its methods or settings differ in it"),
+        (["gel", "--local_objective=sam"], "gel: its methods or settings differ"),
+        (["table5", "--inti_std=1"], "did you mean 'init_std'"),
         (["table5", "--seeds="], "--seeds='' must name at least one"),
         (["all", "--without=SVD"], "--without takes exhibits by name, not all"),
         (["all", "--dataset=nonsense"], "no exhibit has --dataset=['nonsense']"),
