@@ -187,11 +187,12 @@ def _reproduce(argv: list[str]) -> None:
         type=int,
         help="(default: as configured); methods that name their own keep them",
     )
+    _add_files(parser)
     _add_jobs(parser)
     parser.add_argument("--output", default="results", help="(default: results)")
     parser.add_argument("--dry_run", action="store_true", help="only count the runs")
     arguments, rest = parser.parse_known_args(argv)
-    keys = Config(argv=rest).external_config_dict
+    keys = Config(config_file_list=_files(arguments), argv=rest).external_config_dict
     local = {key: keys.pop(key) for key in LOCAL & keys.keys()}
     names = arguments.exhibits
     chosen = (arguments.dataset, arguments.model, arguments.rounds)
@@ -225,6 +226,10 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", "-m", help="a name that --list shows, or your own (default: MF)"
     )
     parser.add_argument("--dataset", "-d", help="a RecBole dataset (default: ml-100k)")
+    _add_files(parser)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config_files", help='YAML files: "a.yaml b.yaml"')
 
 

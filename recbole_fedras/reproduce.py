@@ -40,8 +40,14 @@ _MEASURES: dict[str, Measure] = {
     "transfer_time": transfer_time,
 }
 
-#: Keys that have an option of their own.
-_OPTIONS = {"seed": "say --seeds", "epochs": "say --rounds"}
+#: Keys that are not for all runs of an exhibit to have, and why.
+_NOT_SHARED = {
+    "epochs": "say --rounds",
+    "metrics": "the exhibit has its own",
+    "resume": "finished runs are kept",
+    "seed": "say --seeds",
+    "topk": "the exhibit has its own",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +160,8 @@ def read_exhibit(
         raise ValueError(f"--without leaves no method in {name}")
     keys = keys or {}
     for key, value in sorted(keys.items()):
-        if key in _OPTIONS or key in _labelled(text):
-            why = _OPTIONS.get(key, "its methods or settings differ in it")
+        if key in _NOT_SHARED or key in _labelled(text):
+            why = _NOT_SHARED.get(key, "its methods or settings differ in it")
             raise ValueError(f"--{key}={value} cannot be set for {name}: {why}")
         title += f", {key}={value}"
         part.append(_file_part(f"{key}-{value}"))
@@ -202,7 +208,7 @@ def _labelled(text: dict[str, Any]) -> set[str]:
 
 
 def _file_part(text: str) -> str:
-    return re.sub(r"[^.0-9A-Z_a-z-]+", "-", text)
+    return re.sub(r"[^.0-9A-Z_a-z]+", "-", text).strip("-")
 
 
 def _entries(text: dict[str, Any]) -> Iterator[Entry]:

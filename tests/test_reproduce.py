@@ -405,6 +405,8 @@ def test_curves_are_means_over_seeds():
         (["table5", "--epochs=1"], "for table5: say --rounds"),
         (["fig5", "--alpha=0.3"], "fig5: its methods or settings differ in it"),
         (["gel", "--local_objective=sam"], "gel: its methods or settings differ"),
+        (["table5", "--topk=[5]", "--valid_metric=NDCG@5"], "--topk=[5] cannot be set"),
+        (["table5", "--config_files=none.yaml"], "there is no file 'none.yaml'"),
         (["table5", "--inti_std=1"], "did you mean 'init_std'"),
         (["table5", "--seeds="], "--seeds='' must name at least one"),
         (["all", "--without=SVD"], "--without takes exhibits by name, not all"),
