@@ -64,6 +64,8 @@ class Entry:
         The same, of the runs that choose its learning rate.
     learning_rates : list of float
         The grid that it is chosen from.
+    tuned : tuple of str
+        What shares a learning rate.
     paper : list of float or None
         The paper's values of the exhibit's metrics, if it prints any.
     """
@@ -75,12 +77,8 @@ class Entry:
     keys: Keys
     tuning: Keys
     learning_rates: list[float]
+    tuned: tuple[str, ...]
     paper: list[float] | None
-
-    @property
-    def tuned(self) -> tuple[str, str, str]:
-        """What shares a learning rate."""
-        return self.dataset, self.model, self.method
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +91,10 @@ class Exhibit:
     ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and ``settings``, each a
     label with keys, a setting's perhaps by dataset; ``learning_rates``, the grid for
     methods that name none, perhaps by model, and ``tuning``, keys of the setting that
-    they are chosen in, perhaps by dataset, the first if it says none; ``jobs``, if only
-    so many runs may be under way; and ``paper``, values by dataset, model and method, a
-    list for each setting.
+    they are chosen in, perhaps by dataset, the first if it says none;
+    ``tuned_by_setting``, if each setting has learning rates of its own, and these keys
+    are beside its own; ``jobs``, if only so many runs may be under way; and ``paper``,
+    values by dataset, model and method, a list for each setting.
     """
 
     name: str
@@ -226,17 +225,20 @@ def _entries(text: dict[str, Any]) -> Iterator[Entry]:
                 }
                 tuning = text.get("tuning", next(iter(settings.values())))
                 tuning = tuning.get(dataset, tuning)
+                by_setting = text.get("tuned_by_setting", False)
                 for (setting, keys), paper in zip(
                     settings.items(), values, strict=True
                 ):
+                    label = str(setting)
                     yield Entry(
                         dataset,
                         model,
                         method,
-                        str(setting),
+                        label,
                         run | keys | own,
-                        run | tuning | own,
+                        run | (keys if by_setting else {}) | tuning | own,
                         grid,
+                        (dataset, model, method, *[label] * by_setting),
                         paper,
                     )
 

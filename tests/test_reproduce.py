@@ -95,6 +95,11 @@ def test_table1_reads_as_printed():
         assert entry.keys["compression_rate"] == 0.5  # in place of the exhibit's
         assert entry.tuning["compression_rate"] == 0.9063  # its tuning's own
         assert entry.keys["init_std"] == entry.tuning["init_std"] == 0.1
+    assert len({entry.tuned for entry in part.entries}) == 5  # for all rates
+    by_setting = reproducing.read_exhibit("init", ["ml-100k"]).entries
+    assert len({entry.tuned for entry in by_setting}) == len(by_setting) == 5 * 4
+    for entry in by_setting:
+        assert entry.tuning == entry.keys | {"compression_rate": 0.9063}
     twice = reproducing.read_exhibit("peft", ["ml-1m", "ml-1m"])
     assert (twice.name, len(twice.entries)) == ("peft-ml-1m", 10 * 2)
 
