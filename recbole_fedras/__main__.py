@@ -172,7 +172,7 @@ def _reproduce(argv: list[str]) -> None:
         "numbers, the paper's if it has any and the difference, and write Markdown, "
         "CSV and LaTeX. Finished runs are kept.",
         epilog="Any --key=value sets a key of the configuration of all runs, as "
-        "--data_path=FOLDER or --init_std=0.1.",
+        "--init_std=0.1; methods that name their own keep them.",
         allow_abbrev=False,
     )
     parser.add_argument("exhibits", nargs="+", help=f"{', '.join(known)} or all")
@@ -189,16 +189,20 @@ def _reproduce(argv: list[str]) -> None:
     )
     _add_files(parser)
     _add_jobs(parser)
+    parser.add_argument("--data_path", help="folder of the datasets' folders")
     parser.add_argument("--output", default="results", help="(default: results)")
     parser.add_argument("--dry_run", action="store_true", help="only count the runs")
     arguments, rest = parser.parse_known_args(argv)
     keys = Config(config_file_list=_files(arguments), argv=rest).external_config_dict
     local = {key: keys.pop(key) for key in LOCAL & keys.keys()}
+    if arguments.data_path:
+        local["data_path"] = arguments.data_path
     names = arguments.exhibits
     chosen = (arguments.dataset, arguments.model, arguments.rounds)
     if "all" in arguments.exhibits:
-        if arguments.without:
-            raise ValueError("--without takes exhibits by name, not all")
+        if arguments.without or keys:
+            option = "--without takes" if arguments.without else "keys take"
+            raise ValueError(f"{option} exhibits by name, not all")
         names = [name for name in known if has_part(name, *chosen[:2])]
         if not names:
             raise ValueError(

@@ -20,7 +20,13 @@ from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config
 from recbole_fedras.federation.simulation import NonFiniteError, Simulation
 from recbole_fedras.quick_start import make_simulation, prepare_data
-from recbole_fedras.sweep import Keys, file_of, run_cells, train_and_test
+from recbole_fedras.sweep import (
+    RELABELLING,
+    Keys,
+    file_of,
+    run_cells,
+    train_and_test,
+)
 from recbole_fedras.trainer import check_after_warmup
 
 Cell = dict[str, Any]
@@ -28,12 +34,6 @@ _MB = 1e6
 
 #: Keys that declare a compressor of the user's own, which ``compressors`` may name.
 _DECLARING = {"compressor", "compressor_class"}
-
-#: Keys that would make runs differ from what their label says.
-_COMPARED = {
-    "bandwidth", "compression_rate", "seed", "downlink_compressor",
-    "downlink_compressor_class", "uplink_compressor", "uplink_compressor_class",
-}  # fmt: skip
 
 
 def compare(
@@ -130,7 +130,7 @@ def _declared(keys: Keys) -> dict[str, Keys]:
     ValueError
         If a key is given that is what the runs differ in.
     """
-    refused = sorted(_COMPARED & keys.keys())
+    refused = sorted((RELABELLING | {"compression_rate", "seed"}) & keys.keys())
     if "compressor" in keys and "compressor_class" not in keys:
         refused.append("compressor")
     if refused:

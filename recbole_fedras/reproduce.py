@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from recbole_fedras.figures import (
 )
 from recbole_fedras.measures import group_sizes, information_loss, transfer_time
 from recbole_fedras.sweep import (
+    RELABELLING,
     Keys,
     Measure,
     Outcome,
@@ -40,14 +42,23 @@ _MEASURES: dict[str, Measure] = {
     "transfer_time": transfer_time,
 }
 
-#: Keys that are not for all runs of an exhibit to have, and why.
-_NOT_SHARED = {
-    "epochs": "say --rounds",
-    "metrics": "the exhibit has its own",
+#: Keys that not all runs of an exhibit can be given, and why.
+_REFUSED = {
     "resume": "finished runs are kept",
+    "dataset": "say --dataset",
+    "model": "say --model",
+    "epochs": "say --rounds",
     "seed": "say --seeds",
-    "topk": "the exhibit has its own",
-}
+    "n_jobs": "say --jobs",
+    "checkpoint_dir": "say --output",
+    "show_progress": "its bar is over runs",
+} | dict.fromkeys(
+    {
+        "compressor", "compressor_class", "metrics", "model_class", "preset", "topk",
+        *RELABELLING,
+    },
+    "the exhibit has its own",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +103,9 @@ class Exhibit:
     label with keys, a setting's perhaps by dataset; ``learning_rates``, the grid for
     methods that name none, perhaps by model, and ``tuning``, keys of the setting that
     they are chosen in, perhaps by dataset, the first if it says none;
-    ``tuned_by_setting``, if each setting has learning rates of its own, and these keys
-    are beside its own; ``jobs``, if only so many runs may be under way; and ``paper``,
-    values by dataset, model and method, a list for each setting.
+    ``tuned_by_setting``, if each setting has learning rates of its own, chosen with
+    its keys and those of ``tuning``; ``jobs``, if only so many runs may be under way;
+    and ``paper``, values by dataset, model and method, a list for each setting.
     """
 
     name: str
@@ -117,9 +128,25 @@ def read_exhibit(
 ) -> Exhibit:
     """Read an exhibit, for some of its datasets and models, or all.
 
-    What is a part of it, or has its own number of rounds, is named by these too, as
-    ``table1-ml-1m-MF-200-rounds``; so are methods left out, and ``keys`` that all runs
-    are given besides, as ``table1-init_std-0.3``.
+    Parameters
+    ----------
+    name : str
+        Of ``properties/experiment/{name}.yaml``.
+    datasets, models : sequence of str
+        Only these; all, if there are none.
+    rounds : int, optional
+        Of all runs but of methods that say how many.
+    without : sequence of str
+        Methods to leave out.
+    keys : dict, optional
+        Of all runs, in place of the exhibit's ``keys``; ``tuning`` and methods keep
+        what they say.
+
+    Returns
+    -------
+    Exhibit
+        Whose name and title say what it has been given, as
+        ``table1-ml-1m-MF-init_std-0.3-200-rounds``.
 
     Raises
     ------
@@ -154,16 +181,14 @@ def read_exhibit(
     for method in [method for method in text["methods"] if method in without]:
         del text["methods"][method]
         title += f", without {method}"
-        part.append(_file_part(f"without-{method}"))
+        part.append(f"without-{re.sub(r'[^.0-9A-Za-z-]+', '-', method)}")
     if not text["methods"]:
         raise ValueError(f"--without leaves no method in {name}")
-    keys = keys or {}
-    for key, value in sorted(keys.items()):
-        if key in _NOT_SHARED or key in _labelled(text):
-            why = _NOT_SHARED.get(key, "its methods or settings differ in it")
-            raise ValueError(f"--{key}={value} cannot be set for {name}: {why}")
-        title += f", {key}={value}"
-        part.append(_file_part(f"{key}-{value}"))
+    keys = dict(sorted((keys or {}).items()))
+    if keys:
+        _refuse(keys, name, text)
+        title += "".join(f", {key}={value}" for key, value in keys.items())
+        part.append(_file_part(keys))
     if rounds is not None:
         title += f", {rounds} rounds"
         part.append(f"{rounds}-rounds")
@@ -195,19 +220,28 @@ def _choices(text: dict[str, Any], key: str) -> list[str]:
     return list(dict.fromkeys([*text[f"{key}s"], *more]))
 
 
-def _labelled(text: dict[str, Any]) -> set[str]:
-    """Return the keys that methods and settings set."""
-    return {
+def _refuse(keys: Keys, name: str, text: dict[str, Any]) -> None:
+    """Raise a ValueError for a key by which runs would not be what they are called."""
+    labelled = {
         key
         for labels in (text["methods"], text["settings"])
-        for keys in labels.values()
+        for own in labels.values()
         for dataset in text["datasets"]
-        for key in keys.get(dataset, keys)
+        for key in own.get(dataset, own)
+        if key != "learning_rate"  # methods that name one keep it
     }
+    refused = _REFUSED | dict.fromkeys(labelled, "its methods or settings differ in it")
+    for key, why in refused.items():
+        if key in keys:
+            raise ValueError(f"--{key}={keys[key]} cannot be set for {name}: {why}")
 
 
-def _file_part(text: str) -> str:
-    return re.sub(r"[^.0-9A-Z_a-z]+", "-", text).strip("-")
+def _file_part(keys: Keys) -> str:
+    """Name keys and values, or a digest of them, where a file's name cannot."""
+    text = "-".join(f"{key}-{value}" for key, value in keys.items())
+    if re.fullmatch(r"[-.\w]{1,80}", text):
+        return text
+    return f"keys-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def _entries(text: dict[str, Any]) -> Iterator[Entry]:
@@ -238,7 +272,7 @@ def _entries(text: dict[str, Any]) -> Iterator[Entry]:
                         run | keys | own,
                         run | (keys if by_setting else {}) | tuning | own,
                         grid,
-                        (dataset, model, method, *[label] * by_setting),
+                        (dataset, model, method, label if by_setting else ""),
                         paper,
                     )
 

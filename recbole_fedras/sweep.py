@@ -30,8 +30,17 @@ Keys = dict[str, Any]
 Outcome = dict[str, Any]
 Measure = Callable[[Keys], Outcome]
 
-#: Keys that say where and how to run, not what: no part of a cell's identity.
-LOCAL = {"checkpoint_dir", "data_path", "gpu_id", "n_jobs", "show_progress", "use_gpu"}
+#: Keys that say where a run finds what it needs, not what it does.
+LOCAL = {"data_path", "gpu_id", "use_gpu"}
+
+#: Keys of each run's own process, which a sweep sets.
+QUIET = {"show_progress": False, "n_jobs": 1, "checkpoint_dir": "saved"}
+
+#: Keys that would make runs differ from what their label says.
+RELABELLING = {
+    "bandwidth", "downlink_compressor", "downlink_compressor_class",
+    "uplink_compressor", "uplink_compressor_class",
+}  # fmt: skip
 
 #: What is kept of an evaluated round, besides its metrics.
 _CURVE = ("uplink_bytes", "downlink_bytes", "catch_up_bytes")
@@ -107,7 +116,8 @@ def file_of(cell: Keys, folder: Path, measure: Measure) -> Path:
 
 
 def _identity(cell: Keys) -> Keys:
-    return {key: plain(value) for key, value in cell.items() if key not in LOCAL}
+    elsewhere = LOCAL | QUIET.keys()
+    return {key: plain(value) for key, value in cell.items() if key not in elsewhere}
 
 
 def _outcomes(
@@ -164,14 +174,13 @@ def _end_with_sweep() -> None:
 def _run_cell(measure: Measure, cell: Keys) -> Outcome:
     """Measure in a folder of its own, quietly."""
     keys = {"data_path": str(Path(cell.get("data_path", "dataset/")).resolve())}
-    quiet = {"show_progress": False, "n_jobs": 1, "checkpoint_dir": "saved"}
     before = Path.cwd()
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory(prefix="recbole-fedras-") as scratch:
         os.chdir(scratch)
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                outcome = measure(cell | keys | quiet)
+                outcome = measure(cell | keys | QUIET)
         except NonFiniteError as error:
             outcome = {"result": None, "error": str(error)}
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -86,22 +87,59 @@ def test_table1_reads_as_printed():
         {"full, warm-up", "FedRAS"}
     )
     assert len(left.entries) == 2 * 8 * 2
-    other = reproducing.read_exhibit(
-        "fig5", keys={"init_std": 0.1, "compression_rate": 0.5}
+    twice = reproducing.read_exhibit("peft", ["ml-1m", "ml-1m"])
+    assert (twice.name, len(twice.entries)) == ("peft-ml-1m", 10 * 2)
+
+
+def test_keys_of_all_runs_name_an_exhibit():
+    keys = {"init_std": 0.1, "compression_rate": 0.5}
+    exhibit = reproducing.read_exhibit("fig5", rounds=3, keys=keys)
+    assert exhibit.name == "fig5-compression_rate-0.5-init_std-0.1-3-rounds"
+    assert exhibit.title == (
+        "Figure 5: alpha, compression_rate=0.5, init_std=0.1, 3 rounds"
     )
-    assert other.name == "fig5-compression_rate-0.5-init_std-0.1"
-    assert other.title == "Figure 5: alpha, compression_rate=0.5, init_std=0.1"
-    for entry in other.entries:
+    for entry in exhibit.entries:
         assert entry.keys["compression_rate"] == 0.5  # in place of the exhibit's
         assert entry.tuning["compression_rate"] == 0.9063  # its tuning's own
         assert entry.keys["init_std"] == entry.tuning["init_std"] == 0.1
+    names = {
+        reproducing.read_exhibit("fig5", keys=keys).name
+        for keys in (
+            {"mlp_hidden_size": [1, -2]},
+            {"mlp_hidden_size": [1, 2]},
+            {"mlp_hidden_size": "1 2"},
+            {f"key_{i}": "x" * 50 for i in range(10)},
+        )
+    }
+    assert len(names) == 4
+    assert all(re.fullmatch("fig5-keys-[0-9a-f]{10}", name) for name in names)
+
+
+def test_keys_of_a_machine_name_nothing(workspace, capsys):
+    local = ["--use_gpu=False", "--data_path", "nowhere"]
+    assert main(["reproduce", "fig5", "--dry_run", "--init_std=0.1", *local]) == 0
+    assert capsys.readouterr().out.startswith("Figure 5: alpha, init_std=0.1: ")
+
+
+def test_a_checkpoint_is_not_resumed_by_many_runs():
+    with pytest.raises(ValueError, match=r"--resume=.* finished runs are kept"):
+        reproducing.read_exhibit("table4", keys={"resume": "x", "bandwidth": None})
+
+
+def test_methods_keep_a_learning_rate_of_their_own():
+    entries = reproducing.read_exhibit("gel", keys={"learning_rate": 0.2}).entries
+    rates = {entry.method: entry.keys["learning_rate"] for entry in entries}
+    assert rates.pop("FedRecGEL") == rates.pop("MF, Adam on gradients") == 0.05
+    assert set(rates.values()) == {0.2}
+
+
+def test_learning_rates_by_setting():
+    part = reproducing.read_exhibit("table1", ["ml-1m"], ["MF"])
     assert len({entry.tuned for entry in part.entries}) == 5  # for all rates
-    by_setting = reproducing.read_exhibit("init", ["ml-100k"]).entries
-    assert len({entry.tuned for entry in by_setting}) == len(by_setting) == 5 * 4
-    for entry in by_setting:
+    entries = reproducing.read_exhibit("init", ["ml-100k"]).entries
+    assert len({entry.tuned for entry in entries}) == len(entries) == 5 * 4
+    for entry in entries:
         assert entry.tuning == entry.keys | {"compression_rate": 0.9063}
-    twice = reproducing.read_exhibit("peft", ["ml-1m", "ml-1m"])
-    assert (twice.name, len(twice.entries)) == ("peft-ml-1m", 10 * 2)
 
 
 def test_an_exhibit_is_tuned_on_validation_and_stands_beside_the_paper(
@@ -118,6 +156,7 @@ def test_an_exhibit_is_tuned_on_validation_and_stands_beside_the_paper(
             common | keys,
             common | tuning,
             [0.01, 0.2, 1e9],
+            ("tiny", "MF", method),
             paper,
         )
         for method, setting, keys, tuning, paper in (
@@ -408,13 +447,18 @@ def test_curves_are_means_over_seeds():
         (["table5", "--rounds=0"], "epochs=0"),
         (["table5", "--seed=1"], "--seed=1 cannot be set for table5: say --seeds"),
         (["table5", "--epochs=1"], "for table5: say --rounds"),
+        (["table5", "--n_jobs=1"], "for table5: say --jobs"),
+        (["table5", "--topk=[5]", "--valid_metric=NDCG@5"], "the exhibit has its own"),
+        (["table5", "--uplink_compressor=SVD"], "table5: the exhibit has its own"),
+        (["table5", "--preset=best"], "table5: the exhibit has its own"),
+        (["fig3", "--bandwidth=[0.1,0.5]"], "fig3: the exhibit has its own"),
         (["fig5", "--alpha=0.3"], "fig5: its methods or settings differ in it"),
         (["gel", "--local_objective=sam"], "gel: its methods or settings differ"),
-        (["table5", "--topk=[5]", "--valid_metric=NDCG@5"], "--topk=[5] cannot be set"),
         (["table5", "--config_files=none.yaml"], "there is no file 'none.yaml'"),
         (["table5", "--inti_std=1"], "did you mean 'init_std'"),
         (["table5", "--seeds="], "--seeds='' must name at least one"),
         (["all", "--without=SVD"], "--without takes exhibits by name, not all"),
+        (["all", "--init_std=1"], "keys take exhibits by name, not all"),
         (["all", "--dataset=nonsense"], "no exhibit has --dataset=['nonsense']"),
     ],
 )
