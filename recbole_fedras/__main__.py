@@ -15,10 +15,11 @@ from recbole_fedras.compare import compare
 from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config
 from recbole_fedras.data.prepare import SOURCES, prepare
+from recbole_fedras.exhibits import has_part, read_exhibit
 from recbole_fedras.federation.simulation import NonFiniteError
 from recbole_fedras.quick_start import run_recbole_fedras
 from recbole_fedras.rate_distortion import RATES, run_rate_distortion
-from recbole_fedras.reproduce import has_part, read_exhibit, reproduce
+from recbole_fedras.reproduce import reproduce
 from recbole_fedras.sweep import LOCAL
 
 Value = TypeVar("Value")
