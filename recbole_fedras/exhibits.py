@@ -73,7 +73,8 @@ class Entry:
 class Exhibit:
     """A table or figure, as ``properties/experiment/{name}.yaml`` says.
 
-    The file's keys: ``title``; ``measure``, if it is another than training and
+    The file's keys: ``like``, an exhibit that it has all from that it does not say
+    itself, if any; ``title``; ``measure``, if it is another than training and
     testing; ``figure``, the name of its x-axis, if it is one, and what ``drawn``
     along it: ``settings``, ``metrics``, ``rounds`` or ``bytes``; ``metrics``;
     ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and ``settings``, each a
@@ -137,7 +138,7 @@ def read_exhibit(
             f"exhibit {name!r} is unknown; {registry.nearest(name, known)}"
             f"known: {', '.join(known)}"
         )
-    text = registry.read_properties("experiment", name)
+    text = _read(name)
     asked = {
         "dataset": (datasets, _choices(text, "dataset")),
         "model": (models, _choices(text, "model")),
@@ -185,10 +186,15 @@ def read_exhibit(
 
 def has_part(name: str, datasets: Sequence[str], models: Sequence[str]) -> bool:
     """Whether an exhibit has all of these datasets and models."""
-    text = registry.read_properties("experiment", name)
+    text = _read(name)
     return {*datasets} <= {*_choices(text, "dataset")} and {*models} <= {
         *_choices(text, "model")
     }
+
+
+def _read(name: str) -> dict[str, Any]:
+    text = registry.read_properties("experiment", name)
+    return _read(text.pop("like")) | text if "like" in text else text
 
 
 def _choices(text: dict[str, Any], key: str) -> list[str]:

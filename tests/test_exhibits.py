@@ -35,6 +35,7 @@ def test_exhibits_are_whole(name):
         Config(config_dict=entry.tuning)
         assert entry.learning_rates == sorted(entry.learning_rates)
     text = registry.read_properties("experiment", name)
+    text = registry.read_properties("experiment", text.get("like", "")) | text
     assert len(exhibit.entries) == len(text["settings"]) * sum(
         len(text["methods"]) * len(text["models"]) for _ in text["datasets"]
     )
@@ -70,6 +71,15 @@ def test_table1_reads_as_printed():
     assert len(left.entries) == 2 * 8 * 2
     twice = read_exhibit("peft", ["ml-1m", "ml-1m"])
     assert (twice.name, len(twice.entries)) == ("peft-ml-1m", 10 * 2)
+
+
+def test_an_exhibit_like_another_has_what_it_does_not_say():
+    whole, rows = read_exhibit("topk", ["ml-1m"]), read_exhibit("table1", ["ml-1m"])
+    assert whole.name == "topk-ml-1m"
+    assert [entry.paper for entry in whole.entries] == [e.paper for e in rows.entries]
+    for entry, own in zip(whole.entries, rows.entries, strict=True):
+        scope = {"topk_scope": "global"} if entry.method == "TopK" else {}
+        assert entry.keys == own.keys | scope
 
 
 def test_keys_of_all_runs_name_an_exhibit():

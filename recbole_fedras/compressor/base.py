@@ -338,7 +338,13 @@ def _floor(amount: float) -> int:
 
 def largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """Places of the values of largest magnitude, increasing; ties go to the first."""
-    return np.sort(np.argsort(-np.abs(values), kind="stable")[:count])
+    magnitudes = np.abs(values)
+    if count == 0 or count >= len(values):
+        return np.arange(min(count, len(values)))
+    least = np.partition(magnitudes, -count)[-count]
+    above = np.flatnonzero(magnitudes > least)
+    level = np.flatnonzero(magnitudes == least)[: count - len(above)]
+    return np.sort(np.concatenate([above, level]))
 
 
 def put_update_rows(payload: Payload, update: RowUpdate, n_items: int) -> Payload:
