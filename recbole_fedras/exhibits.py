@@ -73,17 +73,17 @@ class Entry:
 class Exhibit:
     """A table or figure, as ``properties/experiment/{name}.yaml`` says.
 
-    The file's keys: ``like``, an exhibit that it has all from that it does not say
-    itself, if any; ``title``; ``measure``, if it is another than training and
-    testing; ``figure``, the name of its x-axis, if it is one, and what ``drawn``
+    The file's keys: ``like``, another exhibit, if it only says in which keys and
+    methods it differs from that; ``title``; ``measure``, if it is another than training
+    and testing; ``figure``, the name of its x-axis, if it is one, and what ``drawn``
     along it: ``settings``, ``metrics``, ``rounds`` or ``bytes``; ``metrics``;
     ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and ``settings``, each a
     label with keys, a setting's perhaps by dataset; ``learning_rates``, the grid for
     methods that name none, perhaps by model, and ``tuning``, keys of the setting that
     they are chosen in, perhaps by dataset, the first if it says none;
-    ``tuned_by_setting``, if each setting has learning rates of its own, chosen with
-    its keys and those of ``tuning``; ``jobs``, if only so many runs may be under way;
-    and ``paper``, values by dataset, model and method, a list for each setting.
+    ``tuned_by_setting``, if each setting has learning rates of its own, chosen with its
+    keys and those of ``tuning``; ``jobs``, if only so many runs may be under way; and
+    ``paper``, values by dataset, model and method, a list for each setting.
     """
 
     name: str
@@ -132,13 +132,7 @@ def read_exhibit(
         If there is none of that name, it has not that dataset, model or method, no
         method is left, or a key is what its runs differ in.
     """
-    known = list(registry.names("experiment"))
-    if name not in known:
-        raise ValueError(
-            f"exhibit {name!r} is unknown; {registry.nearest(name, known)}"
-            f"known: {', '.join(known)}"
-        )
-    text = _read(name)
+    text = exhibit_keys(name)
     asked = {
         "dataset": (datasets, _choices(text, "dataset")),
         "model": (models, _choices(text, "model")),
@@ -186,15 +180,31 @@ def read_exhibit(
 
 def has_part(name: str, datasets: Sequence[str], models: Sequence[str]) -> bool:
     """Whether an exhibit has all of these datasets and models."""
-    text = _read(name)
+    text = exhibit_keys(name)
     return {*datasets} <= {*_choices(text, "dataset")} and {*models} <= {
         *_choices(text, "model")
     }
 
 
-def _read(name: str) -> dict[str, Any]:
+def exhibit_keys(name: str) -> dict[str, Any]:
+    """Read the keys of an exhibit, those of the one that it is ``like`` beneath them.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    known = list(registry.names("experiment"))
+    if name not in known:
+        raise ValueError(
+            f"exhibit {name!r} is unknown; {registry.nearest(name, known)}"
+            f"known: {', '.join(known)}"
+        )
     text = registry.read_properties("experiment", name)
-    return _read(text.pop("like")) | text if "like" in text else text
+    if "like" not in text:
+        return text
+    whole = exhibit_keys(text.pop("like"))
+    return whole | text | {"methods": whole["methods"] | text.get("methods", {})}
 
 
 def _choices(text: dict[str, Any], key: str) -> list[str]:

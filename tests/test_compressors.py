@@ -227,7 +227,7 @@ def test_lossless_at_full_budget(name, keys, broadcast):
     error = table(decoded) - table(update)
     if name == "JointRec" and not broadcast:  # eight bits a value at any rate
         assert 0 < error.norm() < 0.05 * update.rows.norm()
-    elif "topk_scope" in keys:  # indices have half of the budget
+    elif "topk_scope" in keys:  # an index takes as much of a rate as a value
         assert int((table(decoded) != 0).sum()) == N_ITEMS * DIM // 2
     else:
         torch.testing.assert_close(table(decoded), table(update), rtol=1e-4, atol=1e-5)

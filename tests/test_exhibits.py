@@ -10,7 +10,7 @@ import pytest
 from recbole_fedras import registry
 from recbole_fedras.__main__ import main
 from recbole_fedras.config import Config
-from recbole_fedras.exhibits import has_part, read_exhibit
+from recbole_fedras.exhibits import exhibit_keys, has_part, read_exhibit
 
 
 @pytest.mark.parametrize("name", list(registry.names("experiment")))
@@ -34,8 +34,7 @@ def test_exhibits_are_whole(name):
         assert config.method == method
         Config(config_dict=entry.tuning)
         assert entry.learning_rates == sorted(entry.learning_rates)
-    text = registry.read_properties("experiment", name)
-    text = registry.read_properties("experiment", text.get("like", "")) | text
+    text = exhibit_keys(name)
     assert len(exhibit.entries) == len(text["settings"]) * sum(
         len(text["methods"]) * len(text["models"]) for _ in text["datasets"]
     )

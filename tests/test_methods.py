@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import CTX, DIM, N_ITEMS, budget, make_update
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from test_compressors import LARGE, LARGE_CTX, compatible, large_update, make, table
 
 from recbole_fedras.compressor import RowUpdate
-from recbole_fedras.compressor.base import Budget
+from recbole_fedras.compressor.base import Budget, largest
 from recbole_fedras.compressor.colr import CoLR
 from recbole_fedras.compressor.fedras import FedRAS
 from recbole_fedras.compressor.svd import SVD
@@ -35,6 +38,19 @@ def test_topk_keeps_the_largest_entries():
     expected = torch.where(update.rows.abs() >= cut, update.rows, 0.0)
     assert int((expected != 0).sum()) == floor(N_ITEMS * DIM * 0.25 / 2) == 60
     assert torch.equal(table(decoded)[update.ids], expected)
+
+
+@given(
+    arrays(
+        np.float32,
+        st.integers(0, 12),
+        elements=st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, np.inf, -np.inf, np.nan]),
+    ),
+    st.integers(0, 14),
+)
+def test_largest_is_a_stable_sort(values, count):
+    expected = np.sort(np.argsort(-np.abs(values), kind="stable")[:count])
+    np.testing.assert_array_equal(largest(values, count), expected)
 
 
 def test_svd_is_the_best_approximation_of_its_rank():

@@ -337,14 +337,19 @@ def _floor(amount: float) -> int:
 
 
 def largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Places of the values of largest magnitude, increasing; ties go to the first."""
-    magnitudes = np.abs(values)
-    if count == 0 or count >= len(values):
-        return np.arange(min(count, len(values)))
+    """Places of the values of largest magnitude, increasing.
+
+    Ties go to the first; a forged message may hold NaN, which counts as least.
+    """
+    magnitudes = np.nan_to_num(np.abs(values), nan=-1.0, posinf=np.inf)
+    count = min(count, len(values))
+    if count == 0:
+        return np.arange(0)
     least = np.partition(magnitudes, -count)[-count]
-    above = np.flatnonzero(magnitudes > least)
-    level = np.flatnonzero(magnitudes == least)[: count - len(above)]
-    return np.sort(np.concatenate([above, level]))
+    chosen = magnitudes > least
+    level = np.flatnonzero(magnitudes == least)
+    chosen[level[: count - chosen.sum()]] = True
+    return np.flatnonzero(chosen)
 
 
 def put_update_rows(payload: Payload, update: RowUpdate, n_items: int) -> Payload:

@@ -30,7 +30,7 @@ class TopK(Compressor):
     topk_scope : {'row', 'global'}
         ``row`` keeps ``k = floor(d (1 - CR))`` entries of every changed row, as the
         FedRAS paper does; ``global`` the ``floor(N d (1 - CR) / 2)`` largest of all, as
-        CoLR's released code does, which counts an entry's index like its value.
+        CoLR's released code does, which counts an entry as two numbers.
 
     Notes
     -----
@@ -42,8 +42,9 @@ class TopK(Compressor):
     that keep an entry, ``counts`` how many each keeps at ceil(log2(d + 1)) bits, and
     ``columns`` (m,) at ceil(log2 d) bits.
 
-    **Departures**: the FedRAS paper counts no indices, and CoLR's code one number for
-    each; here they are packed, sent and counted, in ``wire`` rates.
+    **Departures**: the FedRAS paper counts no indices, and CoLR's code, which keeps
+    ``ceil(ratio N d)`` entries, each as one number, so its ratio is read as half of
+    1 - CR; here indices are packed, sent and counted.
     """
 
     def __init__(self, topk_scope: str = "row") -> None:
@@ -53,15 +54,16 @@ class TopK(Compressor):
 
     def validate(self, budget: Budget) -> None:
         """Require at least one entry."""
+        if self.topk_scope == "global":
+            one = self._entries(1, lambda count: count, budget)
+            budget.require("number of entries", one)
+            return
 
         def entries(n: int) -> int:
-            if self.topk_scope == "global":
-                return self._entries(n, lambda count: count, budget)
             rows = budget.most(0, n, partial(self._layout, n, budget, 0))
             return self._columns(n, budget) or rows
 
-        per_row = " per row" if self.topk_scope == "row" else ""
-        budget.require(f"number of entries{per_row}", budget.least(entries))
+        budget.require("number of entries per row", budget.least(entries))
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Select the entries and send them with their places."""
@@ -109,10 +111,10 @@ class TopK(Compressor):
     ) -> Payload:
         flat = update.rows.cpu().numpy().ravel()
 
-        def rows(count: int) -> int:
+        def n_rows(count: int) -> int:
             return len(np.unique(largest(flat, count) // ctx.dim))
 
-        places = largest(flat, self._entries(len(flat), rows, budget))  # (m,)
+        places = largest(flat, self._entries(len(flat), n_rows, budget))  # (m,)
         kept, counts = np.unique(places // ctx.dim, return_counts=True)
         payload = Payload().put_floats("values", flat[places])
         payload.put_rows("rows", update.ids.numpy()[kept], ctx.n_items)
@@ -120,11 +122,11 @@ class TopK(Compressor):
         return payload.put_ints("columns", places % ctx.dim, ctx.dim)
 
     @staticmethod
-    def _entries(limit: int, rows: Callable[[int], int], budget: Budget) -> int:
-        """How many of all entries to keep; ``rows`` says in how many rows they lie."""
+    def _entries(limit: int, n_rows: Callable[[int], int], budget: Budget) -> int:
+        """How many of all entries to keep; ``n_rows`` counts the rows that have them."""
 
         def layout(count: int) -> Layout:
-            n = rows(count)
+            n = n_rows(count)
             whole = Layout().floats("values", count).rows("rows", n, budget.n_items)
             whole.ints("counts", budget.dim + 1, n)
             return whole.ints("columns", budget.dim, count)
