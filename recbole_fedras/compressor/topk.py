@@ -123,7 +123,7 @@ class TopK(Compressor):
 
     @staticmethod
     def _entries(limit: int, n_rows: Callable[[int], int], budget: Budget) -> int:
-        """How many of all entries to keep; ``n_rows`` counts the rows that have them."""
+        """How many of all entries to keep; ``n_rows`` counts the rows they lie in."""
 
         def layout(count: int) -> Layout:
             n = n_rows(count)
