@@ -30,7 +30,8 @@ class TopK(Compressor):
     topk_scope : {'row', 'global'}
         ``row`` keeps ``k = floor(d (1 - CR))`` entries of every changed row, as the
         FedRAS paper does; ``global`` the ``floor(N d (1 - CR) / 2)`` largest of all, as
-        CoLR's released code does, which counts an entry as two numbers.
+        CoLR's released code does, which counts an entry as two numbers. Where all bytes
+        are budgeted, either keeps as many as fit.
 
     Notes
     -----
@@ -42,9 +43,9 @@ class TopK(Compressor):
     that keep an entry, ``counts`` how many each keeps at ceil(log2(d + 1)) bits, and
     ``columns`` (m,) at ceil(log2 d) bits.
 
-    **Departures**: the FedRAS paper counts no indices, and CoLR's code, which keeps
-    ``ceil(ratio N d)`` entries, each as one number, so its ratio is read as half of
-    1 - CR; here indices are packed, sent and counted.
+    **Departures**: CoLR's code keeps ``ceil(ratio N d)`` entries; its ratio is read as
+    (1 - CR) / 2, as it counts each index as one number. The FedRAS paper counts none.
+    Here indices are packed, sent and counted in ``wire`` rates.
     """
 
     def __init__(self, topk_scope: str = "row") -> None:
