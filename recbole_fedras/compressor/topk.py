@@ -30,8 +30,8 @@ class TopK(Compressor):
     topk_scope : {'row', 'global'}
         ``row`` keeps ``k = floor(d (1 - CR))`` entries of every changed row, as the
         FedRAS paper does; ``global`` the ``floor(N d (1 - CR) / 2)`` largest of all, as
-        CoLR's released code does, which counts an entry as two numbers. Where all bytes
-        are budgeted, either keeps as many as fit.
+        CoLR's released code does, which counts an entry as two numbers; all at a rate
+        of 0. Where all bytes are budgeted, either keeps as many as fit.
 
     Notes
     -----
@@ -132,7 +132,8 @@ class TopK(Compressor):
             whole.ints("counts", budget.dim + 1, n)
             return whole.ints("columns", budget.dim, count)
 
-        return budget.most(budget.values // 2, limit, layout)
+        numbers = 2 if budget.compression_rate else 1  # all need no indices
+        return budget.most(budget.values // numbers, limit, layout)
 
     def _columns(self, n: int, budget: Budget) -> int:
         return budget.most(budget.columns, budget.dim, partial(self._layout, n, budget))
