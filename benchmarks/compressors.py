@@ -10,7 +10,7 @@ import sys
 
 from tabulate import tabulate
 
-from recbole_fedras import registry
+from recbole_fedras.config import registry
 from recbole_fedras.quick_start import run_recbole_fedras
 
 

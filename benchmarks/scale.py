@@ -18,13 +18,13 @@ import torch
 from tabulate import tabulate
 from tqdm import trange
 
-from recbole_fedras.compressor.fedras import FedRAS
+from recbole_fedras.compressor.fedras.fedras import FedRAS
 from recbole_fedras.data.clients import ClientData
 from recbole_fedras.federation.settings import REPLICAS, Federation, LocalTraining
 from recbole_fedras.federation.simulation import Simulation
-from recbole_fedras.memory import mapped_zeros
 from recbole_fedras.model import MF
-from recbole_fedras.rng import Stream, generator
+from recbole_fedras.numeric.memory import mapped_zeros
+from recbole_fedras.numeric.rng import Stream, generator
 
 
 class Embeddings:

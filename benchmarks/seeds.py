@@ -18,7 +18,7 @@ from typing import Any
 from tabulate import tabulate
 
 from recbole_fedras.config import Config
-from recbole_fedras.sweep import run_cells
+from recbole_fedras.experiments.sweep import run_cells
 
 
 def main(argv: list[str]) -> None:

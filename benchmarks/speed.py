@@ -28,16 +28,16 @@ from recbole_fedras.compressor.base import (
     RoundContext,
     row_update,
 )
-from recbole_fedras.compressor.fedras import FedRAS
-from recbole_fedras.compressor.kmeans import kmeans
-from recbole_fedras.compressor.splitting import split_groups
+from recbole_fedras.compressor.fedras.fedras import FedRAS
+from recbole_fedras.compressor.fedras.kmeans import kmeans
+from recbole_fedras.compressor.fedras.splitting import split_groups
 from recbole_fedras.compressor.svd import SVD
 from recbole_fedras.config import Config
-from recbole_fedras.federation.sampling import select_cohort
+from recbole_fedras.federation.server.selection import select_cohort
 from recbole_fedras.federation.simulation import Simulation
-from recbole_fedras.parallel import threads
+from recbole_fedras.numeric.parallel import threads
 from recbole_fedras.quick_start import prepare_data
-from recbole_fedras.trainer import FederatedTrainer
+from recbole_fedras.run.trainer import FederatedTrainer
 
 FOLDER = Path(os.environ.get("RECBOLE_DATA", ""))
 ML_1M = (FOLDER / "ml-1m" / "ml-1m.inter").is_file()
@@ -275,7 +275,7 @@ def test_nested(n, n_groups, flat, benchmark, monkeypatch):
     benchmark.group = f"server k-means, {n:,} x 64 into {n_groups:,} groups, one thread"
     benchmark.name = "naive: ours, flat" if flat else "ours, nested"
     if flat:
-        monkeypatch.setattr("recbole_fedras.compressor.kmeans._FLAT", 2**62)
+        monkeypatch.setattr("recbole_fedras.compressor.fedras.kmeans._FLAT", 2**62)
     rows = heavy_tailed(n, 64)
 
     def run() -> tuple[np.ndarray, np.ndarray]:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from recbole_fedras import registry
 from recbole_fedras.compressor import Budget, Compressor, RoundContext, RowUpdate
-from recbole_fedras.wire.payload import Message
+from recbole_fedras.config import registry
+from recbole_fedras.wire.message import Message
 
 ITEMS = {"ML-100K": 1682, "ML-1M": 3706, "Lastfm-2K": 12399}
 RATES = (0.90625, 0.9375, 0.96875)

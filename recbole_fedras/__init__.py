@@ -1,6 +1,6 @@
 """recbole-fedras: RecBole trains federatedly, with a compressor chosen by config."""
 
-from recbole_fedras import compat
+from recbole_fedras.config import compat
 from recbole_fedras.version import __version__
 
 compat.apply()

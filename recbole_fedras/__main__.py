@@ -9,18 +9,17 @@ from typing import Any, TypeVar
 
 from tabulate import tabulate
 
-from recbole_fedras import registry
-from recbole_fedras.checkpoint import plain
-from recbole_fedras.compare import compare
 from recbole_fedras.compressor import Compressor
-from recbole_fedras.config import Config
+from recbole_fedras.config import Config, registry
+from recbole_fedras.config.checkpoint import plain
 from recbole_fedras.data.prepare import SOURCES, prepare
-from recbole_fedras.exhibits import has_part, read_exhibit
+from recbole_fedras.experiments.compare import compare
+from recbole_fedras.experiments.exhibits import has_part, read_exhibit
+from recbole_fedras.experiments.rate_distortion import RATES, run_rate_distortion
+from recbole_fedras.experiments.reproduce import reproduce
+from recbole_fedras.experiments.sweep import LOCAL
 from recbole_fedras.federation.simulation import NonFiniteError
 from recbole_fedras.quick_start import run_recbole_fedras
-from recbole_fedras.rate_distortion import RATES, run_rate_distortion
-from recbole_fedras.reproduce import reproduce
-from recbole_fedras.sweep import LOCAL
 
 Value = TypeVar("Value")
 

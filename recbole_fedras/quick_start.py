@@ -13,24 +13,23 @@ import recbole.data.dataset
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import init_logger, init_seed
 
-from recbole_fedras import compat, registry
-from recbole_fedras.checkpoint import plain
 from recbole_fedras.compressor import Compressor
-from recbole_fedras.config import Config
+from recbole_fedras.config import Config, compat, registry
+from recbole_fedras.config.checkpoint import plain
 from recbole_fedras.data.dataset import FederatedDataset, client_data
-from recbole_fedras.evaluation import fixed_candidates
-from recbole_fedras.federation.sampling import cohort_size
+from recbole_fedras.federation.server.selection import cohort_size
 from recbole_fedras.federation.settings import Federation
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.model import FederatedRecommender
-from recbole_fedras.report import (
+from recbole_fedras.run.evaluation import fixed_candidates
+from recbole_fedras.run.report import (
     RunFolder,
     communication,
     result_table,
     seconds_by_phase,
 )
-from recbole_fedras.trainer import FederatedTrainer
-from recbole_fedras.wire.channel import DIRECTIONS
+from recbole_fedras.run.trainer import FederatedTrainer
+from recbole_fedras.wire.ledger import DIRECTIONS
 
 Rounds = TypeVar("Rounds", bound=Simulation)
 

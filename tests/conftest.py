@@ -123,7 +123,7 @@ def run(workspace: Path) -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Run cells here, as a worker would, and count them."""
-    from recbole_fedras import sweep
+    from recbole_fedras.experiments import sweep
 
     started: list[dict[str, Any]] = []
 

@@ -19,11 +19,13 @@ from time import perf_counter
 import msgpack
 import numpy as np
 import torch
+from conftest import CTX, DIM, N_ITEMS, budget, make_update
+from methods import VARIANTS, make
 from tabulate import tabulate
-from test_compressors import CTX, DIM, N_ITEMS, VARIANTS, budget, make, make_update
 from tqdm import tqdm
 
-from recbole_fedras.wire.payload import Message, PayloadError
+from recbole_fedras.wire.message import Message
+from recbole_fedras.wire.payload import PayloadError
 
 ATTACKED = [*VARIANTS, ("BinaryCodes", {})]
 MOST_BYTES = 8 * N_ITEMS * DIM + 2048

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -11,13 +12,15 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from recbole_fedras.data.clients import ClientData, Samples, draw_samples
-from recbole_fedras.federation.cohort import train_cohort
+from recbole_fedras.federation.client.training import train_cohort
 from recbole_fedras.federation.settings import Federation, LocalTraining
+from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.model import MF, NCF
-from recbole_fedras.parallel import threads
-from recbole_fedras.rng import Stream, counter_key
+from recbole_fedras.numeric.parallel import threads
+from recbole_fedras.numeric.rng import Stream, counter_key
 
 N_CLIENTS, N_ITEMS, DIM = 12, 40, 8
+BASE = 0.5 * torch.randn(N_ITEMS, DIM, generator=torch.Generator().manual_seed(3))
 TRAINING = LocalTraining(0.1, 0.07, 0.2, local_epochs=2, batch_size=16, n_negatives=4)
 
 
@@ -188,3 +191,9 @@ def train_groups(model, clients, groups, compiled, training, mapping):
 
 def federation(fraction=1.0, rates=(0.0,), aggregation="inverse_frequency", **keys):
     return Federation(1, fraction, rates, aggregation, **keys)
+
+
+def simulate(model, data, compressor, training=TRAINING, fraction=0.25, **keys):
+    settings = federation(fraction, keys.pop("rates", (0.75,)), **keys)
+    own = copy.deepcopy(compressor)
+    return Simulation(model, data, compressor, own, settings, training)

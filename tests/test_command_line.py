@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, write_dataset
-from test_compressors import CUTS
+from methods import CUTS
 
-from recbole_fedras import registry
 from recbole_fedras.__main__ import main
-from recbole_fedras.config import Config
+from recbole_fedras.config import Config, registry
 
 
 def test_rate_distortion_captures_measures_and_reads_back(workspace, capsys):

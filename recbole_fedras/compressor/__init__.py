@@ -7,7 +7,7 @@ from recbole_fedras.compressor.base import (
     RoundContext,
     RowUpdate,
 )
-from recbole_fedras.compressor.checks import check_compressor
+from recbole_fedras.compressor.contract import check_compressor
 
 __all__ = [
     "Budget", "CohortUpdate", "Compressor", "RoundContext", "RowUpdate",

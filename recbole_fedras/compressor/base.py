@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_fedras.parallel import thread_map
-from recbole_fedras.rng import Stream, generator
+from recbole_fedras.numeric.parallel import thread_map
+from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.wire.payload import Layout, Payload
 
 #: Sender of what the server encodes; clients are numbered from 0.

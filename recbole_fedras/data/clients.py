@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit, uint64
 from numpy.typing import NDArray
 
-from recbole_fedras.rng import mix, uniform
+from recbole_fedras.numeric.rng import mix, uniform
 
 Ints = NDArray[np.int64]
 
@@ -131,7 +131,7 @@ def draw_samples(
         For each interaction and epoch.
     n_epochs : int
     key : uint64
-        Of :func:`recbole_fedras.rng.counter_key`, for the round.
+        Of :func:`recbole_fedras.numeric.rng.counter_key`, for the round.
     pairwise : bool
         Whether each negative follows the item that it is drawn for, which then stands
         ``n_negatives`` times in an epoch.

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recbole_fedras.data.clients import Samples
-from recbole_fedras.theta import Theta
-from recbole_fedras.wire.payload import Message, Payload
+from recbole_fedras.numeric.theta import Theta
+from recbole_fedras.wire.message import Message
+from recbole_fedras.wire.payload import Payload
 
 Ints = NDArray[np.int64]
 

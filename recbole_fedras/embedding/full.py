@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from recbole_fedras.embedding.base import ItemEmbedding
-from recbole_fedras.theta import Theta
+from recbole_fedras.numeric.theta import Theta
 
 
 class Full(ItemEmbedding):

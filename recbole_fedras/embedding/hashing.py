@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from recbole_fedras.embedding.base import ItemEmbedding
-from recbole_fedras.rng import Stream, generator
-from recbole_fedras.theta import Theta
+from recbole_fedras.numeric.rng import Stream, generator
+from recbole_fedras.numeric.theta import Theta
 
 #: A prime far above any number of items.
 PRIME = 2**61 - 1

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from torch import nn
 
-from recbole_fedras.parallel import single_threaded, threads
+from recbole_fedras.numeric.parallel import single_threaded, threads
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from recbole_fedras.embedding.base import ItemEmbedding
 from recbole_fedras.embedding.quantizer import residual_kmeans, rq_vae
-from recbole_fedras.theta import Theta
+from recbole_fedras.numeric.theta import Theta
 from recbole_fedras.wire.payload import Payload
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from recbole_fedras.compressor.base import RowUpdate
 from recbole_fedras.federation.replica import PublishedReplicas
-from recbole_fedras.wire.payload import Message, Payload
+from recbole_fedras.wire.message import Message
+from recbole_fedras.wire.payload import Payload
 
 
 class BroadcastReplicas(PublishedReplicas):

@@ -7,9 +7,10 @@ from collections.abc import Collection
 import torch
 
 from recbole_fedras.compressor.base import Budget, Compressor
-from recbole_fedras.federation.server import put_theta
+from recbole_fedras.federation.server.state import put_theta
 from recbole_fedras.federation.settings import Federation
-from recbole_fedras.wire.payload import Layout, Message, Payload
+from recbole_fedras.wire.message import Message
+from recbole_fedras.wire.payload import Layout, Payload
 
 
 def make_budgets(

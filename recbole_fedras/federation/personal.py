@@ -14,9 +14,9 @@ from recbole_fedras.compressor.base import (
     RoundContext,
     RowUpdate,
 )
+from recbole_fedras.federation.client.store import ClientTables
 from recbole_fedras.federation.replica import PublishedReplicas, Replicas
-from recbole_fedras.federation.store import ClientTables
-from recbole_fedras.wire.payload import Message
+from recbole_fedras.wire.message import Message
 
 #: Differences that are held at a time where every client gets a downlink of his own.
 CHUNK_BYTES = 2**27

@@ -19,9 +19,10 @@ from recbole_fedras.compressor.base import (
     raw_payload,
 )
 from recbole_fedras.federation.budgets import hold_to
-from recbole_fedras.federation.server import Server, get_theta, put_theta
-from recbole_fedras.wire.channel import Channel
-from recbole_fedras.wire.payload import Message, Payload
+from recbole_fedras.federation.server.state import Server, get_theta, put_theta
+from recbole_fedras.wire.ledger import Channel
+from recbole_fedras.wire.message import Message
+from recbole_fedras.wire.payload import Payload
 
 
 class Holder(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from recbole_fedras.federation.optimizer import ServerOptimization
+from recbole_fedras.federation.server.optimizer import ServerOptimization
 
 #: A size of batches that no client's samples fill.
 ALL_SAMPLES = 2**62

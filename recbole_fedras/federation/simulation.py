@@ -22,31 +22,31 @@ from recbole_fedras.compressor.base import (
 )
 from recbole_fedras.data.clients import ClientData, Ints, Samples, draw_samples
 from recbole_fedras.embedding import ItemEmbedding
-from recbole_fedras.federation.aggregation import aggregate, mean_theta
 from recbole_fedras.federation.broadcast import BroadcastReplicas, FeedbackReplicas
 from recbole_fedras.federation.budgets import hold_to, make_budgets
-from recbole_fedras.federation.cohort import (
+from recbole_fedras.federation.client.feedback import UplinkFeedback
+from recbole_fedras.federation.client.objective import Score
+from recbole_fedras.federation.client.training import (
     TrainClients,
     Trained,
     Workspace,
     train_cohort,
 )
-from recbole_fedras.federation.feedback import UplinkFeedback
-from recbole_fedras.federation.objective import Score
 from recbole_fedras.federation.personal import PersonalReplicas, StaleReplicas
 from recbole_fedras.federation.replica import Holder, Replicas
-from recbole_fedras.federation.sampling import (
+from recbole_fedras.federation.server.aggregation import aggregate, mean_theta
+from recbole_fedras.federation.server.selection import (
     assign_tiers,
     cohort_size,
     select_cohort,
 )
-from recbole_fedras.federation.server import Server, get_theta, put_theta
+from recbole_fedras.federation.server.state import Server, get_theta, put_theta
 from recbole_fedras.federation.settings import Federation, LocalTraining
-from recbole_fedras.parallel import thread_map, threads
-from recbole_fedras.rng import Stream, counter_key
-from recbole_fedras.theta import flatten, unflatten
-from recbole_fedras.wire.channel import Channel, Ledger
-from recbole_fedras.wire.payload import Message
+from recbole_fedras.numeric.parallel import thread_map, threads
+from recbole_fedras.numeric.rng import Stream, counter_key
+from recbole_fedras.numeric.theta import flatten, unflatten
+from recbole_fedras.wire.ledger import Channel, Ledger
+from recbole_fedras.wire.message import Message
 
 PHASES = ("local_training", "compression", "serialisation", "aggregation")
 

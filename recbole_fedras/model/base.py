@@ -13,9 +13,9 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recbole_fedras.embedding import ItemEmbedding
-from recbole_fedras.memory import leading, mapped_zeros
-from recbole_fedras.rng import Stream, generator
-from recbole_fedras.theta import Theta, unflatten
+from recbole_fedras.numeric.memory import leading, mapped_zeros
+from recbole_fedras.numeric.rng import Stream, generator
+from recbole_fedras.numeric.theta import Theta, unflatten
 
 
 class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
@@ -30,7 +30,7 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     Parameters
     ----------
-    config : recbole_fedras.config.Config
+    config : recbole_fedras.config.merge.Config
         Reads ``embedding_size``, ``init_std`` and ``seed``; makes the item embedding.
     dataset : recbole.data.dataset.Dataset
 

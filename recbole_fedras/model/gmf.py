@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_fedras.model.base import FederatedRecommender
-from recbole_fedras.theta import Theta
+from recbole_fedras.numeric.theta import Theta
 
 
 class GMF(FederatedRecommender):

@@ -9,9 +9,9 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_fedras.descent import descend
 from recbole_fedras.model.base import FederatedRecommender
-from recbole_fedras.theta import Theta
+from recbole_fedras.numeric.descent import descend
+from recbole_fedras.numeric.theta import Theta
 
 Floats = NDArray[np.float32]
 
@@ -29,7 +29,7 @@ class LightFR(FederatedRecommender):
     with n his items and negatives; a bit stays where the argument is 0. The item code
     that would suit him alone is ``sgn(r'_i) b``; the change to it is his update, and
     the server descends on the cohort's squared error in the same way
-    (:class:`~recbole_fedras.federation.aggregation.CodeDescent`).
+    (:class:`~recbole_fedras.federation.server.aggregation.CodeDescent`).
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedras.model.base import FederatedRecommender
-from recbole_fedras.theta import Theta
+from recbole_fedras.numeric.theta import Theta
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recbole_fedras.model.base import FederatedRecommender
-from recbole_fedras.rng import Stream, generator
-from recbole_fedras.theta import Theta
+from recbole_fedras.numeric.rng import Stream, generator
+from recbole_fedras.numeric.theta import Theta
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

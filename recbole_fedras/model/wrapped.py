@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from recbole_fedras.model.base import FederatedRecommender
-from recbole_fedras.theta import Theta
+from recbole_fedras.numeric.theta import Theta
 
 #: Copies of networks, which a thread has for itself.
 _threads = threading.local()

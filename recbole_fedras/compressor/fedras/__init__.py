@@ -1,0 +1,1 @@
+"""FedRAS (KDD 2025) and CE: k-means, splitting, and how actions travel."""

@@ -1,0 +1,203 @@
+"""How FedRAS' actions travel: as floats, in 8 bits, or as directions and gains."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numba import njit
+
+from recbole_fedras.compressor.base import Budget
+from recbole_fedras.compressor.fedras.kmeans import Floats, Ints, find_nearest
+from recbole_fedras.wire.payload import Layout, Payload
+
+_LEVELS = 127  # to each side of zero
+_GAINS = 255  # and zero
+_ITERATIONS = 5
+
+
+class ActionCode(Protocol):
+    """Writes what a receiver needs of a clustering, and reads it back."""
+
+    @staticmethod
+    def nominal(n: int, budget: Budget) -> int:
+        """Return as many groups as cost the bytes of C_e float32 centroids."""
+
+    @staticmethod
+    def layout(layout: Layout, n: int, n_groups: int, dim: int) -> Layout:
+        """Add to a layout what :meth:`put` adds to a payload."""
+
+    @staticmethod
+    def put(payload: Payload, rows: Floats, actions: Floats, assignments: Ints) -> None:
+        """Add actions (K, dim), and the assignments (n,) of rows (n, dim)."""
+
+    @staticmethod
+    def get(payload: Payload, n: int, dim: int) -> Floats:
+        """Read the n rows that the receiver gets, shape (n, dim)."""
+
+
+class Float32Code:
+    """The paper's: K centroids in float32."""
+
+    @staticmethod
+    def nominal(n: int, budget: Budget) -> int:
+        """Return as many groups as cost the bytes of C_e float32 centroids."""
+        return budget.rows
+
+    @staticmethod
+    def layout(layout: Layout, n: int, n_groups: int, dim: int) -> Layout:
+        """Add the fields."""
+        layout.floats("actions", n_groups, dim)
+        return layout.ints("assignments", n_groups, n)
+
+    @staticmethod
+    def put(payload: Payload, rows: Floats, actions: Floats, assignments: Ints) -> None:
+        """Add the fields."""
+        payload.put_floats("actions", actions)
+        payload.put_ints("assignments", assignments, len(actions))
+
+    @staticmethod
+    def get(payload: Payload, n: int, dim: int) -> Floats:
+        """Read the rows."""
+        actions = payload.floats("actions", None, dim)
+        return actions[payload.ints("assignments", len(actions), n)]
+
+
+class Int8Code:
+    """Centroids rounded to multiples of one step, for all values of all actions."""
+
+    @staticmethod
+    def nominal(n: int, budget: Budget) -> int:
+        """Return as many groups as cost the bytes of C_e float32 centroids."""
+        return (4 * budget.rows * budget.dim - 4) // budget.dim
+
+    @staticmethod
+    def layout(layout: Layout, n: int, n_groups: int, dim: int) -> Layout:
+        """Add the fields."""
+        layout.floats("step", 1).ints("levels", 2 * _LEVELS + 1, n_groups, dim)
+        return layout.ints("assignments", n_groups, n)
+
+    @staticmethod
+    def put(payload: Payload, rows: Floats, actions: Floats, assignments: Ints) -> None:
+        """Add the fields."""
+        _put_levels(payload, actions)
+        payload.put_ints("assignments", assignments, len(actions))
+
+    @staticmethod
+    def get(payload: Payload, n: int, dim: int) -> Floats:
+        """Read the rows."""
+        actions = _get_levels(payload, dim)
+        return actions[payload.ints("assignments", len(actions), n)]
+
+
+class ShapeCode:
+    """Gain-shape vector quantisation: directions, and how far each row goes along one.
+
+    Source: Sabin and Gray, "Product Code Vector Quantizers for Waveform and Voice
+    Coding" (IEEE TASSP 1984). Directions are refined by spherical k-means (Dhillon and
+    Modha, Machine Learning 2001), in which a row weighs as its squared norm, from the
+    centroids given. A gain is the projection of a row on its direction as sent, rounded
+    on a logarithmic scale; one that is not positive is 0.
+    """
+
+    @staticmethod
+    def nominal(n: int, budget: Budget) -> int:
+        """Return as many groups as cost the bytes of C_e float32 centroids."""
+        return (4 * budget.rows * budget.dim - 4 - 8 - n) // budget.dim
+
+    @staticmethod
+    def layout(layout: Layout, n: int, n_groups: int, dim: int) -> Layout:
+        """Add the fields."""
+        layout.floats("gain_range", 2).ints("gains", _GAINS + 1, n)
+        return Int8Code.layout(layout, n, n_groups, dim)
+
+    @staticmethod
+    def put(payload: Payload, rows: Floats, actions: Floats, assignments: Ints) -> None:
+        """Add the fields."""
+        directions, assignments = _refine(rows, _unit(actions))
+        _put_levels(payload, directions)
+        payload.put_ints("assignments", assignments, len(actions))
+        sent = _get_levels(payload, rows.shape[1])[assignments].astype(np.float64)
+        squares = np.maximum((sent**2).sum(1), np.finfo(np.float32).tiny)
+        gains = (rows * sent).sum(1) / squares  # (n,)
+        low, high = _range(gains)
+        codes = np.zeros(len(gains), np.int64)
+        positive = gains > 0
+        shares = (np.log(gains[positive]) - low) / (high - low)
+        codes[positive] = 1 + np.rint((_GAINS - 1) * shares).clip(0, _GAINS - 1)
+        payload.put_floats("gain_range", np.array([low, high], np.float32))
+        payload.put_ints("gains", codes, _GAINS + 1, "items")
+
+    @staticmethod
+    def get(payload: Payload, n: int, dim: int) -> Floats:
+        """Read the rows."""
+        directions = Int8Code.get(payload, n, dim)
+        low, high = payload.floats("gain_range", 2).astype(np.float64)
+        codes = payload.ints("gains", _GAINS + 1, n)
+        with np.errstate(over="ignore", invalid="ignore"):  # whatever was received
+            gains = np.exp(low + (codes - 1) / (_GAINS - 1) * (high - low))
+            gains = np.where(codes, gains, 0)
+            rows: Floats = (directions * gains[:, None]).astype(np.float32)
+            return rows
+
+
+ACTIONS: dict[str, type[ActionCode]] = {
+    "float32": Float32Code,
+    "int8": Int8Code,
+    "shape": ShapeCode,
+}
+
+
+def _put_levels(payload: Payload, actions: Floats) -> None:
+    step = np.float32(np.abs(actions).max(initial=0) / _LEVELS)
+    levels = np.rint(actions / (step or 1)).astype(np.int64) + _LEVELS
+    payload.put_floats("step", np.array([step]))
+    payload.put_ints("levels", levels, 2 * _LEVELS + 1, "items")
+
+
+def _get_levels(payload: Payload, dim: int) -> Floats:
+    levels = payload.ints("levels", 2 * _LEVELS + 1, None, dim) - _LEVELS
+    with np.errstate(over="ignore", invalid="ignore"):  # whatever was received
+        return levels.astype(np.float32) * payload.floats("step", 1)
+
+
+def _refine(rows: Floats, directions: Floats) -> tuple[Floats, Ints]:
+    """Move directions to those of the rows nearest to them, some times."""
+    shapes = _unit(rows)
+    norms = np.ones(len(rows), np.float32)
+    scaled = rows / (np.abs(rows).max() or 1)  # squares stay in range
+    weighted = scaled * np.linalg.norm(scaled, axis=1, keepdims=True)
+    nearest = np.zeros(len(rows), np.int64)
+    distances = np.zeros(len(rows), np.float32)
+    for iteration in range(_ITERATIONS + 1):
+        find_nearest(shapes, norms, directions, nearest, distances)
+        if iteration < _ITERATIONS:
+            sums = _sums(weighted, nearest, len(directions))
+            moved = sums.any(axis=1)
+            directions[moved] = _unit(sums[moved])
+    return directions, nearest
+
+
+@njit(nogil=True, cache=True)
+def _sums(rows: Floats, groups: Ints, n_groups: int) -> Floats:
+    """Sum up the rows of each group, shape (n_groups, dim)."""
+    sums = np.zeros((n_groups, rows.shape[1]), np.float32)
+    for i in range(len(rows)):
+        for j in range(rows.shape[1]):
+            sums[groups[i], j] += rows[i, j]
+    return sums
+
+
+def _unit(rows: Floats) -> Floats:
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    unit: Floats = (rows / np.where(norms, norms, 1)).astype(np.float32)
+    return np.ascontiguousarray(unit)
+
+
+def _range(gains: Floats) -> tuple[float, float]:
+    """Logarithms of the least and the largest gain above zero; never the same."""
+    positive = gains[gains > 0]
+    if not len(positive):
+        return 0.0, 1.0
+    low, high = np.log(positive.min()), np.log(positive.max())
+    return float(low), float(max(high, low + 1e-3))

@@ -1,0 +1,232 @@
+"""FedRAS: a few shared update directions, and the index of one for each item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import floor
+from typing import Any
+
+from recbole_fedras.compressor.base import (
+    Budget,
+    Compressor,
+    RoundContext,
+    RowUpdate,
+    fits_raw,
+    put_update_rows,
+    raw_payload,
+    raw_update,
+    row_update,
+)
+from recbole_fedras.compressor.fedras.actions import ACTIONS
+from recbole_fedras.compressor.fedras.kmeans import BACKENDS, Floats, Ints, kmeans
+from recbole_fedras.compressor.fedras.splitting import split_groups
+from recbole_fedras.wire.payload import Layout, Payload
+
+
+class FedRAS(Compressor):
+    """Federated recommendation with action sharing.
+
+    Source: Li et al., "Federated Recommendation via Action Sharing" (FedRAS, KDD 2025,
+    arXiv 2507.08842), sections 4.2 to 4.4 and Algorithm 1. Rows of an update are
+    clustered; a group's centroid is an *action*, and every row is sent as the index of
+    its action. With ``C_e = floor(N (1 - CR))``:
+
+    * Uplink: a client with more than ``e_u`` changed rows clusters them into ``e_u``
+      groups by k-means; otherwise its rows travel as they are.
+    * Downlink (adaptive clustering): k-means into ``C_i = floor(C_e (1 - alpha))``
+      groups, of which the worst is split until its quality reaches the threshold or
+      ``C_m = floor(C_e (1 + alpha))`` groups exist
+      (:func:`~recbole_fedras.compressor.fedras.splitting.split_groups`). The threshold
+      is the mean, over earlier rounds, of the worst quality at exactly ``C_e`` groups.
+    * Unequal bandwidth: splits nest, so each tier gets the snapshot of the largest
+      count that fits it.
+
+    Parameters
+    ----------
+    alpha : float
+        Half width of the range of group counts, in [0, 1).
+    clustering : {'adaptive', 'fixed'}
+        ``fixed`` sends exactly ``C_e`` k-means groups: the paper's FedRAS-F.
+    kmeans : {'fast', 'sklearn'}
+        Implementation, see :func:`~recbole_fedras.compressor.fedras.kmeans.kmeans`.
+    kmeans_iterations : int
+        Lloyd iterations at most.
+    actions : {'float32', 'int8', 'shape'}
+        How actions travel. Ours beyond the paper: ``int8`` rounds them to multiples of
+        one step, so that four times as many cost the same; ``shape`` sends directions
+        at 8 bits a value and, with each row, how far it goes along its own, 8 bits on a
+        logarithmic scale (gain-shape vector quantisation).
+
+    Notes
+    -----
+    **Wire**: ``rows`` the n changed rows, ``actions`` float32 (K, d), ``assignments``
+    (n,) at ceil(log2 K) bits: ``4 K d + ceil(n ceil(log2 K) / 8) + rows_size(n, N)``
+    bytes and framing. ``int8``: instead of ``actions``, ``levels`` (K, d) at 8 bits and
+    ``step`` float32. ``shape``: the same, ``gains`` (n,) at 8 bits, ``gain_range``
+    float32 (2,). K is the largest number for which these, booked as items, take no more
+    than ``4 C_e d`` bytes. Updates of at most C_e rows travel as ``rows``, ``values``.
+    Where all bytes are budgeted, K is the largest number that fits.
+
+    **Departures**: rows that did not change belong to no group (the paper counts
+    centroids only, so it does not say). The paper stops when quality "falls below" the
+    threshold, but quality rises by splitting: here it stops when it reaches it. With
+    unequal bandwidth the paper gives no count range: k-means starts at
+    ``floor((1 - alpha) min e_u)``, ``C_e`` and ``C_m`` are the largest ``e_u`` below
+    the number of changed rows (tiers above it get the rows as they are). ``fast``
+    k-means seeds by k-means|| and stops when an iteration gains less than 0.5 % of the
+    error; rows are assigned to the centroids that are sent. Where rows x groups x dim
+    exceed 2^30 it is nested in cells, at more error (docs/performance.md); groups of
+    more than 2,048 rows are split around a pair that sweeps find.
+    """
+
+    threaded = True
+
+    def __init__(
+        self,
+        alpha: float = 0.2,
+        clustering: str = "adaptive",
+        kmeans: str = "fast",
+        kmeans_iterations: int = 10,
+        actions: str = "float32",
+    ) -> None:
+        if type(alpha) not in (int, float) or not 0 <= alpha < 1:
+            raise ValueError(f"alpha={alpha!r} must be a number in [0, 1)")
+        if clustering not in ("adaptive", "fixed"):
+            raise ValueError(f"clustering={clustering!r} must be 'adaptive' or 'fixed'")
+        if kmeans not in BACKENDS:
+            raise ValueError(f"kmeans={kmeans!r} must be one of {BACKENDS}")
+        if type(kmeans_iterations) is not int or kmeans_iterations < 1:
+            raise ValueError(
+                f"kmeans_iterations={kmeans_iterations!r} must be an integer from 1"
+            )
+        if actions not in ACTIONS:
+            raise ValueError(f"actions={actions!r} must be one of {tuple(ACTIONS)}")
+        self.alpha = alpha
+        self.clustering = clustering
+        self.kmeans = kmeans
+        self.kmeans_iterations = kmeans_iterations
+        self.actions = actions
+        self._code = ACTIONS[actions]
+        self._threshold_sum = 0.0
+        self._threshold_count = 0
+        self._metrics: dict[str, float] = {}
+
+    @property
+    def threshold(self) -> float | None:
+        """Mean of the worst qualities recorded so far; None before the first."""
+        if not self._threshold_count:
+            return None
+        return self._threshold_sum / self._threshold_count
+
+    def validate(self, budget: Budget) -> None:
+        """Require at least one group, before and after the range is applied."""
+        n_groups = budget.least(lambda n: self._groups(n, budget))
+        budget.require("number of groups", n_groups)
+        if self.clustering == "adaptive":
+            first = floor(n_groups * (1 - self.alpha))
+            budget.require(f"first number of groups (alpha={self.alpha})", first)
+
+    def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
+        """Cluster a client's rows into e_u groups, if there are more of them."""
+        if self._is_raw(update, budget):
+            return raw_payload(update, ctx.n_items)
+        n_groups = self._groups(len(update), budget)
+        return self._payload(update, ctx, *self._kmeans(update, n_groups, ctx))
+
+    def encode_broadcast(
+        self, update: RowUpdate, budgets: Sequence[Budget], ctx: RoundContext
+    ) -> list[Payload]:
+        """Cluster the aggregate adaptively; one snapshot per tier."""
+        limits = [self._groups(len(update), budget) for budget in budgets]
+        raw = [self._is_raw(update, budget) for budget in budgets]
+        if self.clustering == "fixed" or all(raw):
+            self._metrics = {"groups": float(min(len(update), max(limits)))}
+            return [FedRAS.encode(self, update, own, ctx) for own in budgets]
+
+        clustered = [limit for limit, sent in zip(limits, raw, strict=True) if not sent]
+        recorded = max(clustered)
+        _, assignments = self._kmeans(update, self._first(min(clustered)), ctx)
+        open_ended = len(budgets) == 1 and budgets[0].n_bytes is None
+        groups = split_groups(
+            update.rows.cpu().numpy(),
+            assignments,
+            None if budgets[0].n_bytes is not None else self.threshold,
+            n_recorded=recorded,
+            n_max=floor(recorded * (1 + self.alpha)) if open_ended else recorded,
+        )
+        self._threshold_sum += groups.worst_quality
+        self._threshold_count += 1
+        self._metrics = {
+            "groups": float(groups.n_adaptive),
+            "worst_quality": groups.worst_quality,
+        }
+        payloads = []
+        for limit, sent in zip(limits, raw, strict=True):
+            if sent:
+                payloads.append(raw_payload(update, ctx.n_items))
+            else:
+                count = groups.n_adaptive
+                if not open_ended:
+                    count = min(count, limit)
+                snapshot = groups.snapshot(count)
+                payloads.append(self._payload(update, ctx, *snapshot))
+        return payloads
+
+    def decode(self, payload: Payload, ctx: RoundContext) -> RowUpdate:
+        """Give every row its action."""
+        if "values" in payload:
+            return raw_update(payload, ctx)
+        ids = payload.rows("rows", ctx.n_items)
+        return row_update(ids, self._code.get(payload, len(ids), ctx.dim))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the record that the threshold is the mean of."""
+        return {
+            "threshold_sum": self._threshold_sum,
+            "threshold_count": self._threshold_count,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the record."""
+        self._threshold_sum = state["threshold_sum"]
+        self._threshold_count = state["threshold_count"]
+
+    def metrics(self) -> dict[str, float]:
+        """Return the last downlink's groups and the worst quality recorded with it."""
+        return self._metrics
+
+    def _groups(self, n: int, budget: Budget) -> int:
+        """Return C_e or e_u for an update of n rows."""
+
+        def layout(n_groups: int) -> Layout:
+            ids = Layout().rows("rows", n, budget.n_items)
+            return self._code.layout(ids, n, n_groups, budget.dim)
+
+        most = max(n - 1, 1)  # as many as rows would be no clustering
+        return budget.most(self._code.nominal(n, budget), most, layout)
+
+    def _is_raw(self, update: RowUpdate, budget: Budget) -> bool:
+        if budget.n_bytes is None:
+            return len(update) <= budget.rows
+        return fits_raw(len(update), budget)
+
+    def _first(self, n_groups: int) -> int:
+        return max(floor(n_groups * (1 - self.alpha)), 1)  # few rows: few groups
+
+    def _kmeans(
+        self, update: RowUpdate, n_groups: int, ctx: RoundContext
+    ) -> tuple[Floats, Ints]:
+        return kmeans(
+            update.rows.cpu().numpy(),
+            n_groups,
+            ctx.generator(),
+            self.kmeans_iterations,
+            self.kmeans,
+        )
+
+    def _payload(
+        self, update: RowUpdate, ctx: RoundContext, actions: Floats, assignments: Ints
+    ) -> Payload:
+        payload = put_update_rows(Payload(), update, ctx.n_items)
+        self._code.put(payload, update.rows.cpu().numpy(), actions, assignments)
+        return payload

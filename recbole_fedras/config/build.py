@@ -1,0 +1,176 @@
+"""The methods that a configuration names: compressors and what items are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recbole_fedras.compressor import Compressor
+from recbole_fedras.config import registry
+from recbole_fedras.config import schema as keys
+from recbole_fedras.data.features import principal_components
+from recbole_fedras.embedding import ItemEmbedding
+from recbole_fedras.embedding.full import Full
+from recbole_fedras.numeric.rng import Stream, generator
+from recbole_fedras.wire.ledger import DIRECTIONS
+
+Floats = NDArray[np.float32]
+
+#: Keys that name a compressor; with ``_class`` behind, one of the user's own.
+COMPRESSOR_KEYS = ("compressor", "uplink_compressor", "downlink_compressor")
+
+#: What every item embedding is made with.
+_GIVEN = {"n_items", "dim", "base", "seed"}
+
+
+def find_compressors(chosen: dict[str, Any]) -> dict[str, tuple[str, type[Compressor]]]:
+    """Find name and class for either direction, of the keys chosen.
+
+    Raises
+    ------
+    ValueError
+        If one is unknown or cannot be imported.
+    """
+    common, compressors = str(chosen["compressor"]), {}
+    for direction in DIRECTIONS:
+        key = f"{direction}_compressor"
+        path = chosen.get(f"{key}_class")
+        name = chosen.get(key) or (path and str(path).rpartition(".")[2])
+        if not name:
+            key, name = "compressor", common
+        if not path and name == common:
+            path = chosen.get("compressor_class")
+        found = _find("compressor", key, str(name), path, Compressor)
+        compressors[direction] = str(name), found
+    return compressors
+
+
+def find_item_embedding(chosen: dict[str, Any]) -> type[ItemEmbedding]:
+    """Find the class of the keys chosen.
+
+    Raises
+    ------
+    ValueError
+        If it is unknown or cannot be imported.
+    """
+    kind, name = "item_embedding", str(chosen["item_embedding"])
+    path = chosen.get("item_embedding_class")
+    return _find(kind, kind, name, path, ItemEmbedding)
+
+
+def own_keys(kind: str, name: str, found: type, taken: set[str]) -> dict[str, Any]:
+    """Return a method's keys: its constructor's parameters, its YAML over them.
+
+    Raises
+    ------
+    ValueError
+        If a parameter has the name of another key, one of ``taken``.
+    """
+    own = _parameters(found)
+    for key in sorted(own.keys() & taken):
+        raise ValueError(
+            f"{kind}={name!r}: its parameter {key!r} is another key of this run; it "
+            "must have another name"
+        )
+    return own | registry.read_properties(kind, name)
+
+
+def _parameters(found: type) -> dict[str, Any]:
+    """Return the constructor's parameters that are keys, and their defaults."""
+    own = registry.hyper_parameters(found)
+    given = _GIVEN if issubclass(found, ItemEmbedding) else set()
+    return {key: own[key] for key in own.keys() - given}
+
+
+def _arguments(config: Any, kind: str, name: str, found: type) -> dict[str, Any]:
+    """Return the constructor's arguments, which keys of their names hold."""
+    keys_of_method = _parameters(found).keys()
+    for key in sorted(registry.required_parameters(found) & keys_of_method):
+        if config[key] is None:
+            raise ValueError(f"{key} must be set: {kind}={name!r} has no default")
+    return {key: config[key] for key in keys_of_method}
+
+
+def _find(kind: str, key: str, name: str, path: str | None, base: type) -> type:
+    path = path or registry.read_properties(kind, name).get(f"{kind}_class")
+    if not path:
+        valid = list(registry.names(kind))
+        raise ValueError(
+            f"{key}={name!r} is unknown; {registry.nearest(name, valid)}"
+            f"known: {', '.join(valid)}, or set {key}_class"
+        )
+    return registry.load_class(f"{key}_class", path, base)
+
+
+def make_compressor(
+    config: Any, name: str, compressor_class: type[Compressor]
+) -> Compressor:
+    """Build a compressor; its parameters are the keys named like its constructor's.
+
+    Raises
+    ------
+    ValueError
+        For values that it does not take.
+    """
+    arguments = _arguments(config, "compressor", name, compressor_class)
+    try:
+        compressor = compressor_class(**arguments)
+    except TypeError as error:
+        raise ValueError(f"compressor={name!r}: {error}") from error
+    if config["bandwidth"] is not None and not compressor.heterogeneous:
+        keys.refuse(config, "bandwidth", f"None: {name} needs equal rates")
+    return compressor
+
+
+def make_item_embedding(
+    config: Any,
+    kind: type[ItemEmbedding],
+    n_items: int,
+    dim: int,
+    source: Floats | None,
+) -> ItemEmbedding | None:
+    """Build what items are made of; None for a row each without a base.
+
+    Parameters
+    ----------
+    config : Config
+    kind : type
+    n_items, dim : int
+    source : ndarray of float32, shape (n_items, n), or None
+        Their features or warmed-up vectors; without it, what it gives is zero.
+
+    Raises
+    ------
+    ValueError
+        For values that it does not take.
+    """
+    base = None
+    if config["use_base"]:
+        base = torch.from_numpy(_base(config, n_items, dim, source))
+    elif kind is Full:
+        return None
+    name = config["item_embedding"]
+    arguments = _arguments(config, "item_embedding", name, kind)
+    try:
+        embedding = kind(n_items, dim, base, config["seed"], **arguments)
+    except TypeError as error:
+        raise ValueError(f"item_embedding={name!r}: {error}") from error
+    if source is not None:
+        embedding.validate()
+        embedding.fit(source, features=config["item_base"] == "features")
+    return embedding
+
+
+def _base(config: Any, n_items: int, dim: int, source: Floats | None) -> Floats:
+    if config["item_base"] == "random":
+        rng = generator(config["seed"], Stream.INITIALISATION, 1, 1)  # table: (1,)
+        values = rng.standard_normal((n_items, dim)) * float(config["base_std"])
+        return values.astype(np.float32)
+    if source is None:
+        return np.zeros((n_items, dim), np.float32)
+    if config["item_base"] == "features":
+        return principal_components(source, dim, config["base_std"])
+    return source

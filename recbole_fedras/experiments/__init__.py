@@ -1,0 +1,1 @@
+"""Many runs: sweeps, comparisons, exhibits of papers, and what they measure."""

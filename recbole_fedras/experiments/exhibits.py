@@ -1,0 +1,274 @@
+"""What an exhibit is: its runs, their labels and the paper's numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recbole_fedras.config import registry
+from recbole_fedras.experiments.measures import (
+    group_sizes,
+    information_loss,
+    transfer_time,
+)
+from recbole_fedras.experiments.sweep import RELABELLING, Keys, Measure, train_and_test
+
+_MEASURES: dict[str, Measure] = {
+    "train_and_test": train_and_test,
+    "information_loss": information_loss,
+    "group_sizes": group_sizes,
+    "transfer_time": transfer_time,
+}
+
+#: Keys that not all runs of an exhibit can be given, and why.
+_REFUSED = {
+    "resume": "finished runs are kept",
+    "dataset": "say --dataset",
+    "model": "say --model",
+    "epochs": "say --rounds",
+    "seed": "say --seeds",
+    "n_jobs": "say --jobs",
+    "checkpoint_dir": "say --output",
+    "show_progress": "its bar is over runs",
+} | dict.fromkeys(
+    {
+        "compressor", "compressor_class", "metrics", "model_class", "preset", "topk",
+        *RELABELLING,
+    },
+    "the exhibit has its own",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One number of an exhibit: a method in a setting, on a dataset, with a model.
+
+    Attributes
+    ----------
+    dataset, model, method, setting : str
+        Labels.
+    keys : dict
+        Keys of its runs, but for seed and learning rate.
+    tuning : dict
+        The same, of the runs that choose its learning rate.
+    learning_rates : list of float
+        The grid that it is chosen from.
+    tuned : tuple of str
+        What shares a learning rate.
+    paper : list of float or None
+        The paper's values of the exhibit's metrics, if it prints any.
+    """
+
+    dataset: str
+    model: str
+    method: str
+    setting: str
+    keys: Keys
+    tuning: Keys
+    learning_rates: list[float]
+    tuned: tuple[str, ...]
+    paper: list[float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibit:
+    """A table or figure, as ``properties/experiment/{name}.yaml`` says.
+
+    The file's keys: ``like``, another exhibit, if it only says in which keys and
+    methods it differs from that; ``title``; ``measure``, if it is another than training
+    and testing; ``figure``, the name of its x-axis, if it is one, and what ``drawn``
+    along it: ``settings``, ``metrics``, ``rounds`` or ``bytes``; ``metrics``;
+    ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and ``settings``, each a
+    label with keys, a setting's perhaps by dataset; ``learning_rates``, the grid for
+    methods that name none, perhaps by model, and ``tuning``, keys of the setting that
+    they are chosen in, perhaps by dataset, the first if it says none;
+    ``tuned_by_setting``, if each setting has learning rates of its own, chosen with its
+    keys and those of ``tuning``; ``jobs``, if only so many runs may be under way; and
+    ``paper``, values by dataset, model and method, a list for each setting.
+    """
+
+    name: str
+    title: str
+    metrics: list[str]
+    entries: list[Entry]
+    figure: str | None = None
+    drawn: str = "settings"
+    measure: Measure = train_and_test
+    jobs: int | None = None
+
+
+def read_exhibit(
+    name: str,
+    datasets: Sequence[str] = (),
+    models: Sequence[str] = (),
+    rounds: int | None = None,
+    without: Sequence[str] = (),
+    keys: Keys | None = None,
+) -> Exhibit:
+    """Read an exhibit, for some of its datasets and models, or all.
+
+    Parameters
+    ----------
+    name : str
+        Of ``properties/experiment/{name}.yaml``.
+    datasets, models : sequence of str
+        Only these; all, if there are none.
+    rounds : int, optional
+        Of all runs but of methods that say how many.
+    without : sequence of str
+        Methods to leave out.
+    keys : dict, optional
+        Of all runs, in place of the exhibit's ``keys``; ``tuning`` and methods keep
+        what they say.
+
+    Returns
+    -------
+    Exhibit
+        Whose name and title say what it has been given, as
+        ``table1-ml-1m-MF-init_std-0.3-200-rounds``.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name, it has not that dataset, model or method, no
+        method is left, or a key is what its runs differ in.
+    """
+    text = exhibit_keys(name)
+    asked = {
+        "dataset": (datasets, _choices(text, "dataset")),
+        "model": (models, _choices(text, "model")),
+        "without": (without, list(text["methods"])),
+    }
+    for option, (values, have) in asked.items():
+        for value in values:
+            if value not in have:
+                raise ValueError(
+                    f"--{option}={value!r} is not in {name}, which has "
+                    f"{'; '.join(have)}"
+                )
+    datasets, models = list(dict.fromkeys(datasets)), list(dict.fromkeys(models))
+    text |= {"datasets": datasets or text["datasets"]}
+    text |= {"models": models or text["models"]}
+    title = text["title"]
+    part = [*datasets, *models]
+    for method in [method for method in text["methods"] if method in without]:
+        del text["methods"][method]
+        title += f", without {method}"
+        part.append(f"without-{re.sub(r'[^.0-9A-Za-z-]+', '-', method)}")
+    if not text["methods"]:
+        raise ValueError(f"--without leaves no method in {name}")
+    keys = dict(sorted((keys or {}).items()))
+    if keys:
+        _refuse(keys, name, text)
+        title += "".join(f", {key}={value}" for key, value in keys.items())
+        part.append(_file_part(keys))
+    if rounds is not None:
+        title += f", {rounds} rounds"
+        part.append(f"{rounds}-rounds")
+        keys = keys | {"epochs": rounds}
+    text |= {"keys": text.get("keys", {}) | keys}
+    return Exhibit(
+        "-".join([name, *part]),
+        title,
+        text["metrics"],
+        list(_entries(text)),
+        text.get("figure"),
+        text.get("drawn", "settings"),
+        _MEASURES[text.get("measure", "train_and_test")],
+        text.get("jobs"),
+    )
+
+
+def has_part(name: str, datasets: Sequence[str], models: Sequence[str]) -> bool:
+    """Whether an exhibit has all of these datasets and models."""
+    text = exhibit_keys(name)
+    return {*datasets} <= {*_choices(text, "dataset")} and {*models} <= {
+        *_choices(text, "model")
+    }
+
+
+def exhibit_keys(name: str) -> dict[str, Any]:
+    """Read the keys of an exhibit, those of the one that it is ``like`` beneath them.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    known = list(registry.names("experiment"))
+    if name not in known:
+        raise ValueError(
+            f"exhibit {name!r} is unknown; {registry.nearest(name, known)}"
+            f"known: {', '.join(known)}"
+        )
+    text = registry.read_properties("experiment", name)
+    if "like" not in text:
+        return text
+    whole = exhibit_keys(text.pop("like"))
+    return whole | text | {"methods": whole["methods"] | text.get("methods", {})}
+
+
+def _choices(text: dict[str, Any], key: str) -> list[str]:
+    """Return what an exhibit has; of more datasets it may have numbers only."""
+    more = text.get("paper", {}) if key == "dataset" else {}
+    return list(dict.fromkeys([*text[f"{key}s"], *more]))
+
+
+def _refuse(keys: Keys, name: str, text: dict[str, Any]) -> None:
+    """Raise a ValueError for a key by which runs would not be what they are called."""
+    labelled = {
+        key
+        for labels in (text["methods"], text["settings"])
+        for own in labels.values()
+        for dataset in text["datasets"]
+        for key in own.get(dataset, own)
+        if key != "learning_rate"  # methods that name one keep it
+    }
+    refused = _REFUSED | dict.fromkeys(labelled, "its methods or settings differ in it")
+    for key, why in refused.items():
+        if key in keys:
+            raise ValueError(f"--{key}={keys[key]} cannot be set for {name}: {why}")
+
+
+def _file_part(keys: Keys) -> str:
+    """Name keys and values, or a digest of them, where a file's name cannot."""
+    text = "-".join(f"{key}-{value}" for key, value in keys.items())
+    if re.fullmatch(r"[-.\w]{1,80}", text):
+        return text
+    return f"keys-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def _entries(text: dict[str, Any]) -> Iterator[Entry]:
+    for dataset in text["datasets"]:
+        for model in text["models"]:
+            grid = text["learning_rates"]
+            grid = grid[model] if isinstance(grid, dict) else grid
+            for method, own in text["methods"].items():
+                printed = text.get("paper", {}).get(dataset, {}).get(model, {})
+                values = printed.get(method, [None] * len(text["settings"]))
+                run = {"dataset": dataset, "model": model} | text["keys"]
+                settings = {
+                    label: keys.get(dataset, keys)
+                    for label, keys in text["settings"].items()
+                }
+                tuning = text.get("tuning", next(iter(settings.values())))
+                tuning = tuning.get(dataset, tuning)
+                by_setting = text.get("tuned_by_setting", False)
+                for (setting, keys), paper in zip(
+                    settings.items(), values, strict=True
+                ):
+                    label = str(setting)
+                    yield Entry(
+                        dataset,
+                        model,
+                        method,
+                        label,
+                        run | keys | own,
+                        run | (keys if by_setting else {}) | tuning | own,
+                        grid,
+                        (dataset, model, method, label if by_setting else ""),
+                        paper,
+                    )

@@ -1,0 +1,1 @@
+"""The clients' half of a round: samples, local training, feedback."""

@@ -1,0 +1,93 @@
+"""What clients minimise on a batch, and its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+
+from recbole_fedras.embedding.base import ItemEmbedding
+from recbole_fedras.federation.client.batches import Batch
+from recbole_fedras.federation.client.sam import Gradients, Parameters, ascend
+from recbole_fedras.federation.settings import LocalTraining
+
+Score = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A loss of many clients, each with parameters and samples of his own.
+
+    Attributes
+    ----------
+    score : callable
+        See ``FederatedRecommender.score``.
+    training : LocalTraining
+    embedding : ItemEmbedding or None
+        What items are made of; None: of a row each.
+    gradient_map : Tensor or None, shape (width, width)
+        Applied to gradients of rows.
+    """
+
+    score: Score
+    training: LocalTraining
+    embedding: ItemEmbedding | None
+    gradient_map: Tensor | None
+
+    def slopes(self, parameters: Parameters, batch: Batch) -> tuple[Tensor, Gradients]:
+        """Return the loss and the gradients to step by, summed over samples.
+
+        Parameters
+        ----------
+        parameters : tuple
+            Users (n, dim), the rows of all clients (n_rows, width), the network by
+            name, shapes (n, ...).
+        batch : Batch
+
+        Returns
+        -------
+        loss : Tensor
+        gradients : tuple
+            Of users (n, dim), of rows one for each sample and part of its item
+            (n * batch width * h, width), of the network by parameter (n, ...); of a
+            sharpness-aware training those from uphill.
+        """
+        training = self.training
+        loss, slopes = self._gradients(parameters, batch)
+        if training.sharpness_aware:
+            uphill = ascend(
+                parameters, slopes, batch.row, training.rho_shared, training.rho_private
+            )
+            _, slopes = self._gradients(uphill, batch)
+        return loss, slopes
+
+    def _gradients(
+        self, parameters: Parameters, batch: Batch
+    ) -> tuple[Tensor, Gradients]:
+        users, table, network = parameters
+        user = users[:, None].detach().requires_grad_()  # (n, 1, dim)
+        parts = table[batch.row].requires_grad_()  # (n, batch width, h, width)
+        own = {name: value.detach().requires_grad_() for name, value in network.items()}
+        with torch.enable_grad():
+            if self.embedding is None:
+                vectors = parts[:, :, 0]
+            else:
+                vectors = self.embedding.vectors(parts, batch.item, own)
+            logits = self.score(user, vectors, own)
+            weight = batch.valid.to(logits.dtype)
+            if self.training.pairwise:  # item, negative, item, ...
+                ahead = logits[:, ::2] - logits[:, 1::2]
+                loss = -(logsigmoid(ahead) * weight[:, ::2]).sum()
+            else:
+                loss = binary_cross_entropy_with_logits(
+                    logits, batch.label, weight=weight, reduction="sum"
+                )
+        leaves = [user, parts, *own.values()]
+        of_user, of_item, *of_network = torch.autograd.grad(loss, leaves)
+        of_item = of_item.reshape(-1, table.shape[1])
+        if self.gradient_map is not None:
+            of_item = of_item @ self.gradient_map
+        return loss.detach(), (of_user[:, 0], of_item, of_network)

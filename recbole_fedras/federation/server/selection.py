@@ -1,0 +1,39 @@
+"""Who takes part in a round, and at which bandwidth."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recbole_fedras.numeric.rng import Stream, generator
+
+Ints = NDArray[np.int64]
+
+
+def cohort_size(n_eligible: int, client_fraction: float) -> int:
+    """Clients per round, ``floor(fraction * n)``.
+
+    Raises
+    ------
+    ValueError
+        If that is nobody.
+    """
+    size = int(n_eligible * client_fraction + 1e-9)
+    if size < 1:
+        raise ValueError(
+            f"client_fraction={client_fraction} of {n_eligible} clients selects nobody;"
+            f" it must be at least {1 / max(n_eligible, 1):.2g} and at most 1 (RSC cuts"
+            " it by compression_rate)"
+        )
+    return size
+
+
+def select_cohort(eligible: Ints, size: int, seed: int, round: int) -> Ints:
+    """Draw a round's cohort uniformly without replacement; increasing."""
+    rng = generator(seed, Stream.COHORT, round)
+    return np.sort(rng.choice(eligible, size, replace=False))
+
+
+def assign_tiers(n_clients: int, n_tiers: int, seed: int) -> Ints:
+    """Draw each client's bandwidth tier once, uniformly."""
+    return generator(seed, Stream.BANDWIDTH).integers(n_tiers, size=n_clients)

@@ -1,0 +1,1 @@
+"""What has no subject of its own: random streams, threads, memory, flat networks."""

@@ -1,0 +1,1 @@
+"""One run, as RecBole has it: trainer, evaluation, report."""

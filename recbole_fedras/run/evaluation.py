@@ -1,0 +1,218 @@
+"""Evaluation: candidates drawn once, ties broken without favour, finite scores only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from recbole.data.interaction import Interaction
+from recbole.evaluator import Collector
+from torch import Tensor
+from torch.nn.functional import pad
+
+from recbole_fedras.federation.simulation import NonFiniteError
+from recbole_fedras.numeric.rng import Stream, generator
+
+
+class FixedCandidates:
+    """Each user's held-out items among sampled ones, the same at every evaluation.
+
+    For every held-out item of a user, ``n_negatives`` items are drawn without
+    replacement from those that he never interacted with, in any part of the data (all
+    of them, if there are fewer for a user with several held-out items). Held-out items
+    stand at random places among the candidates, so that ties favour neither side: the
+    expected metric is that of random tie-breaking.
+
+    Stands in for RecBole's ``NegSampleEvalDataLoader``, which draws anew, with
+    replacement and from the global generator, at every evaluation, and lets test items
+    be negatives in validation.
+
+    Parameters
+    ----------
+    dataset : recbole.data.dataset.Dataset
+        The held-out part.
+    interacted : list of ndarray
+        All items of each user, by RecBole id.
+    n_negatives : int
+    seed : int
+    phase : {'valid', 'test'}
+    batch_size : int
+        Scores computed at a time.
+
+    Raises
+    ------
+    ValueError
+        If a user has fewer than ``n_negatives`` items that he never interacted with.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        interacted: list[NDArray[np.int64]],
+        n_negatives: int,
+        seed: int,
+        phase: str,
+        batch_size: int,
+    ) -> None:
+        self._dataset = dataset
+        self._user_field, self._item_field = dataset.uid_field, dataset.iid_field
+        users = dataset.inter_feat[self._user_field].numpy()
+        items = dataset.inter_feat[self._item_field].numpy()
+        self._users = np.unique(users)
+        order = np.lexsort((items, users))
+        bounds = np.searchsorted(users[order], self._users)
+        held_out = np.split(items[order], bounds)[1:]
+        all_items = np.arange(1, dataset.item_num)
+        rows, positives = [], []
+        for user, own in zip(self._users, held_out, strict=True):
+            own = np.unique(own)
+            rng = generator(seed, Stream.CANDIDATES, phase == "test", user)
+            never = np.setdiff1d(all_items, interacted[user], assume_unique=True)
+            if len(never) < n_negatives:
+                name = dataset.id2token(self._user_field, user)
+                raise ValueError(
+                    f"eval_args mode uni{n_negatives}: user {name!r} has only "
+                    f"{len(never)} items that he never interacted with; choose uni1 to "
+                    f"uni{len(never)} or full"
+                )
+            size = min(n_negatives * len(own), len(never))
+            candidates = np.concatenate([own, rng.choice(never, size, replace=False)])
+            place = rng.permutation(len(candidates))
+            row = np.empty_like(candidates)
+            row[place] = candidates
+            rows.append(row)
+            positives.append(place[: len(own)])
+        self._width = max(map(len, rows), default=1)
+        self._candidates = torch.zeros(len(rows), self._width, dtype=torch.int64)
+        for index, row in enumerate(rows):  # [PAD] fills up
+            self._candidates[index, : len(row)] = torch.from_numpy(row)
+        self._positives = positives
+        self._step = max(batch_size // self._width, 1)
+
+    def __len__(self) -> int:
+        return -(-len(self._users) // self._step)
+
+    def __iter__(self) -> Iterator[tuple[Interaction, None, Tensor, Tensor]]:
+        """Yield what RecBole's loader does; positives are columns of the candidates."""
+        for start in range(0, len(self._users), self._step):
+            own = slice(start, start + self._step)
+            interaction = Interaction(
+                {
+                    self._user_field: torch.from_numpy(self._users[own]),
+                    self._item_field: self._candidates[own],
+                }
+            )
+            counts = [len(columns) for columns in self._positives[own]]
+            positive_u = np.repeat(np.arange(len(counts)), counts)
+            positive_i = np.concatenate(self._positives[own])
+            yield (
+                interaction,
+                None,
+                torch.from_numpy(positive_u),
+                torch.from_numpy(positive_i),
+            )
+
+
+def fixed_candidates(loader: Any, phase: str, built: list[Any], config: Any) -> Any:
+    """Replace a RecBole evaluation loader, if it samples uniformly, by ours.
+
+    Parameters
+    ----------
+    loader : AbstractDataLoader
+        RecBole's, returned as it is for other modes and for
+        ``eval_candidates: recbole``.
+    phase : {'valid', 'test'}
+    built : list of recbole.data.dataset.Dataset
+        The training, validation and test parts.
+    config : Config
+    """
+    mode = config["eval_args"]["mode"][phase]
+    if config["eval_candidates"] != "fixed" or mode[:3] != "uni":
+        return loader
+    dataset = loader._dataset
+    users = np.concatenate([part.inter_feat[part.uid_field] for part in built])
+    items = np.concatenate([part.inter_feat[part.iid_field] for part in built])
+    order = np.argsort(users, kind="stable")
+    bounds = np.searchsorted(users[order], np.arange(1, dataset.user_num))
+    interacted = np.split(items[order], bounds)
+    return FixedCandidates(
+        dataset,
+        [np.unique(own) for own in interacted],
+        int(mode[3:]),
+        config["seed"],
+        phase,
+        config["eval_batch_size"],
+    )
+
+
+class FairCollector(Collector):  # type: ignore[misc]
+    """RecBole's collector, indifferent to item ids and strict about scores.
+
+    Full rankings are taken over a fixed random order of the items, as ``topk`` favours
+    one end of its input among equal scores. A score that is not finite is an error,
+    where RecBole would rank it.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._seed: int = config["seed"]
+        self._user_field: str = config["USER_ID_FIELD"]
+        self._item_field: str = config["ITEM_ID_FIELD"]
+        #: Of the last evaluation, for each user the place of his first held-out item
+        #: among the first max(topk), from 1; 0 if it is not there. None where no
+        #: metric counts hits.
+        self.ranks: NDArray[np.int64] | None = None
+
+    def eval_batch_collect(
+        self,
+        scores_tensor: Tensor,
+        interaction: Interaction,
+        positive_u: Tensor,
+        positive_i: Tensor,
+    ) -> None:
+        """Collect a batch; -inf marks what is not to be ranked."""
+        if bool((scores_tensor.isnan() | (scores_tensor == torch.inf)).any()):
+            raise NonFiniteError("evaluation: a score is not finite")
+        if self._is_candidate_batch(interaction):
+            columns = interaction[self._item_field].to(scores_tensor.device)
+        else:
+            n_items = scores_tensor.shape[1]
+            order = generator(self._seed, Stream.TIES, n_items).permutation(n_items)
+            shuffled = torch.from_numpy(order).to(scores_tensor.device)
+            place = torch.empty_like(shuffled)
+            place[shuffled] = torch.arange(n_items, device=place.device)
+            scores_tensor = scores_tensor[:, shuffled]
+            positive_i = place[positive_i.to(place.device)]
+            columns = shuffled.expand(len(scores_tensor), -1)
+        if self.register.need("rec.meanrank"):  # GAUC: the first -inf ends a ranking
+            scores_tensor = pad(scores_tensor, (0, 1), value=-torch.inf)
+        super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+        if self.register.need("rec.items"):
+            ranked = self.data_struct.get("rec.items")[-len(columns) :]
+            ranked.copy_(columns.gather(1, ranked))
+
+    def get_data_struct(self) -> Any:
+        """Return what was collected; RecBole fails on what is not a tensor."""
+        counts = {
+            key: value
+            for key, value in self.data_struct._data_dict.items()
+            if not isinstance(value, Tensor)
+        }
+        for key in counts:
+            del self.data_struct._data_dict[key]
+        collected = super().get_data_struct()
+        for key, value in counts.items():
+            self.data_struct.set(key, value)
+            collected.set(key, value)
+        self.ranks = None
+        if self.register.need("rec.topk"):
+            hits = collected.get("rec.topk")[:, :-1].numpy()  # the last column counts
+            self.ranks = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0)
+        return collected
+
+    def _is_candidate_batch(self, interaction: Interaction) -> bool:
+        fields = interaction.columns
+        return self._item_field in fields and interaction[self._item_field].dim() == 2

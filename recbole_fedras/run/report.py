@@ -1,0 +1,194 @@
+"""What a run leaves behind: its folder, its rounds, its result, and the table shown."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import yaml
+from recbole.utils import get_local_time
+from tabulate import tabulate
+
+from recbole_fedras.config.checkpoint import plain
+from recbole_fedras.federation.simulation import PHASES, RoundReport
+from recbole_fedras.wire.ledger import DIRECTIONS
+from recbole_fedras.wire.payload import PARTS
+
+
+class RunFolder:
+    """A folder that belongs to one run.
+
+    Holds ``config.yaml``, ``rounds.csv``, ``result.json``, ``ranks.csv`` (of the test),
+    ``best.pth`` (best validation score) and ``last.pth`` (newest state), for
+    ``--resume``.
+
+    Parameters
+    ----------
+    parent : str or Path
+    name : str
+        Beginning of the folder's name; time and, where needed, a number follow.
+    """
+
+    def __init__(self, parent: str | Path, name: str) -> None:
+        base = Path(parent) / f"{name}-{get_local_time()}"
+        self.path = base
+        attempt = 1
+        while True:
+            try:
+                self.path.mkdir(parents=True)
+                break
+            except FileExistsError:
+                attempt += 1
+                self.path = base.with_name(f"{base.name}-{attempt}")
+        self.best = self.path / "best.pth"
+        self.last = self.path / "last.pth"
+
+    def write_config(self, resolved: dict[str, Any]) -> None:
+        """Write every key and value; the file works as a config file."""
+        text = yaml.safe_dump(resolved, sort_keys=True, allow_unicode=True)
+        (self.path / "config.yaml").write_text(text, encoding="utf-8")
+
+    def write_rounds(self, rows: list[dict[str, Any]]) -> None:
+        """Write one line per round."""
+        fields = list(dict.fromkeys(key for row in rows for key in row))
+        with (self.path / "rounds.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fields, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def write_ranks(self, users: Iterable[str], ranks: Iterable[int]) -> None:
+        """Write where each user's held-out item stood in the test; 0: not in topk."""
+        with (self.path / "ranks.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["user", "rank"])
+            writer.writerows(zip(users, ranks, strict=True))
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write ``result.json``."""
+        text = json.dumps(_without_infinity(plain(result)), indent=2, allow_nan=False)
+        (self.path / "result.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _without_infinity(value: Any) -> Any:
+    """Replace what JSON has no number for by None."""
+    if isinstance(value, dict):
+        return {key: _without_infinity(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def round_row(round: int, report: RoundReport) -> dict[str, Any]:
+    """Return a round's line of ``rounds.csv``, before evaluation."""
+    row: dict[str, Any] = {"round": round, "loss": report.loss}
+    row["clients"] = report.n_clients
+    row |= report.metrics
+    row |= report.bytes
+    for direction in DIRECTIONS:  # as papers count: values of items only
+        row[f"{direction}_nominal_bytes"] = report.bytes[f"{direction}_items_bytes"]
+    row |= {f"seconds_{phase}": seconds for phase, seconds in report.seconds.items()}
+    return row
+
+
+def communication(
+    totals: dict[str, int],
+    table_bytes: int,
+    theta_bytes: int,
+    participations: float,
+    mb_per_s: dict[str, float],
+) -> dict[str, Any]:
+    """Sum up a run's ledger.
+
+    Parameters
+    ----------
+    totals : dict
+        ``Ledger.totals``.
+    table_bytes, theta_bytes : int
+        Size of the item table and of the network in float32.
+    participations : float
+        Clients in all rounds. If a method cuts embeddings, rounds or cohorts instead of
+        compressing, table and participations are those without the cut.
+    mb_per_s : dict
+        What a client's link carries in each direction, 10^6 bytes a second.
+
+    Returns
+    -------
+    dict
+        ``dense_bytes`` is what plain FedAvg would have sent: table and network, both
+        ways, at each participation. ``nominal_compression_rate`` compares float values
+        of items with whole item tables, as papers do; ``wire_compression_rate`` all
+        bytes sent with ``dense_bytes``, ``..._with_catch_up`` catch-up too.
+        ``per_participation`` has means over participations, each of one uplink, with
+        the seconds that one takes on the link. What is sent once is no value of items.
+    """
+    sent = sum(totals[f"{direction}_bytes"] for direction in DIRECTIONS)
+    dense = 2 * (table_bytes + theta_bytes) * participations
+    values = sum(totals[f"{direction}_items_bytes"] for direction in DIRECTIONS)
+    summary: dict[str, Any] = {
+        key: totals[key] for key in ("uplink_bytes", "downlink_bytes", "catch_up_bytes")
+    }
+    summary["dense_bytes"] = round(dense)
+    summary["nominal_compression_rate"] = 1 - values / (
+        2 * table_bytes * participations
+    )
+    summary["wire_compression_rate"] = 1 - sent / dense
+    summary["wire_compression_rate_with_catch_up"] = (
+        1 - (sent + totals["catch_up_bytes"]) / dense
+    )
+    summary["parts"] = {
+        direction: {part: totals[f"{direction}_{part}_bytes"] for part in PARTS}
+        for direction in DIRECTIONS
+    }
+    summary["messages"] = {
+        direction: totals[f"{direction}_messages"] for direction in DIRECTIONS
+    }
+    each: dict[str, float] = {}
+    for direction in DIRECTIONS:
+        mean = totals[f"{direction}_bytes"] / totals["uplink_messages"]
+        each[f"{direction}_bytes"] = mean
+        each[f"{direction}_seconds"] = mean / (1e6 * mb_per_s[direction])
+    each["catch_up_bytes"] = totals["catch_up_bytes"] / totals["uplink_messages"]
+    summary["per_participation"] = each
+    return summary
+
+
+def seconds_by_phase(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Add up the seconds of all rounds; ``total`` is the whole rounds' time."""
+    phases = [*PHASES, "evaluation", "total"]
+    return {
+        phase: sum(row.get(f"seconds_{phase}", 0.0) for row in rows) for phase in phases
+    }
+
+
+def result_table(result: dict[str, Any]) -> str:
+    """Render result and cost side by side for the terminal."""
+    cost, seconds = result["communication"], result["seconds"]
+    each = cost["per_participation"]
+    lines = [
+        ("run", f"{result['model']} + {result['compressor']} on {result['dataset']}, "
+                f"seed {result['seed']}, {result['rounds']} rounds"),
+        *(
+            (f"{phase} {metric}", f"{value:.4f}")
+            for phase in ("best_valid", "test")
+            for metric, value in (result[f"{phase}_result"] or {}).items()
+        ),
+        *(
+            (direction, f"{megabytes(cost[f'{direction}_bytes'])}; each time "
+                        f"{each[f'{direction}_bytes'] / 1e3:,.1f} kB, "
+                        f"{each[f'{direction}_seconds']:.3f} s on the link")
+            for direction in DIRECTIONS
+        ),
+        ("catch-up (not sent)", megabytes(cost["catch_up_bytes"])),
+        ("dense FedAvg", megabytes(cost["dense_bytes"])),
+        ("compression rate, wire", f"{cost['wire_compression_rate']:.2%}"),
+        ("compression rate, nominal", f"{cost['nominal_compression_rate']:.2%}"),
+        *((f"seconds, {phase}", f"{value:.1f}") for phase, value in seconds.items()),
+    ]  # fmt: skip
+    return str(tabulate(lines, tablefmt="simple_outline", disable_numparse=True))
+
+
+def megabytes(size: float) -> str:
+    """Render bytes as MB (10^6)."""
+    return f"{size / 1e6:,.2f} MB"

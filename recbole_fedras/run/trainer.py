@@ -1,0 +1,376 @@
+"""RecBole's trainer, of which one epoch is one federated round."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.trainer import Trainer
+from torch import Tensor
+from tqdm import tqdm
+
+from recbole_fedras.config import Config
+from recbole_fedras.config.checkpoint import (
+    best_of,
+    plain,
+    read_checkpoint,
+    write_checkpoint,
+)
+from recbole_fedras.data.dataset import client_data
+from recbole_fedras.embedding.base import ItemEmbedding, introduce
+from recbole_fedras.federation.budgets import make_budgets
+from recbole_fedras.federation.simulation import (
+    NonFiniteError,
+    RoundReport,
+    Simulation,
+)
+from recbole_fedras.model import FederatedRecommender
+from recbole_fedras.run.evaluation import FairCollector
+from recbole_fedras.run.report import RunFolder, megabytes, round_row
+from recbole_fedras.wire.message import Message
+
+
+class FederatedTrainer(Trainer):  # type: ignore[misc]
+    """Trains by federated rounds; fitting, early stopping and metrics are RecBole's.
+
+    Parameters
+    ----------
+    config : Config
+    model : FederatedRecommender
+    train_data : AbstractDataLoader
+        RecBole's loader of the training part; its interactions go to their clients.
+
+    Attributes
+    ----------
+    simulation : Simulation
+    rows : list of dict
+        A line of ``rounds.csv`` for every round.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: FederatedRecommender,
+        train_data: Any,
+    ) -> None:
+        self.config, self.model = config, model
+        self._clients = client_data(train_data._dataset)
+        self.simulation = self._simulate(self._introduction(model.embedding))
+        check_after_warmup(config, self.simulation)
+        super().__init__(config, model)
+        self.eval_collector = FairCollector(config)
+        self.folder: RunFolder | None = None
+        self.rows: list[dict[str, Any]] = []
+        self._valid_result: dict[str, float] | None = None
+
+    def _introduction(self, embedding: ItemEmbedding | None) -> Message | None:
+        """Return what each client is sent once of the items."""
+        if embedding is None:
+            return None
+        return introduce(embedding, self.config["item_base"] == "random")
+
+    def _simulate(self, once: Message | None, round: int = 0) -> Simulation:
+        return Simulation(
+            self.model,
+            self._clients,
+            *self.config.make_compressors(),
+            self.config.federation(),
+            self.config.local_training(self._warming),
+            n_jobs=self.config["n_jobs"],
+            once=once,
+            round=round,
+        )
+
+    @property
+    def _warming(self) -> bool:
+        return self.config.warmup_rounds > 0 and self.model.embedding is None
+
+    def _end_warmup(self) -> None:
+        """Freeze what the warm-up has trained, and go on with the item embedding.
+
+        Users, their Adam's states and the network stay as they are. States of the
+        server's optimizer and of compressors, which are of another table, start anew,
+        and so does the best validation score.
+        """
+        warm = self.simulation
+        source = warm.server.item_table.cpu().numpy()
+        n_items, dim = source.shape
+        embedding = self.config.make_item_embedding(n_items, dim, source)
+        once = self._introduction(embedding)
+        self.model.begin(embedding)
+        self.simulation = self._simulate(once, warm.round)
+        self.simulation.go_on_from(warm)
+        self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
+
+    def write_to(self, folder: RunFolder) -> None:
+        """Write checkpoints and rounds to ``folder`` instead of RecBole's one file."""
+        self.folder = folder
+        self.saved_model_file = str(folder.best)
+
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Callable[[int, float], Any] | None = None,
+    ) -> tuple[float, dict[str, float] | None]:
+        """Train as RecBole does, under one progress bar over rounds.
+
+        Ctrl-C lets the round end, saves, and raises KeyboardInterrupt; pressed twice,
+        it does so at once and leaves the checkpoint of the last evaluation.
+        """
+
+        def after_evaluation(epoch: int, score: float) -> None:
+            if saved:
+                self._save_last()
+            if callback_fn is not None:
+                callback_fn(epoch, score)
+
+        if self.start_epoch >= self.epochs:  # resumed at its end; keep the best state
+            self.eval_collector.data_collect(train_data)
+            if saved:
+                self._save_last()
+            return self.best_valid_score, self.best_valid_result
+        with self._progress_bar(show_progress), self._delayed_interrupts():
+            try:
+                result = super().fit(
+                    train_data,
+                    valid_data,
+                    verbose and not show_progress,
+                    saved,
+                    False,
+                    after_evaluation,
+                )
+            finally:
+                self.tensorboard.flush()
+            if saved:
+                self._save_last()
+        return result  # type: ignore[no-any-return]
+
+    def resume_checkpoint(self, resume_file: str) -> None:
+        """Continue from a checkpoint of :meth:`fit`, in this run's own folder."""
+        state = read_checkpoint(resume_file)
+        self.start_epoch = state["epoch"] + 1
+        self.cur_step = state["cur_step"]
+        self.best_valid_score = state["best_valid_score"]
+        self.best_valid_result = state["best_valid_result"]
+        once = state["simulation"]["once"]
+        self.model.begin_like(state["state_dict"])
+        self.simulation = self._simulate(
+            None if once is None else Message(once), self.start_epoch
+        )
+        try:
+            self.model.load_state_dict(state["state_dict"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"resume={str(resume_file)!r} does not fit the dataset at data_path="
+                f"{self.config['data_path']!r}: {error}"
+            ) from error
+        self.model.load_other_parameter(state["other_parameter"])
+        self.simulation.load_state_dict(state["simulation"])
+        self.rows = state["rows"]
+        _restore_random_state(state["random"])
+        best = best_of(resume_file)
+        if best.name != "best.pth":
+            self.logger.warning(f"No best.pth beside {best}: it counts as the best")
+        shutil.copyfile(best, self.saved_model_file)
+        self.logger.info(f"Resuming {resume_file} from round {self.start_epoch}")
+
+    # RecBole's hooks.
+
+    def _build_optimizer(self, **kwargs: Any) -> None:
+        """Nothing: clients run SGD of their own, and the server steps by itself."""
+
+    def _train_epoch(
+        self,
+        train_data: Any,
+        epoch_idx: int,
+        loss_func: Callable[..., Tensor] | None = None,
+        show_progress: bool = False,
+    ) -> float:
+        if self._interrupted:
+            raise KeyboardInterrupt(self._keep_last_good())
+        start = perf_counter()
+        if epoch_idx < self.config.warmup_rounds:
+            self.cur_step = -1  # a warm-up does not stop early
+        elif self._warming:
+            self._end_warmup()
+        try:
+            with torch.no_grad():
+                report = self.simulation.run_round()
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}; {self._keep_last_good()}") from error
+        row = round_row(epoch_idx, report)
+        row["seconds_total"] = perf_counter() - start
+        self.rows.append(row)
+        for key, total in self.simulation.ledger.totals.items():
+            self.tensorboard.add_scalar(f"Communication/{key}", total, epoch_idx)
+        self._advance_bar(report, row["seconds_total"])
+        return report.loss
+
+    def _valid_epoch(
+        self, valid_data: Any, show_progress: bool = False
+    ) -> tuple[float, dict[str, float]]:
+        start = perf_counter()
+        try:
+            score, result = super()._valid_epoch(valid_data, show_progress=False)
+        except NonFiniteError as error:
+            done = self.simulation.round - 1
+            kept = self.folder.path if self.folder else "no folder"
+            raise NonFiniteError(
+                f"round {done}: {error}; checkpoints from before are in {kept}"
+            ) from error
+        seconds = perf_counter() - start
+        row = self.rows[-1]
+        self._valid_result = plain(dict(result))
+        row |= {f"valid_{name}": value for name, value in self._valid_result.items()}
+        row["seconds_evaluation"] = seconds
+        row["seconds_total"] += seconds
+        self._figures[self.valid_metric] = f"{score:.4f}"
+        return score, result
+
+    def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
+        interaction, _, positive_u, positive_i = batched_data
+        items = interaction[self.model.ITEM_ID].to(self.device)
+        if items.dim() == 1:  # RecBole's own loader
+            return super()._neg_sample_batch_eval(batched_data)
+        scores = self.model.predict(interaction.to(self.device))
+        scores = scores.masked_fill(items == 0, -torch.inf)  # [PAD]
+        return interaction, scores, positive_u, positive_i
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        """Write the state after ``epoch`` as plain data; RecBole's loaders read it."""
+        file = kwargs.get("saved_model_file", self.saved_model_file)
+        write_checkpoint(self._state(epoch, self._valid_result), Path(file))
+        if verbose:
+            self.logger.info(f"Saving current: {file}")
+
+    # Checkpoints.
+
+    def _state(
+        self, epoch: int, best_valid_result: dict[str, float] | None
+    ) -> dict[str, Any]:
+        return {
+            "config": self.config.resolved,
+            "epoch": epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "best_valid_result": plain(best_valid_result),
+            "state_dict": self.model.state_dict(),
+            "other_parameter": self.model.other_parameter(),
+            "optimizer": {},
+            "simulation": self.simulation.state_dict(),
+            "rows": self.rows,
+            "random": _random_state(),
+        }
+
+    def _save_last(self) -> Path | None:
+        """Write the state after the newest round."""
+        if self.folder is None or not self.rows:
+            return None
+        state = self._state(self.simulation.round - 1, self.best_valid_result)
+        write_checkpoint(state, self.folder.last)
+        self.folder.write_rounds(self.rows)
+        return self.folder.last
+
+    def _keep_last_good(self) -> str:
+        path = self._save_last()
+        return f"continue with --resume={path}" if path else "no round was completed"
+
+    # Progress and interrupts.
+
+    @contextmanager
+    def _progress_bar(self, show: bool) -> Iterator[None]:
+        self._figures: dict[str, str] = {}
+        self._bar = tqdm(
+            total=self.epochs,
+            initial=self.start_epoch,
+            desc="Rounds",
+            unit="round",
+            disable=not show,
+            dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 10,
+        )
+        with self._bar:
+            yield
+
+    def _advance_bar(self, report: RoundReport, seconds: float) -> None:
+        totals = self.simulation.ledger.totals
+        self._figures |= {
+            "loss": f"{report.loss:.4f}",
+            "clients/s": f"{report.n_clients / seconds:.0f}",
+            "up": megabytes(totals["uplink_bytes"]),
+            "down": megabytes(totals["downlink_bytes"]),
+        }
+        self._bar.set_postfix(self._figures, refresh=False)
+        self._bar.update()
+
+    @contextmanager
+    def _delayed_interrupts(self) -> Iterator[None]:
+        self._interrupted = False
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(signum: int, frame: Any) -> None:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+
+        previous = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+
+def check_after_warmup(config: Config, simulation: Simulation) -> None:
+    """Refuse before a warm-up what could not be made or compressed after it.
+
+    Raises
+    ------
+    ValueError
+        If there are too few items, or a compressor cannot work with their embedding.
+    """
+    if not config.warmup_rounds or simulation.embedding is not None:
+        return
+    embedding = config.make_item_embedding(*simulation.server.item_table.shape)
+    if embedding is None:
+        return
+    embedding.validate()
+    make_budgets(
+        config.federation(),
+        embedding.n_rows,
+        embedding.width,
+        len(simulation.server.theta) + embedding.n_theta,
+        config.make_compressors(),
+    )
+
+
+def _random_state() -> dict[str, Any]:
+    """Global generators, which only ``eval_candidates: recbole`` draws from."""
+    state = dict(np.random.get_state(legacy=False))  # noqa: NPY002 - RecBole's
+    keys = torch.from_numpy(state["state"]["key"].astype(np.int64))
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": plain(state | {"state": state["state"]["pos"]}),
+        "numpy_keys": keys,
+    }
+
+
+def _restore_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    keys = state["numpy_keys"].numpy().astype(np.uint32)
+    inner = {"key": keys, "pos": state["numpy"]["state"]}
+    np.random.set_state(state["numpy"] | {"state": inner})  # noqa: NPY002

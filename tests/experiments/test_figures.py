@@ -1,0 +1,91 @@
+"""Figures of exhibits: what is drawn against what."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from recbole_fedras import figures
+from recbole_fedras.experiments.exhibits import read_exhibit
+
+
+def row(dataset, method, metric, ours, setting="a", sd=0.1, paper=None):
+    return {
+        "dataset": dataset, "method": method, "metric": metric, "ours": ours,
+        "setting": setting, "sd": sd, "paper": paper,
+    }  # fmt: skip
+
+
+def test_settings_are_drawn_as_lines_of_methods():
+    rows = [
+        row(dataset, method, metric, ours, setting)
+        for dataset in ("x", "y")
+        for method, ours in (("A", 0.25), ("B", 0.5))
+        for metric in ("hit@10", "ndcg@10")
+        for setting in ("10 %", "20 %")
+    ]
+    panels = figures.draw_settings(rows, "rate").axes
+    assert [panel.get_title() for panel in panels] == ["x", "y"] * 2
+    assert [panel.get_ylabel() for panel in panels] == ["hit@10"] * 2 + ["ndcg@10"] * 2
+    for line, height in zip(panels[0].get_lines()[::3], (0.25, 0.5), strict=True):
+        assert line.get_ydata().tolist() == [height, height]
+
+
+def test_settings_may_differ_by_dataset():
+    exhibit = read_exhibit("peft")
+    sizes = {
+        (entry.dataset, entry.setting): entry.keys["hash_rows"]
+        for entry in exhibit.entries
+    }
+    assert sizes["ml-100k", "1/8"] == 214
+    assert sizes["ml-1m", "1/16"] == 232
+    for (dataset, setting), rows in sizes.items():  # equal values, to a hundredth
+        n_items = {"ml-100k": 1682, "ml-1m": 3706}[dataset]
+        share = {"1/8": 0.125, "1/16": 0.0625}[setting]
+        own = next(
+            entry.keys
+            for entry in exhibit.entries
+            if (entry.dataset, entry.setting) == (dataset, setting)
+        )
+        whole = n_items * 32
+        for values in (
+            rows * 32, 4 * own["rq_codes"] * 32, own["item_rank"] * (n_items + 32)
+        ):  # fmt: skip
+            assert values / whole == pytest.approx(share, rel=0.03)
+        assert own["compression_rate"] == 1 - share
+    for entry in exhibit.entries:
+        tuned = {key: entry.tuning[key] for key in ("item_rank", "hash_rows")}
+        assert tuned == {"item_rank": 2, "hash_rows": sizes[entry.dataset, "1/16"]}
+
+
+def test_quality_is_drawn_against_bytes():
+    rows = [
+        {"dataset": "tiny", "metric": "hit@10", "method": method, "setting": setting,
+         "ours": ours, "sd": 0.01, "uplink MB": size, "downlink MB": 1.0}
+        for method, setting, ours, size in (
+            ("a", "1/8", 0.5, 2.0), ("a", "1/4", 0.6, 4.0), ("b", "1/8", 0.4, 3.0),
+            ("b", "1/4", np.nan, np.nan),
+        )
+    ]  # fmt: skip
+    (panel,) = figures.draw_bytes(rows, "megabytes").axes
+    best = panel.lines[-1]
+    assert list(best.get_xdata()) == [3.0, 5.0]  # b is beaten
+    assert list(best.get_ydata()) == [0.5, 0.6]
+    assert [text.get_text() for text in panel.texts] == ["1/8", "1/4", "1/8"]
+
+
+def test_metrics_without_a_number_of_the_paper_are_drawn_as_bars():
+    rows = [row("x", "A", "cosine", 0.9, paper=0.7)]
+    rows += [row("x", "A", name, share) for name, share in (("1", 0.25), ("2", 0.75))]
+    (panel,) = figures.draw_metrics(rows, "rows").axes
+    assert [bar.get_height() for bar in panel.patches] == [0.25, 0.75]
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["1", "2"]
+
+
+def test_curves_are_means_over_seeds():
+    curves = [
+        figures.Curve("x", "A", [{"round": 9, "valid_hit@10": value}])
+        for value in (0.25, 0.75)
+    ]
+    (panel,) = figures.draw_curves(curves, ["hit@10"], "round").axes
+    assert panel.get_lines()[0].get_xydata().tolist() == [[9, 0.5]]

@@ -1,0 +1,167 @@
+"""Budgets of all bytes: met within a hundredth, never exceeded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from methods import LARGE_CTX, VARIANTS, large_update, make
+from population import DIM, N_ITEMS, mf, ncf, simulate
+
+from recbole_fedras.compressor.base import Budget, RowUpdate
+from recbole_fedras.compressor.none import NoCompression
+from recbole_fedras.wire.message import Message
+from recbole_fedras.wire.payload import Layout, Payload
+
+
+def wire_budget(rate: float) -> Budget:
+    return Budget(2000, 16, rate, int(4 * 2000 * 16 * (1 - rate)))
+
+
+@given(
+    n=st.integers(0, 700),
+    columns=st.integers(0, 300),
+    bound=st.integers(1, 70_000),
+    name=st.text(st.characters(codec="ascii"), max_size=40),
+)
+def test_a_layout_is_as_long_as_its_payload(n, columns, bound, name):
+    payload = Payload().put_floats(f"f{name}", np.zeros((n, columns), np.float32))
+    payload.put_ints(f"i{name}", np.zeros(n, np.int64), bound)
+    payload.put_rows(f"r{name}", np.arange(n), 700)
+    layout = Layout().floats(f"f{name}", n, columns).ints(f"i{name}", bound, n)
+    assert layout.rows(f"r{name}", n, 700).size == len(payload.to_bytes())
+
+
+@pytest.mark.parametrize("broadcast", [False, True])
+@pytest.mark.parametrize("n", [1500, 1900, 2000])
+@pytest.mark.parametrize("rate", [0.8, 0.875, 0.9375])
+@pytest.mark.parametrize(("name", "keys"), VARIANTS)
+def test_bytes_meet_the_budget(name, keys, rate, n, broadcast):
+    own, compressor = wire_budget(rate), make(name, **keys)
+    update = large_update(max(n, 1900))
+    update = RowUpdate(update.ids[:n], update.rows[:n])
+    # 2,000 scales are 8,000 bytes, a rank 8,000 and framing.
+    too_little = {"Quantize": 16_000, "CoLR": 8_000}
+    if own.n_bytes <= too_little.get(name, 0):
+        with pytest.raises(ValueError, match="budget=wire leaves a"):
+            compressor.validate(own)
+        return
+    compressor.validate(own)
+    if broadcast:
+        payload = compressor.encode_broadcast(update, [own], LARGE_CTX)[0]
+    else:
+        payload = compressor.encode(update, own, LARGE_CTX)
+    size = len(payload.to_bytes())
+    if name != "none":
+        assert size <= own.n_bytes
+    if name not in ("none", "CoLR", "RankOne", "JointRec"):
+        assert size >= 0.99 * own.n_bytes
+    received = Message(Message.of(payload, 1, 0).data).payload
+    decoded = make(name, **keys).decode(received, LARGE_CTX)
+    assert set(decoded.ids.tolist()) <= set(update.ids.tolist())
+
+
+@pytest.mark.parametrize("name", ["SVD", "TopK", "Quantize", "EDEN"])
+def test_bytes_left_over_lower_the_error(name):
+    """What is short of the next whole rank, entry or bit is not wasted."""
+    update, compressor = large_update(2000), make(name)
+    errors, sizes = [], []
+    for n_bytes in range(20_000, 32_000, 1000):
+        own = replace(wire_budget(0.7), n_bytes=n_bytes)
+        payload = compressor.encode(update, own, LARGE_CTX)
+        decoded = compressor.decode(payload, LARGE_CTX)
+        dense = torch.zeros(2000, 16)
+        dense[decoded.ids] = decoded.rows
+        errors.append(float((dense[update.ids] - update.rows).square().sum()))
+        sizes.append(len(payload.to_bytes()))
+    assert len(set(errors)) == len(errors)
+    assert errors == sorted(errors, reverse=True)
+    assert all(
+        0.99 * n_bytes < size
+        for n_bytes, size in zip(range(20_000, 32_000, 1000), sizes, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", ["SVD", "RankOne"])
+def test_less_than_one_rank_goes_to_the_rows_that_need_it(name):
+    update = large_update(2000)
+    own = replace(wire_budget(0.9375), n_bytes=5000)  # a rank takes 8,064
+    payload = make(name).encode(update, own, LARGE_CTX)
+    assert payload.floats("left", 2000, None).shape[1] == 0
+    assert 4950 < len(payload.to_bytes()) <= 5000
+    decoded = make(name).decode(payload, LARGE_CTX).rows
+    sent = decoded.any(dim=1)
+    _, vectors = torch.linalg.eigh(update.rows.double().T @ update.rows.double())
+    along = (update.rows.double() @ vectors[:, -1]).abs()
+    assert along[sent].min() >= along[~sent].max() - 1e-6
+    assert 0 < int(sent.sum()) < 2000
+
+
+def test_fedras_splits_to_what_fits_and_tiers_nest():
+    update = large_update(2000)
+    budgets = [wire_budget(rate) for rate in (0.75, 0.9375)]
+    payloads = make("FedRAS").encode_broadcast(update, budgets, LARGE_CTX)
+    for own, payload in zip(budgets, payloads, strict=True):
+        assert 0.99 * own.n_bytes <= len(payload.to_bytes()) <= own.n_bytes
+
+
+@pytest.mark.parametrize("make_model", [mf, ncf])
+@pytest.mark.parametrize(
+    ("name", "keys", "replica"),
+    [
+        (name, keys, replica)
+        for name, keys in VARIANTS
+        for replica in ("broadcast", "stale", "personal")
+        if name != "none" and (name, replica) != ("CE", "stale")  # no table all hold
+    ],
+)
+def test_no_message_exceeds_its_share_of_the_dense_one(
+    name, keys, make_model, replica, data, monkeypatch
+):
+    model, rate = make_model(), 0.3
+    n_theta = sum(value.numel() for value in model.theta().values())
+    simulation = simulate(
+        model, data, make(name, **keys), rates=(rate,), budget="wire", replica=replica
+    )
+    limit = (1 - rate) * 4 * (N_ITEMS * DIM + n_theta)
+    sizes, send = [], simulation._channel.send
+
+    def note(direction, message, receivers=1):
+        sizes.append(len(message.data))
+        return send(direction, message, receivers)
+
+    monkeypatch.setattr(simulation._channel, "send", note)
+    with torch.no_grad():
+        for _ in range(4):
+            simulation.run_round()
+    assert max(sizes) <= limit
+
+
+def test_binary_codes_are_cut_and_need_no_budget(run):
+    keys = {"compression_rate": 0.9688, "embedding_size": 32, "epochs": 2}
+    assert run("LightFR", budget="wire", **keys)["rounds"] == 2
+
+
+def test_what_sends_everything_needs_no_budget(data):
+    simulation = simulate(ncf(), data, make("none"), rates=(0.99,), budget="wire")
+    with torch.no_grad():
+        simulation.run_round()
+
+
+@pytest.mark.parametrize("replica", ["broadcast", "stale", "personal"])
+def test_a_message_over_its_budget_is_an_error(replica, data):
+    class Spending(NoCompression):
+        lossless = False
+
+    simulation = simulate(mf(), data, Spending(), budget="wire", replica=replica)
+    with torch.no_grad(), pytest.raises(ValueError, match=r"Spending .* of at most"):
+        simulation.run_round()
+
+
+def test_a_network_that_takes_the_whole_budget_is_refused(data):
+    with pytest.raises(ValueError, match=r"566 are taken by the network \(135 values"):
+        simulate(ncf(), data, make("TopK"), rates=(0.75,), budget="wire")

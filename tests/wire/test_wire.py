@@ -1,0 +1,83 @@
+"""Messages that were damaged or forged: a clear error, never a crash or a flood."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import fuzz
+import msgpack
+import numpy as np
+import pytest
+from conftest import CTX
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from methods import make
+
+from recbole_fedras.wire.message import Message
+from recbole_fedras.wire.payload import Payload, PayloadError
+
+MESSAGES = fuzz.seeds()
+EVERYTHING = [data for sent in MESSAGES.values() for data in sent]
+
+
+@pytest.mark.parametrize(
+    ("variant", "sent"), list(zip(fuzz.ATTACKED, MESSAGES.values(), strict=True))
+)
+def test_mutated_messages_are_refused_or_decode_within_their_shape(variant, sent):
+    rng = np.random.default_rng(0)
+    outcomes = {
+        fuzz.attack(*variant, fuzz.mutate(sent[i % len(sent)], EVERYTHING, rng))
+        for i in range(500)
+    }
+    assert outcomes == {"refused", "decoded"}
+
+
+names = st.sampled_from(
+    ["rows", "values", "actions", "assignments", "levels", "scales", "bits", "codes",
+     "left", "right", "extra", "extra_values", "histograms", "classes", "rest",
+     "rotation", "step", "columns", "counts", "gains", "gain_range", "factor"]
+)  # fmt: skip
+shapes = st.lists(st.sampled_from([0, 1, 2, 8, 60, 2**20, 2**31 - 1]), max_size=2)
+fields = st.tuples(names, shapes, st.binary(max_size=64), st.integers(0, 2))
+
+
+@settings(max_examples=50, deadline=None)
+@given(entries=st.lists(fields, max_size=7, unique_by=lambda field: field[0]))
+def test_forged_messages_are_refused_without_a_flood(entries):
+    """Whatever shapes are declared, memory is bounded by the bytes that came."""
+    data = msgpack.packb((4, 3, entries))
+    for name, keys in fuzz.ATTACKED:
+        compressor = make(name, **keys)
+        tracemalloc.start()
+        try:
+            compressor.decode(Message(data).open(3, 10**6), CTX)
+        except PayloadError:
+            pass
+        finally:
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        assert peak < 2**22
+
+
+def test_a_message_too_large_is_refused_unread(monkeypatch):
+    payload = Payload().put_floats("values", np.zeros(10**6, np.float32))
+    message = Message.of(payload, 4, 3)
+    monkeypatch.setattr(msgpack, "unpackb", None)
+    assert message.part_bytes["items"] == 4 * 10**6
+    with pytest.raises(PayloadError, match="of at most 1000"):
+        message.open(3, 1000)
+
+
+def test_zero_bits_hold_no_numbers():
+    payload = Payload.of_entries((("levels", (2**31 - 1,), b"", 1),))
+    with pytest.raises(PayloadError, match="no bytes to hold"):
+        payload.ints("levels", 1, None)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xc1", b"\x93\x01\x00", b"\xdd\xff\xff\xff\xff", b"\x91" * 5000],
+)
+def test_bytes_that_are_no_message_are_refused(data):
+    with pytest.raises(PayloadError):
+        Message(data).open(0, 10**6)
