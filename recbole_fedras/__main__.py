@@ -13,12 +13,12 @@ from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config, registry
 from recbole_fedras.config.checkpoint import plain
 from recbole_fedras.data.prepare import SOURCES, prepare
+from recbole_fedras.errors import NonFiniteError
 from recbole_fedras.experiments.compare import compare
 from recbole_fedras.experiments.exhibits import has_part, read_exhibit
 from recbole_fedras.experiments.rate_distortion import RATES, run_rate_distortion
 from recbole_fedras.experiments.reproduce import reproduce
 from recbole_fedras.experiments.sweep import LOCAL
-from recbole_fedras.federation.simulation import NonFiniteError
 from recbole_fedras.quick_start import run_recbole_fedras
 
 Value = TypeVar("Value")

@@ -18,7 +18,8 @@ from recbole_fedras.compressor.base import (
     put_update_rows,
     row_update,
 )
-from recbole_fedras.wire.payload import Layout, Payload, PayloadError
+from recbole_fedras.errors import PayloadError
+from recbole_fedras.wire.payload import Layout, Payload
 
 
 class CoLR(Compressor):

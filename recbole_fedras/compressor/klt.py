@@ -18,7 +18,8 @@ from recbole_fedras.compressor.base import (
     raw_update,
     row_update,
 )
-from recbole_fedras.wire.payload import Layout, Payload, PayloadError
+from recbole_fedras.errors import PayloadError
+from recbole_fedras.wire.payload import Layout, Payload
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

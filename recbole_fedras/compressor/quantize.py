@@ -16,8 +16,9 @@ from recbole_fedras.compressor.base import (
     raw_update,
     row_update,
 )
+from recbole_fedras.errors import PayloadError
 from recbole_fedras.wire.bits import Ints
-from recbole_fedras.wire.payload import Layout, Payload, PayloadError
+from recbole_fedras.wire.payload import Layout, Payload
 
 _MOST_BITS = 16
 

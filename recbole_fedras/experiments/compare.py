@@ -17,6 +17,7 @@ from tabulate import tabulate
 
 from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config, registry
+from recbole_fedras.errors import NonFiniteError
 from recbole_fedras.experiments.sweep import (
     RELABELLING,
     Keys,
@@ -24,7 +25,7 @@ from recbole_fedras.experiments.sweep import (
     run_cells,
     train_and_test,
 )
-from recbole_fedras.federation.simulation import NonFiniteError, Simulation
+from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.quick_start import make_simulation, prepare_data
 from recbole_fedras.run.trainer import check_after_warmup
 

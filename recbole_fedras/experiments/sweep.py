@@ -22,7 +22,7 @@ from joblib import cpu_count
 from tqdm import tqdm
 
 from recbole_fedras.config.checkpoint import plain
-from recbole_fedras.federation.simulation import NonFiniteError
+from recbole_fedras.errors import NonFiniteError
 from recbole_fedras.quick_start import run_recbole_fedras
 from recbole_fedras.version import __version__
 

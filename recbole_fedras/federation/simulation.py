@@ -22,6 +22,7 @@ from recbole_fedras.compressor.base import (
 )
 from recbole_fedras.data.clients import ClientData, Ints, Samples, draw_samples
 from recbole_fedras.embedding import ItemEmbedding
+from recbole_fedras.errors import NonFiniteError
 from recbole_fedras.federation.broadcast import BroadcastReplicas, FeedbackReplicas
 from recbole_fedras.federation.budgets import hold_to, make_budgets
 from recbole_fedras.federation.client.feedback import UplinkFeedback
@@ -55,10 +56,6 @@ GROUP = 16
 
 #: Updates of a cohort held at a time, about; the rest waits its turn.
 PART_BYTES = 2**27
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss, parameter or score that is not finite."""
 
 
 class FederatedModel(Holder, Protocol):

@@ -13,7 +13,7 @@ from recbole.evaluator import Collector
 from torch import Tensor
 from torch.nn.functional import pad
 
-from recbole_fedras.federation.simulation import NonFiniteError
+from recbole_fedras.errors import NonFiniteError
 from recbole_fedras.numeric.rng import Stream, generator
 
 

@@ -27,12 +27,9 @@ from recbole_fedras.config.checkpoint import (
 )
 from recbole_fedras.data.dataset import client_data
 from recbole_fedras.embedding.base import ItemEmbedding, introduce
+from recbole_fedras.errors import NonFiniteError
 from recbole_fedras.federation.budgets import make_budgets
-from recbole_fedras.federation.simulation import (
-    NonFiniteError,
-    RoundReport,
-    Simulation,
-)
+from recbole_fedras.federation.simulation import RoundReport, Simulation
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.run.evaluation import FairCollector
 from recbole_fedras.run.report import RunFolder, megabytes, round_row

@@ -8,11 +8,8 @@ from typing import Any
 
 import msgpack
 
-from recbole_fedras.wire.payload import Payload, PayloadError, unpack
-
-
-class VersionError(PayloadError):
-    """A message that builds on a version other than the one its receiver holds."""
+from recbole_fedras.errors import PayloadError, VersionError
+from recbole_fedras.wire.payload import Payload, unpack
 
 
 @dataclass

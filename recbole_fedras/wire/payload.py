@@ -10,6 +10,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_fedras.errors import PayloadError as PayloadError
 from recbole_fedras.wire import bits
 
 #: The parts that every byte is booked under. ``items`` holds the float values of item
@@ -19,10 +20,6 @@ from recbole_fedras.wire import bits
 PARTS = ("items", "ids", "theta", "once", "framing")
 
 FLOAT32 = np.dtype("<f4")
-
-
-class PayloadError(ValueError):
-    """Received bytes that are not a payload of the expected form."""
 
 
 @dataclass(frozen=True, slots=True)

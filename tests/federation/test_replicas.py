@@ -15,14 +15,14 @@ from population import DIM, N_CLIENTS, N_ITEMS, mf, ncf, simulate
 from recbole_fedras.compressor.fedras.fedras import FedRAS
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.compressor.topk import TopK
+from recbole_fedras.errors import NonFiniteError, PayloadError, VersionError
 from recbole_fedras.federation import personal
 from recbole_fedras.federation.client.store import ClientTables
 from recbole_fedras.federation.server.selection import select_cohort
 from recbole_fedras.federation.settings import LocalTraining
-from recbole_fedras.federation.simulation import NonFiniteError
 from recbole_fedras.numeric.memory import mapped_zeros
-from recbole_fedras.wire.message import Message, VersionError
-from recbole_fedras.wire.payload import Payload, PayloadError
+from recbole_fedras.wire.message import Message
+from recbole_fedras.wire.payload import Payload
 
 LOSSY = ("TopK", "FedRAS", "SVD")
 

@@ -13,11 +13,12 @@ from recbole_fedras.compressor import Compressor, RowUpdate
 from recbole_fedras.compressor.fedras.fedras import FedRAS
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.config import registry
+from recbole_fedras.errors import NonFiniteError
 from recbole_fedras.federation import simulation as rounds
 from recbole_fedras.federation.server.aggregation import RowMean
 from recbole_fedras.federation.server.selection import select_cohort
 from recbole_fedras.federation.settings import LocalTraining
-from recbole_fedras.federation.simulation import NonFiniteError, Simulation
+from recbole_fedras.federation.simulation import Simulation
 
 
 @pytest.mark.parametrize("make", [mf, ncf])

@@ -14,7 +14,7 @@ from conftest import ROOT, TINY, rounds_of
 from recbole_fedras.__main__ import main
 from recbole_fedras.config import Config
 from recbole_fedras.config.checkpoint import read_checkpoint
-from recbole_fedras.federation.simulation import NonFiniteError
+from recbole_fedras.errors import NonFiniteError
 from recbole_fedras.quick_start import (
     prepare_data,
     run_recbole_fedras,
