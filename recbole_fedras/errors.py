@@ -27,3 +27,7 @@ class VersionError(PayloadError):
 
 class NonFiniteError(ArithmeticError):
     """A loss, parameter or score that is not finite: training has diverged."""
+
+
+class FederationError(RuntimeError):
+    """A round that cannot be closed, as no client's update counts."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import torch
+import numpy as np
 
 from recbole_fedras.compressor.base import Budget, Compressor
-from recbole_fedras.federation.server.state import put_theta
 from recbole_fedras.federation.settings import Federation
-from recbole_fedras.wire.message import Message
-from recbole_fedras.wire.payload import Layout, Payload
+from recbole_fedras.wire.message import Header, Kind, Message
+from recbole_fedras.wire.payload import Payload
+
+#: More than any round, client or number of samples that a header has room for.
+_MOST = 2**31
 
 
 def make_budgets(
@@ -64,20 +66,30 @@ def wire_budget(n_rows: int, dim: int, rate: float, n_theta: int) -> Budget:
     """Return what a rate of all bytes leaves of a message for its compressed part.
 
     The message has at most ``1 - rate`` of the bytes of item table and network in
-    float32; the network itself and the message's header go off.
+    float32. The network itself and headers go off: an update's, or a downlink's and the
+    receipt that follows it.
 
     Raises
     ------
-    ValueError
+    BudgetError
         If nothing is left.
     """
     limit = int(4 * (n_rows * dim + n_theta) * (1 - rate))
-    rest = Message.of(put_theta(Payload(), torch.zeros(n_theta)), 2**31, 2**31)
-    n_bytes = limit - len(rest.data) + Layout().size
+    most = (_MOST, _MOST, _MOST)  # round, client, version
+    update = Header(Kind.UPDATE, *most, _MOST, _MOST, 0.0)
+    down, counted = Header(Kind.DOWNLINK, *most, _MOST), Header(Kind.RECEIPT, *most, None)
+    empty = len(Payload().to_bytes())
+    headers = max(
+        len(Message.of(Payload(), update)) - empty,
+        sum(len(Message.of(Payload(), header)) for header in (down, counted)) - empty,
+    )
+    theta = len(Payload().put_floats("theta", np.zeros(n_theta, np.float32)).to_bytes())
+    rest = headers + (theta - empty if n_theta else 0)
+    n_bytes = limit - rest
     if n_bytes < 1:
         raise ValueError(
             f"compression_rate={rate} with budget=wire leaves {limit} bytes for a "
-            f"message, but {len(rest.data)} are taken by the network ({n_theta} "
+            f"message, but {rest} are taken by the network ({n_theta} "
             "values) and framing: choose a lower compression_rate"
         )
     return Budget(n_rows, dim, rate, n_bytes)

@@ -86,6 +86,10 @@ class Federation:
         Whether clients add to an update what earlier ones lost.
     optimization : ServerOptimization
         How the server steps.
+    max_update_norm : float
+        Published: an update whose values have a larger norm together is refused.
+    report_loss : bool
+        Whether clients tell their training loss with an update.
     """
 
     seed: int
@@ -97,3 +101,9 @@ class Federation:
     downlink_feedback: bool = False
     uplink_feedback: bool = False
     optimization: ServerOptimization = field(default_factory=ServerOptimization)
+    max_update_norm: float = 1e4
+    report_loss: bool = True
+
+    def most_participants(self, n_clients: int) -> int:
+        """Return how many clients a cohort has at most."""
+        return int(n_clients * self.client_fraction) + 1

@@ -1,23 +1,28 @@
-"""The only way between server and clients: it books every byte that it hands over."""
+"""The ledger: every byte of every message, by direction and part."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from recbole_fedras.wire.message import Message
+from recbole_fedras.wire.message import Kind, Message
 from recbole_fedras.wire.payload import PARTS
 
 DIRECTIONS = ("uplink", "downlink")
+
+_CATCH_UP = (Kind.CATCH_UP, Kind.TABLE)
 
 
 class Ledger:
     """Bytes and messages by direction and part, of the current round and in all.
 
+    What participants had missed (``CATCH_UP``, ``TABLE``) stands apart from downlinks.
+
     Attributes
     ----------
     totals : dict of str to int
         ``{direction}_{part}_bytes``, ``{direction}_bytes``, ``{direction}_messages``,
-        and ``catch_up_bytes`` over all closed rounds.
+        ``catch_up_bytes`` and ``catch_up_messages`` over all closed rounds.
     """
 
     def __init__(self) -> None:
@@ -31,19 +36,26 @@ class Ledger:
             for direction in DIRECTIONS
             for part in ["", *(f"{part}_" for part in PARTS)]
         ]
-        keys += [f"{direction}_messages" for direction in DIRECTIONS]
+        keys += [f"{direction}_messages" for direction in (*DIRECTIONS, "catch_up")]
         return dict.fromkeys([*keys, "catch_up_bytes"], 0)
 
-    def charge(self, direction: str, message: Message, receivers: int = 1) -> None:
-        """Book ``message`` for each of ``receivers``."""
-        self._round[f"{direction}_bytes"] += receivers * len(message.data)
-        self._round[f"{direction}_messages"] += receivers
-        for part, size in message.part_bytes.items():
-            self._round[f"{direction}_{part}_bytes"] += receivers * size
+    def book(self, message: Message) -> None:
+        """Book a message that is sent to, or comes from, one client."""
+        kind = message.header.kind
+        if kind in _CATCH_UP:
+            direction = "catch_up"
+        else:
+            direction = "uplink" if kind is Kind.UPDATE else "downlink"
+            for part, size in message.part_bytes().items():
+                self._round[f"{direction}_{part}_bytes"] += size
+        self._round[f"{direction}_bytes"] += len(message)
+        self._round[f"{direction}_messages"] += 1
 
-    def catch_up(self, size: int) -> None:
-        """Book what participants had missed: ``catch_up_bytes``, which are not sent."""
-        self._round["catch_up_bytes"] += size
+    def through(self, messages: Iterable[Message]) -> Iterator[Message]:
+        """Book messages as they pass."""
+        for message in messages:
+            self.book(message)
+            yield message
 
     def open_round(self) -> None:
         """Begin a round, and forget one that was not closed."""
@@ -61,19 +73,4 @@ class Ledger:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.totals = dict(state)
-
-
-class Channel:
-    """Hands messages over and counts exactly the bytes that the receiver decodes.
-
-    The simulator's carrier is memory.
-    """
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
-
-    def send(self, direction: str, message: Message, receivers: int = 1) -> Message:
-        """Send to ``receivers`` and return what each of them may open."""
-        self.ledger.charge(direction, message, receivers)
-        return message
+        self.totals = self._empty() | state

@@ -1,90 +1,222 @@
-"""A message: a payload with what its receiver must know of it, and its bytes."""
+"""A message: a payload, and in front of it what its receiver must know of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from math import isfinite
+from typing import Any, NamedTuple
 
 import msgpack
 
 from recbole_fedras.errors import PayloadError, VersionError
-from recbole_fedras.wire.payload import Payload, unpack
+from recbole_fedras.wire.payload import Payload
 
 
-@dataclass
-class Message:
-    """The bytes of one payload, as sent.
+class Kind(IntEnum):
+    """What a message is for; the values travel.
 
-    **Wire**: a msgpack array of ``version``, ``base`` and the payload. ``version``
-    counts the rounds that the shared parameters have seen once it is applied, ``base``
-    those that the receiver's must have seen before; ``base`` is nil for a change that
-    applies to any.
+    To clients: ``INTRODUCTION``, once, what items are made of; ``DOWNLINK``, the change
+    of the newest version, the same for all of a bandwidth tier; ``PERSONAL``, what one
+    client lacks; ``CATCH_UP``, a downlink of an earlier version; ``TABLE``, the whole
+    item table in place of many of these; ``RECEIPT``, that its update has counted.
+    From clients: ``UPDATE``.
     """
 
-    data: bytes
+    INTRODUCTION = 0
+    DOWNLINK = 1
+    PERSONAL = 2
+    CATCH_UP = 3
+    TABLE = 4
+    UPDATE = 5
+    RECEIPT = 6
+
+
+class Header(NamedTuple):
+    """What stands in front of a payload.
+
+    Attributes
+    ----------
+    kind : Kind
+    round : int
+        The round that it belongs to; who is sent a downlink is invited to it.
+    client : int
+        The client that it goes to or comes from.
+    version : int
+        Rounds that the shared parameters have seen once it is applied.
+    base : int or None
+        Rounds that the receiver's must have seen before; None: it applies to any.
+    n_samples : int or None
+        Of an update: training samples that it rests on.
+    loss : float or None
+        Of an update, if clients report it: their sum of losses.
+    """
+
+    kind: Kind
+    round: int
+    client: int
+    version: int
+    base: int | None
+    n_samples: int | None = None
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Message:
+    """One payload as sent, with its header.
+
+    **Wire**: a msgpack array of ``kind``, ``round``, ``client``, ``version``, ``base``
+    (or nil), ``report`` and the payload; ``report`` is nil, ``[n_samples]`` or
+    ``[n_samples, loss]``.
+
+    Parameters
+    ----------
+    header : Header
+    body : bytes
+        The payload, serialised. Messages to many receivers share it.
+
+    Examples
+    --------
+    >>> from recbole_fedras.wire.payload import Payload
+    >>> message = Message.of(Payload(), Header(Kind.RECEIPT, 3, 17, 4, None))
+    >>> len(message.data), Message.from_bytes(message.data).header.client
+    (8, 17)
+    """
+
+    header: Header
+    body: bytes
 
     @classmethod
-    def of(cls, payload: Payload, version: int, base: int | None) -> Message:
-        """Serialise a payload that leads from ``base`` to ``version``."""
-        header = msgpack.packb((version, base, None))[:-1]
-        message = cls(header + payload.to_bytes())
-        message.part_bytes = message._parts(payload)
+    def of(cls, payload: Payload, header: Header) -> Message:
+        """Serialise a payload."""
+        return cls(header, payload.to_bytes())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Message:
+        """Parse the header; the payload is parsed when it is asked for.
+
+        Raises
+        ------
+        PayloadError
+            If these are no message.
+        """
+        header, size = _parsed(data)
+        return cls(header, data[size:])
+
+    @classmethod
+    def from_parts(cls, head: bytes, body: bytes) -> Message:
+        """Parse a message whose two parts have come apart."""
+        return cls(_parsed(head)[0], body)
+
+    def received(self) -> Message:
+        """Return what a receiver in the same process makes of the bytes."""
+        message = Message.from_parts(self.head, self.body)
+        if "payload" in vars(self):  # the very same bytes were parsed before
+            vars(message)["payload"] = self.payload
         return message
 
-    def open(self, held: int, most: int) -> Payload:
-        """Return the payload to a receiver who holds version ``held``.
+    def to(self, client: int) -> Message:
+        """Return the same message, addressed to another client."""
+        message = Message(self.header._replace(client=client), self.body)
+        vars(message)["payload"] = self.payload  # parsed once for all receivers
+        return message
+
+    @cached_property
+    def head(self) -> bytes:
+        """The bytes in front of the payload."""
+        header = self.header
+        report: tuple[Any, ...] | None = None
+        if header.n_samples is not None:
+            report = (header.n_samples,)
+            if header.loss is not None:
+                report = (header.n_samples, header.loss)
+        fields = (int(header.kind), *header[1:5], report, None)
+        return bytes(msgpack.packb(fields))[:-1]
+
+    @property
+    def data(self) -> bytes:
+        """The bytes that travel."""
+        return self.head + self.body
+
+    def __len__(self) -> int:
+        return len(self.head) + len(self.body)
+
+    @cached_property
+    def payload(self) -> Payload:
+        """What the receiver parses from the bytes.
+
+        Raises
+        ------
+        PayloadError
+            If they hold no payload.
+        """
+        return Payload.from_bytes(self.body)
+
+    def part_bytes(self) -> dict[str, int]:
+        """Bytes by part; they add up to ``len(self)``.
+
+        What is no payload is framing.
+        """
+        try:
+            parts = self.payload.part_bytes()
+        except PayloadError:
+            parts = Payload().part_bytes()
+        return parts | {"framing": len(self) - sum(parts.values())}
+
+    def require_base(self, version: int) -> None:
+        """Refuse to be applied to another version than the one that it builds on.
 
         Raises
         ------
         VersionError
-            If it builds on another version.
-        PayloadError
-            If the bytes are no message, or are more than ``most``.
+            That names both.
         """
-        if len(self.data) > most:
-            raise PayloadError(f"{len(self.data)} bytes, of at most {most}")
-        if self.base is not None and self.base != held:
+        if self.header.base is not None and self.header.base != version:
             raise VersionError(
-                f"the message leads from version {self.base} to {self.version}, but "
-                f"its receiver holds version {held}"
+                f"the message leads from version {self.header.base} to "
+                f"{self.header.version}, but its receiver holds version {version}"
             )
-        return self.payload
 
-    @property
-    def version(self) -> int:
-        """Version of the shared parameters after it."""
-        return self._parsed[0]
+    def require_size(self, most: int) -> None:
+        """Refuse to be larger than anything that an honest sender makes.
 
-    @property
-    def base(self) -> int | None:
-        """Version that it applies to; None: to any."""
-        return self._parsed[1]
-
-    @property
-    def payload(self) -> Payload:
-        """What the receiver parses from the bytes."""
-        return self._parsed[2]
-
-    @cached_property
-    def _parsed(self) -> tuple[int, int | None, Payload]:
-        entries = unpack(self.data)
-        if len(entries) != 3 or not (_is_version(entries[0], entries[1])):
-            raise PayloadError("not a message of version, base and payload")
-        return entries[0], entries[1], Payload.of_entries(entries[2])
-
-    @cached_property
-    def part_bytes(self) -> dict[str, int]:
-        """Bytes by part; they add up to ``len(data)``."""
-        return self._parts(self.payload)
-
-    def _parts(self, payload: Payload) -> dict[str, int]:
-        parts = payload.part_bytes()
-        return parts | {"framing": len(self.data) - sum(parts.values())}
+        Raises
+        ------
+        PayloadError
+            That says how large.
+        """
+        if len(self) > most:
+            raise PayloadError(f"{len(self)} bytes, of at most {most}")
 
 
-def _is_version(version: Any, base: Any) -> bool:
-    return all(
-        type(value) is int and 0 <= value < 2**62
-        for value in ([version] if base is None else [version, base])
-    )
+def _parsed(data: bytes) -> tuple[Header, int]:
+    """Return the header that some bytes begin with, and its size."""
+    unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=len(data) + 1)
+    unpacker.feed(data)
+    try:
+        if unpacker.read_array_header() != 7:
+            raise PayloadError("not a message: it must have seven parts")
+        head = tuple(unpacker.unpack() for _ in range(6))
+    except (ValueError, msgpack.exceptions.OutOfData) as error:
+        raise PayloadError(f"not a message: {error}") from error
+    return _checked(head), unpacker.tell()
+
+
+def _checked(head: tuple[Any, ...]) -> Header:
+    """Return the header that msgpack unpacked, if it is one."""
+    kind, round, client, version, base, report = head
+    counts = [round, client, version, *([] if base is None else [base])]
+    n_samples, loss = None, None
+    if isinstance(report, tuple) and len(report) in (1, 2):
+        n_samples, loss = (*report, None)[:2]
+        counts.append(n_samples)
+    elif report is not None:
+        raise PayloadError("not a message: a malformed report")
+    if not all(type(count) is int and 0 <= count < 2**62 for count in counts):
+        raise PayloadError(f"not a message: its numbers are {counts}")
+    if loss is not None and not (type(loss) is float and isfinite(loss)):
+        raise PayloadError(f"its loss is {loss!r}")
+    if type(kind) is not int or kind not in set(Kind):
+        raise PayloadError(f"not a message: its kind is {kind!r}")
+    return Header(Kind(kind), round, client, version, base, n_samples, loss)

@@ -92,6 +92,14 @@ class Payload:
         except ValueError as error:
             raise PayloadError(f"field {name!r}: {error}") from error
 
+    def without(self, name: str) -> Payload:
+        """Return the payload without a field, if it has that."""
+        payload = Payload()
+        payload._fields = {
+            other: field for other, field in self._fields.items() if other != name
+        }
+        return payload
+
     def __contains__(self, name: str) -> bool:
         return name in self._fields
 

@@ -2,73 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from recbole_fedras.compressor.base import CohortUpdate, RowUpdate
-from recbole_fedras.federation.client.store import ClientTables
-from recbole_fedras.numeric.memory import leading, mapped_zeros
+from recbole_fedras.federation.protocol import Agreement
+from recbole_fedras.federation.store import ClientTables
 
 
 class UplinkFeedback:
-    """Each client's residual: updates less what the server decoded of them.
+    """Each client's residual: updates less what arrives of them.
 
     Error feedback, as in EF-SGD (Seide et al., Interspeech 2014; Karimireddy et al.,
-    ICML 2019). The residual of a row waits until the client trains that row again: a
-    row that is sent counts as trained in the aggregation by inverse frequency.
+    ICML 2019). A client decodes what it sends, as the server will. The residual of a
+    row waits until the client trains that row again: a row that is sent counts as
+    trained in the aggregation by inverse frequency.
 
-    Takes ``4 n_items dim`` bytes, on disk where memory is short, for each client who
+    Takes ``4 n_items dim`` bytes, on disk where memory is short, for each client that
     has ever taken part.
 
     Parameters
     ----------
-    n_clients, n_items, dim : int
-    cohort_size : int
+    agreement : Agreement
+    n_clients : int
+        Of the shard.
     """
 
-    def __init__(
-        self, n_clients: int, n_items: int, dim: int, cohort_size: int
-    ) -> None:
-        self._store = ClientTables(
-            mapped_zeros(1 + n_clients + cohort_size, n_items, dim),
-            torch.zeros(n_clients, dtype=torch.int64),
-        )
+    def __init__(self, agreement: Agreement, n_clients: int) -> None:
+        cohort = agreement.federation.most_participants(agreement.n_clients)
+        nothing = torch.zeros(agreement.n_items, agreement.dim)
+        self._residuals = ClientTables(n_clients, min(cohort, n_clients), nothing)
 
-    def residual(self, client: int) -> torch.Tensor:
+    def residual(self, client: int) -> Tensor:
         """Return what a client has not sent yet, shape (n_items, dim)."""
-        slot = self._store.slot_of_client[client]
-        return self._store.slots[slot]
+        return self._residuals.of(client)
 
     def add_to(self, updates: CohortUpdate) -> None:
-        """Add each client's residual to the rows that he sends, in place."""
+        """Add each client's residual to the rows that it sends, in place."""
         for index, client in enumerate(updates.clients.tolist()):
             update = updates[index]
             update.rows.add_(self.residual(client)[update.ids].to(update.rows.device))
 
     def keep(self, client: int, update: RowUpdate, decoded: RowUpdate) -> None:
-        """Note what was to be sent, and what arrived."""
-        residual = self._store.slots[self._store.renew(client)]
+        """Note what was to be sent, and what arrives."""
+        residual = self._residuals.renew(client)
         residual[update.ids] = update.rows.cpu()
         residual.index_add_(0, decoded.ids, decoded.rows.cpu(), alpha=-1)
 
-    def commit(self) -> None:
-        """Put the residuals of a round into force."""
-        self._store.commit()
-
-    def rollback(self) -> None:
-        """Forget those of a round that failed."""
-        self._store.rollback()
+    def commit(self, counted: Collection[int]) -> None:
+        """Keep the residuals of clients whose updates have counted; forget others'."""
+        self._residuals.commit(counted)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the residuals of all clients."""
-        slot_of_client = self._store.slot_of_client
-        used = int(slot_of_client.max()) + 1
-        slots = leading(self._store.slots, used)
-        return {"slots": slots, "slot_of_client": slot_of_client}
+        return self._residuals.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self._store.slots[: len(state["slots"])] = state["slots"]
-        self._store.slot_of_client.copy_(state["slot_of_client"])
-        self._store.refresh()
+        self._residuals.load_state_dict(state)

@@ -2,116 +2,125 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
+import torch
 from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedras.compressor.base import RowUpdate, row_update
-from recbole_fedras.numeric.descent import descend
 
 
-class RowMean:
-    """Running mean of row-sparse updates.
+class Aggregator(ABC):
+    """Combines what clients changed, of item rows and of the network.
 
-    Source: FedRAS (KDD 2025), section 4.1. With S the cohort and S_i the clients that
-    changed row i, ``inverse_frequency`` weighs every update of row i by |S| / |S_i| in
-    the mean over S: ``(1 / |S_i|) sum_u delta_i^u``. ``fedavg`` is the plain mean over
-    S, ``(1 / |S|) sum_u delta_i^u`` (the paper's FedRAS-T).
+    A subclass implements all three methods; its constructor parameters are its
+    hyper-parameters and become config keys. Its key is ``aggregation_class``.
 
-    Parameters
-    ----------
-    n_items, dim : int
-    aggregation : {'inverse_frequency', 'fedavg'}
+    Examples
+    --------
+    >>> import torch
+    >>> from recbole_fedras.compressor import RowUpdate
+    >>> mean = InverseFrequency()
+    >>> mean.begin(torch.zeros(3, 1))
+    >>> mean.add(7, RowUpdate(torch.tensor([0, 2]), torch.ones(2, 1)), torch.zeros(0))
+    >>> mean.add(9, RowUpdate(torch.tensor([2]), torch.zeros(1, 1)), torch.zeros(0))
+    >>> update, theta_change = mean.result()
+    >>> update.ids.tolist(), update.rows.flatten().tolist()
+    ([0, 2], [1.0, 0.5])
     """
 
-    def __init__(self, n_items: int, dim: int, aggregation: str) -> None:
-        self._aggregation = aggregation
-        self._total = np.zeros((n_items, dim), np.float32)
-        self._counts = np.zeros(n_items, np.float32)
-        self._n_clients = 0
+    @abstractmethod
+    def begin(self, table: Tensor) -> None:
+        """Begin a round, forgetting one that was not finished.
 
-    def add(self, update: RowUpdate) -> None:
-        """Add the update of one more client, as decoded."""
+        Parameters
+        ----------
+        table : Tensor, shape (n_items, dim)
+            The server's, which the updates change; not to be written.
+        """
+
+    @abstractmethod
+    def add(self, client: int, update: RowUpdate, theta_change: Tensor) -> None:
+        """Add one more client's update, as decoded; clients come in increasing order.
+
+        Parameters
+        ----------
+        client : int
+        update : RowUpdate
+        theta_change : Tensor, shape (n_theta,)
+        """
+
+    @abstractmethod
+    def result(self) -> tuple[RowUpdate, Tensor]:
+        """Return the combined change of rows and of the network, shape (n_theta,).
+
+        At least one update was added.
+        """
+
+
+class ThetaMean:
+    """Plain mean of the networks' changes, which every aggregator here takes."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._count = 0
+
+    def add(self, change: Tensor) -> None:
+        """Add one more client's, shape (n_theta,)."""
+        self._total = change.clone() if self._total is None else self._total + change
+        self._count += 1
+
+    def result(self) -> Tensor:
+        """Return the mean."""
+        return torch.zeros(0) if self._total is None else self._total / self._count
+
+
+class RowMean(Aggregator):
+    """Mean of row-sparse updates; a subclass says over how many clients."""
+
+    def begin(self, table: Tensor) -> None:
+        """Begin a round."""
+        self._total = np.zeros(tuple(table.shape), np.float32)
+        self._counts = np.zeros(len(table), np.float32)
+        self._n_clients = 0
+        self._theta = ThetaMean()
+
+    def add(self, client: int, update: RowUpdate, theta_change: Tensor) -> None:
+        """Add one more client's update."""
         _add_rows(self._total, self._counts, update.ids.numpy(), update.rows.numpy())
         self._n_clients += 1
+        self._theta.add(theta_change)
 
-    def update(self) -> RowUpdate:
+    @abstractmethod
+    def _weights(self) -> NDArray[np.float32]:
+        """Return what each row's sum is divided by, shape (n_items,)."""
+
+    def result(self) -> tuple[RowUpdate, Tensor]:
         """Return the mean, of the rows where it is not zero."""
-        counts = np.maximum(self._counts, 1)
-        if self._aggregation == "fedavg":
-            counts[:] = self._n_clients
-        mean = self._total / counts[:, None]
+        mean = self._total / self._weights()[:, None]
         ids = np.flatnonzero(mean.any(axis=1))  # a network may pass no gradient on
-        return row_update(ids, mean[ids])
+        return row_update(ids, mean[ids]), self._theta.result()
 
 
-class CodeDescent:
-    """Item codes with the least squared error for a cohort's users.
+class InverseFrequency(RowMean):
+    """Mean over the clients that trained a row: ``(1 / |S_i|) sum_u delta_i^u``.
 
-    Source: LightFR (TOIS 2023). With ``c_u`` what client u would have item i be, his
-    code or its complement, the server descends by coordinates on
-    ``sum_u (f - c_u . d_i)^2`` from the code that it has: the error of i's users, as
-    ``(sgn(r') f - sgn(r') b_u . d)^2`` is the error of ``b_u . d`` against r'.
-
-    Parameters
-    ----------
-    table : Tensor, shape (n_items, dim)
-        The server's codes.
+    Source: FedRAS (KDD 2025), section 4.4. With S the cohort and S_i the clients that
+    changed row i, it weighs every update of row i by |S| / |S_i| in the mean over S.
     """
 
-    def __init__(self, table: Tensor) -> None:
-        self._table = table
-        self._ids: list[NDArray[np.int64]] = []
-        self._changes: list[NDArray[np.int8]] = []
-
-    def add(self, update: RowUpdate) -> None:
-        """Add one more client's update, as decoded."""
-        self._ids.append(update.ids.numpy())
-        self._changes.append(update.rows.numpy().astype(np.int8))
-
-    def update(self) -> RowUpdate:
-        """Return the change of the codes, of the rows where there is one."""
-        ids, changes = np.concatenate(self._ids), np.concatenate(self._changes)
-        order = np.argsort(ids, kind="stable")
-        items, starts = np.unique(ids[order], return_index=True)
-        table = self._table.numpy()
-        codes = table[items]
-        _descend_all(codes, changes, order, np.append(starts, len(order)))
-        codes -= table[items]
-        moved = codes.any(axis=1)
-        return row_update(items[moved], codes[moved])
+    def _weights(self) -> NDArray[np.float32]:
+        return np.maximum(self._counts, 1)
 
 
-Aggregate = RowMean | CodeDescent
+class FedAvg(RowMean):
+    """Plain mean over the cohort: ``(1 / |S|) sum_u delta_i^u``, the paper's FedRAS-T."""
 
-
-def aggregate(aggregation: str, table: Tensor) -> Aggregate:
-    """Start the aggregation of a round, of updates to the server's ``table``."""
-    if aggregation == "discrete":
-        return CodeDescent(table)
-    n_items, dim = table.shape
-    return RowMean(n_items, dim, aggregation)
-
-
-@njit(nogil=True, cache=True)
-def _descend_all(
-    codes: NDArray[np.float32],
-    changes: NDArray[np.int8],
-    order: NDArray[np.int64],
-    starts: NDArray[np.int64],
-) -> None:
-    """Descend for each item, from its code and with its clients' wishes."""
-    dim = codes.shape[1]
-    for item in range(len(codes)):
-        own = order[starts[item] : starts[item + 1]]
-        wishes = np.empty((len(own), dim), np.float32)
-        error = np.full(len(own), dim, np.float32)
-        for c in range(len(own)):
-            for k in range(dim):
-                wishes[c, k] = codes[item, k] + changes[own[c], k]
-                error[c] -= wishes[c, k] * codes[item, k]
-        descend(codes[item], wishes, error, len(own))
+    def _weights(self) -> NDArray[np.float32]:
+        return np.full_like(self._counts, self._n_clients)
 
 
 @njit(nogil=True, cache=True)
@@ -121,14 +130,9 @@ def _add_rows(
     ids: NDArray[np.int64],
     rows: NDArray[np.float32],
 ) -> None:
+    """Add sparse rows where they belong, and count each; one pass over the update."""
     for i in range(len(ids)):
         counts[ids[i]] += 1
         mine, row = total[ids[i]], rows[i]
         for j in range(len(mine)):
             mine[j] += row[j]
-
-
-def mean_theta(changes: list[Tensor]) -> Tensor:
-    """Plain mean of the networks' changes, each of shape (n_theta,)."""
-    total = sum(changes[1:], start=changes[0])
-    return total / len(changes)

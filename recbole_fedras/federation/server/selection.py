@@ -1,4 +1,4 @@
-"""Who takes part in a round, and at which bandwidth."""
+"""Who takes part in a round."""
 
 from __future__ import annotations
 
@@ -32,8 +32,3 @@ def select_cohort(eligible: Ints, size: int, seed: int, round: int) -> Ints:
     """Draw a round's cohort uniformly without replacement; increasing."""
     rng = generator(seed, Stream.COHORT, round)
     return np.sort(rng.choice(eligible, size, replace=False))
-
-
-def assign_tiers(n_clients: int, n_tiers: int, seed: int) -> Ints:
-    """Draw each client's bandwidth tier once, uniformly."""
-    return generator(seed, Stream.BANDWIDTH).integers(n_tiers, size=n_clients)

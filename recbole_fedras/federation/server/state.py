@@ -1,4 +1,4 @@
-"""The server: the exact shared parameters, and how they travel uncompressed."""
+"""The exact shared parameters, and how the server steps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from recbole_fedras.federation.server.optimizer import (
     ServerOptimization,
     ServerOptimizer,
 )
-from recbole_fedras.wire.payload import Payload
 
 
-class Server:
-    """Exact item table and network.
+class SharedParameters:
+    """Exact item table and network; nothing of a round is lost or kept by halves.
 
     Parameters
     ----------
@@ -109,20 +108,3 @@ class Server:
         self.round = state["round"]
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-
-
-def put_theta(payload: Payload, theta: Tensor) -> Payload:
-    """Add the network, shape (n_theta,), as field ``theta``; nothing if there is none.
-
-    It is not compressed: float32, ``4 n_theta`` bytes.
-    """
-    if len(theta):
-        payload.put_floats("theta", theta.cpu().numpy(), part="theta")
-    return payload
-
-
-def get_theta(payload: Payload, n_theta: int) -> Tensor:
-    """Invert :func:`put_theta`."""
-    if not n_theta:
-        return torch.zeros(0)
-    return torch.from_numpy(payload.floats("theta", n_theta).copy())

@@ -1,0 +1,247 @@
+"""Clients' copies of the item table: how messages change them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_fedras.compressor.base import Compressor, RowUpdate, raw_update
+from recbole_fedras.federation.protocol import Agreement, Ints, get_theta
+from recbole_fedras.federation.store import ClientTables
+from recbole_fedras.numeric.parallel import thread_map
+from recbole_fedras.wire.message import Kind, Message
+
+
+class Replicas(ABC):
+    """What the clients of a shard hold of the shared parameters.
+
+    Parameters
+    ----------
+    agreement : Agreement
+    downlink : Compressor
+        Decodes what the server sends.
+    theta : Tensor, shape (n_theta,)
+        The network that they start from.
+
+    Attributes
+    ----------
+    theta : Tensor, shape (n_theta,)
+        The newest network that has come.
+    tables : Tensor, shape (n_tables, n_items, dim)
+        All tables.
+    versions : sequence of int
+        Versions of shared tables, one a tier; none where clients hold their own.
+    """
+
+    theta: Tensor
+    tables: Tensor
+
+    versions: Sequence[int] = ()
+
+    def __init__(
+        self, agreement: Agreement, downlink: Compressor, theta: Tensor
+    ) -> None:
+        self._agreement, self._downlink = agreement, downlink
+        self.theta = theta.clone()
+        self._theta_version = agreement.start
+
+    def apply(self, messages: Sequence[Message]) -> None:
+        """Apply messages to clients, in their order.
+
+        Raises
+        ------
+        PayloadError
+            If one is malformed, or builds on what its receiver does not hold.
+        """
+        for message in messages:
+            message.require_size(self._agreement.most_bytes)
+            self._take_theta(message)
+        self._apply(messages)
+
+    @abstractmethod
+    def _apply(self, messages: Sequence[Message]) -> None:
+        """Change tables."""
+
+    @abstractmethod
+    def table_of(self, clients: Sequence[int]) -> Tensor:
+        """Return which of ``tables`` each client trains from in this round."""
+
+    @property
+    def networks(self) -> Tensor | None:
+        """Networks that go with tables, (n_tables, n_theta); None: one for all."""
+        return None
+
+    def commit(self, counted: Collection[int]) -> None:
+        """Put into force what these clients were sent; forget what others were."""
+
+    def _take_theta(self, message: Message) -> None:
+        """Take the network of the newest version; the others are of no use any more."""
+        header = message.header
+        newest = header.kind in (Kind.DOWNLINK, Kind.PERSONAL)
+        if newest and header.version > self._theta_version:
+            self.theta = get_theta(message.payload, self._agreement.n_theta)
+            self._theta_version = header.version
+
+    def _decode(self, message: Message, base: Tensor | None) -> RowUpdate:
+        ctx = self._agreement.context_of_downlink(message.header, base)
+        return self._downlink.decode(message.payload, ctx)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is held."""
+        return {"theta": self.theta, "theta_version": self._theta_version}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.theta = state["theta"].clone()
+        self._theta_version = state["theta_version"]
+
+
+class SharedReplicas(Replicas):
+    """One table for all clients of a bandwidth tier.
+
+    Whoever is invited is sent every downlink that it missed. So a table after a given
+    version is the same for each of a tier, and the first client that a message reaches
+    decodes it for all: the tables are as new as the newest message.
+
+    Parameters
+    ----------
+    agreement, downlink, theta
+        As for the base class.
+    table : Tensor, shape (n_items, dim)
+        Where everybody starts.
+    """
+
+    def __init__(
+        self, agreement: Agreement, downlink: Compressor, theta: Tensor, table: Tensor
+    ) -> None:
+        super().__init__(agreement, downlink, theta)
+        n_tiers = len(agreement.budgets)
+        self.tables = table.repeat(n_tiers, 1, 1)
+        self.versions: list[int] = [agreement.start] * n_tiers
+
+    def table_of(self, clients: Sequence[int]) -> Tensor:
+        """Return their tiers."""
+        return torch.from_numpy(self._agreement.tier_of_client[np.array(clients)])
+
+    def _apply(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            header = message.header
+            tier = int(self._agreement.tier_of_client[header.client])
+            if header.version <= self.versions[tier]:
+                continue
+            table = self.tables[tier]
+            if header.kind is Kind.TABLE:
+                ctx = self._agreement.context(header.round)
+                table.copy_(raw_update(message.payload, ctx).rows)
+            else:
+                message.require_base(self.versions[tier])
+                change = self._decode(message, table)
+                table.index_add_(0, change.ids.to(table.device), change.rows.to(table))
+            self.versions[tier] = header.version
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is held."""
+        held = {"tables": self.tables, "versions": list(self.versions)}
+        return super().state_dict() | held
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
+        self.tables.copy_(state["tables"])
+        self.versions = list(state["versions"])
+
+
+class OwnReplicas(Replicas):
+    """A table of its own for each client, on disk where memory is short.
+
+    Parameters
+    ----------
+    agreement, downlink, theta, table
+        As for :class:`SharedReplicas`.
+    clients : ndarray of int64
+        Those of the shard.
+    """
+
+    def __init__(
+        self,
+        agreement: Agreement,
+        downlink: Compressor,
+        theta: Tensor,
+        table: Tensor,
+        clients: Ints,
+    ) -> None:
+        super().__init__(agreement, downlink, theta)
+        cohort = agreement.federation.most_participants(agreement.n_clients)
+        size = (len(clients), min(cohort, len(clients)))
+        self._tables = ClientTables(*size, table)
+        self._networks = ClientTables(*size, theta)
+        self._version_of: dict[int, int] = {}
+        self._pending: dict[int, int] = {}
+
+    @property
+    def tables(self) -> Tensor:  # type: ignore[override]
+        """All tables."""
+        return self._tables.slots
+
+    @property
+    def networks(self) -> Tensor | None:
+        """The network that goes with each table."""
+        return self._networks.slots if len(self.theta) else None
+
+    def table_of(self, clients: Sequence[int]) -> Tensor:
+        """Return the slots that they hold."""
+        return torch.tensor([self._tables.slot_of(client) for client in clients])
+
+    def _apply(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            client, version = message.header.client, message.header.version
+            start = self._agreement.start
+            message.require_base(self._version_of.get(client, start))
+            self._pending[client] = version
+        for message, change in zip(messages, self._changes(messages), strict=True):
+            client = message.header.client
+            table = self._tables.renew(client)
+            table.index_add_(0, change.ids.to(table.device), change.rows.to(table))
+            self._networks.renew(client).copy_(self.theta)
+
+    def _changes(self, messages: Sequence[Message]) -> list[RowUpdate]:
+        """Decode, in threads where that pays; once what many clients are sent alike."""
+        if all(message.header.kind is Kind.PERSONAL for message in messages):
+            bases = [self._tables.of(message.header.client) for message in messages]
+            mapper = thread_map if self._downlink.threaded else map
+            return list(mapper(self._decode, messages, bases))
+        decoded: dict[int, RowUpdate] = {}
+        for message in messages:
+            if id(message.body) not in decoded:
+                decoded[id(message.body)] = self._decode(message, None)
+        return [decoded[id(message.body)] for message in messages]
+
+    def commit(self, counted: Collection[int]) -> None:
+        """Keep the tables and networks of these clients."""
+        self._tables.commit(counted)
+        self._networks.commit(counted)
+        for client, version in self._pending.items():
+            if client in counted:
+                self._version_of[client] = version
+        self._pending = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is held."""
+        return super().state_dict() | {
+            "tables": self._tables.state_dict(),
+            "networks": self._networks.state_dict(),
+            "version_of": dict(self._version_of),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
+        self._tables.load_state_dict(state["tables"])
+        self._networks.load_state_dict(state["networks"])
+        self._version_of = dict(state["version_of"])
+        self._pending = {}

@@ -1,0 +1,132 @@
+"""How clients send updates: transformed, with what they owe, compressed, sealed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_fedras.compressor.base import CohortUpdate, Compressor, RoundContext
+from recbole_fedras.federation.budgets import hold_to
+from recbole_fedras.federation.client.feedback import UplinkFeedback
+from recbole_fedras.federation.client.training import Trained
+from recbole_fedras.federation.protocol import Agreement, put_theta
+from recbole_fedras.federation.transforms import SharedUpdate, Transform
+from recbole_fedras.numeric.stopwatch import Stopwatch
+from recbole_fedras.wire.message import Header, Kind, Message
+from recbole_fedras.wire.payload import Payload
+
+
+class Sender:
+    """Makes messages of what clients have trained.
+
+    Parameters
+    ----------
+    agreement : Agreement
+    uplink : Compressor
+    transforms : sequence of Transform
+    feedback : UplinkFeedback or None
+    seconds : Stopwatch
+    """
+
+    def __init__(
+        self,
+        agreement: Agreement,
+        uplink: Compressor,
+        transforms: Sequence[Transform],
+        feedback: UplinkFeedback | None,
+        seconds: Stopwatch,
+    ) -> None:
+        self._agreement, self._uplink = agreement, uplink
+        self._transforms, self._feedback = transforms, feedback
+        self._seconds = seconds
+
+    def answers(
+        self, trained: Trained, round: int, base_of: Callable[[int], Tensor]
+    ) -> list[Message]:
+        """Return each client's message, in their order.
+
+        Parameters
+        ----------
+        trained : Trained
+        round : int
+        base_of : callable
+            ``base_of(client)``: the table that it trained from.
+        """
+        clients = trained.updates.clients.tolist()
+        ctxs = [
+            self._agreement.context(round, client, base=base_of(client))
+            for client in clients
+        ]
+        with self._seconds("compression"):
+            updates = self._transformed(trained.updates, ctxs)
+            if self._feedback is not None:
+                self._feedback.add_to(updates)
+            payloads = self._encoded(updates, ctxs)
+        with self._seconds("serialisation"):
+            messages = self._sealed(payloads, updates.theta, trained, round)
+        if self._feedback is not None:
+            with self._seconds("compression"):
+                self._keep_lost(self._feedback, updates, messages, ctxs)
+        return messages
+
+    def _transformed(
+        self, updates: CohortUpdate, ctxs: Sequence[RoundContext]
+    ) -> CohortUpdate:
+        if not self._transforms:
+            return updates
+        changed = []
+        for index, ctx in enumerate(ctxs):
+            update = SharedUpdate(updates[index], updates.theta[index])
+            for transform in self._transforms:
+                update = transform.on_client(update, ctx)
+            changed.append(update)
+        return CohortUpdate(
+            updates.clients,
+            torch.tensor(np.cumsum([0, *(len(update.items) for update in changed)])),
+            torch.cat([update.items.ids for update in changed]),
+            torch.cat([update.items.rows for update in changed]),
+            torch.stack([update.theta for update in changed]),
+        )
+
+    def _encoded(
+        self, updates: CohortUpdate, ctxs: Sequence[RoundContext]
+    ) -> list[Payload]:
+        budgets = [self._agreement.budget_of(ctx.sender) for ctx in ctxs]
+        payloads = self._uplink.encode_cohort(updates, budgets, ctxs)
+        for payload, budget in zip(payloads, budgets, strict=True):
+            hold_to(budget, payload, self._uplink)
+        return payloads
+
+    def _sealed(
+        self, payloads: Sequence[Payload], thetas: Tensor, trained: Trained, round: int
+    ) -> list[Message]:
+        losses: list[float | None] = trained.losses.tolist()
+        if not self._agreement.federation.report_loss:
+            losses = [None] * len(losses)
+        clients = trained.updates.clients.tolist()
+        counts = trained.n_samples.tolist()
+        return [
+            Message.of(
+                put_theta(payload, theta),
+                Header(Kind.UPDATE, round, client, round + 1, round, count, loss),
+            )
+            for payload, theta, client, count, loss in zip(
+                payloads, thetas, clients, counts, losses, strict=True
+            )
+        ]
+
+    def _keep_lost(
+        self,
+        feedback: UplinkFeedback,
+        updates: CohortUpdate,
+        messages: Sequence[Message],
+        ctxs: Sequence[RoundContext],
+    ) -> None:
+        """Decode what is sent, as the server will, and keep what is lost."""
+        payloads = [message.payload for message in messages]
+        decoded = self._uplink.decode_cohort(payloads, ctxs)
+        for index, update in enumerate(decoded):
+            feedback.keep(ctxs[index].sender, updates[index], update)

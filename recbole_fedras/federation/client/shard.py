@@ -1,0 +1,337 @@
+"""The clients' half of a round: those that one process holds participate and settle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_fedras.compressor.base import Compressor
+from recbole_fedras.data.clients import ClientData, Samples, draw_samples
+from recbole_fedras.embedding.base import ItemEmbedding, take_introduction
+from recbole_fedras.errors import NonFiniteError
+from recbole_fedras.federation.client.feedback import UplinkFeedback
+from recbole_fedras.federation.client.replicas import (
+    OwnReplicas,
+    Replicas,
+    SharedReplicas,
+)
+from recbole_fedras.federation.client.sender import Sender
+from recbole_fedras.federation.client.training import (
+    LocalModel,
+    Participants,
+    Trained,
+    Workspace,
+    train_cohort,
+)
+from recbole_fedras.federation.protocol import Agreement, Ints
+from recbole_fedras.federation.settings import LocalTraining
+from recbole_fedras.federation.transforms import Transform
+from recbole_fedras.numeric.parallel import thread_map
+from recbole_fedras.numeric.rng import Stream, counter_key
+from recbole_fedras.numeric.stopwatch import Stopwatch
+from recbole_fedras.numeric.theta import Theta, flatten, unflatten
+from recbole_fedras.wire.message import Kind, Message
+
+#: Clients that a thread draws and trains at a time, about; on another device, all.
+GROUP = 16
+
+#: Updates of a cohort that a shard holds at a time, about; the rest waits its turn.
+PART_BYTES = 2**27
+
+
+class Start(NamedTuple):
+    """What clients start from: drawn from the shared seed, so nobody sends it.
+
+    Attributes
+    ----------
+    clients : ndarray of int64, shape (n_local,)
+        Those of the shard, increasing.
+    user_rows : Tensor, shape (n_local, dim)
+        Their private rows; changed in place.
+    table : Tensor, shape (n_items, width)
+        The item table.
+    theta : mapping of str to Tensor
+        The network.
+    """
+
+    clients: Ints
+    user_rows: Tensor
+    table: Tensor
+    theta: Theta
+
+
+class ClientMethods(NamedTuple):
+    """What clients do with messages and updates.
+
+    Attributes
+    ----------
+    uplink, downlink : Compressor
+        Of the shard's own: server and clients share no object.
+    transforms : sequence of Transform
+        Applied to each update, in their order.
+    shared_replicas : bool
+        Whether clients of a bandwidth tier hold one table, ``DownlinkPolicy.shared``.
+    """
+
+    uplink: Compressor
+    downlink: Compressor
+    transforms: Sequence[Transform] = ()
+    shared_replicas: bool = True
+
+
+class Shard:
+    """Clients that one process holds: their interactions and all that is private.
+
+    A shard knows the server by messages only. :meth:`participate` answers invitations;
+    what is private changes for good when :meth:`settle` shows that an answer counted.
+    To be invited again to the same round does the same again.
+
+    Parameters
+    ----------
+    agreement : Agreement
+    data : ClientData
+        Of all clients; those without interactions here are another shard's.
+    model : LocalModel
+        How to score and to train; its ``theta`` gives names and shapes.
+    start : Start
+    methods : ClientMethods
+    training : LocalTraining
+
+    Attributes
+    ----------
+    clients : ndarray of int64, shape (n_local,)
+        Who they are, increasing.
+    user_rows : Tensor, shape (n_local, dim)
+    user_states : Tensor or None, shape (n_local, 2 dim + 1)
+        Of the users' Adam.
+    replicas : Replicas
+    feedback : UplinkFeedback or None
+    seconds : Stopwatch
+    """
+
+    def __init__(
+        self,
+        agreement: Agreement,
+        data: ClientData,
+        model: LocalModel,
+        start: Start,
+        methods: ClientMethods,
+        training: LocalTraining,
+    ) -> None:
+        self._agreement, self._data, self._model = agreement, data, model
+        self._uplink, self.training = methods.uplink, training
+        self.clients, self.user_rows = start.clients, start.user_rows
+        self.user_states: Tensor | None = None
+        if training.user_optimizer == "adam":
+            size = (len(self.clients), 2 * self.user_rows.shape[1] + 1)
+            self.user_states = self.user_rows.new_zeros(size)
+        self.replicas = _replicas(agreement, start, methods)
+        self.feedback: UplinkFeedback | None = None
+        if agreement.federation.uplink_feedback:
+            self.feedback = UplinkFeedback(agreement, len(self.clients))
+        self.seconds = Stopwatch()
+        self._sender = Sender(
+            agreement, methods.uplink, methods.transforms, self.feedback, self.seconds
+        )
+        self._workspace = Workspace()
+        self._pending: list[Trained] = []
+
+    @property
+    def embedding(self) -> ItemEmbedding | None:
+        """What items are made of."""
+        return self._model.embedding
+
+    def participate(self, messages: Iterable[Message]) -> Iterator[Message]:
+        """Answer invitations: apply, train, compress; yield an update for each client.
+
+        Parameters
+        ----------
+        messages : iterable of Message
+            Those to one client follow each other, clients increase.
+
+        Raises
+        ------
+        NonFiniteError
+            If local training diverged.
+        PayloadError
+            If a message cannot be applied.
+        """
+        self.settle(())  # what no receipt came for
+        for part in self._parts(messages):
+            with self.seconds("compression"):
+                self._apply([message for own in part for message in own])
+            clients = np.array([own[0].header.client for own in part])
+            round = part[0][-1].header.round
+            trained = self._train(clients, round)
+            self._pending.append(trained)
+            yield from self._sender.answers(trained, round, self._base_of)
+
+    def settle(self, receipts: Iterable[Message]) -> None:
+        """Put into force what counted, forget the rest of what is pending."""
+        counted = {message.header.client for message in receipts}
+        for trained in self._pending:
+            kept = np.isin(trained.updates.clients.numpy(), list(counted))
+            places = self._places(trained.updates.clients.numpy()[kept])
+            self.user_rows[places] = trained.user_rows[kept]
+            if self.user_states is not None and trained.user_states is not None:
+                self.user_states[places] = trained.user_states[kept]
+        self._pending = []
+        self.replicas.commit(counted)
+        if self.feedback is not None:
+            self.feedback.commit(counted)
+
+    def refresh(self, messages: Sequence[Message]) -> None:
+        """Bring shared tables up to date between rounds, as evaluation sees them."""
+        self.replicas.apply(messages)
+
+    def _places(self, clients: Ints) -> Tensor:
+        return torch.from_numpy(np.searchsorted(self.clients, clients))
+
+    # Parts of a cohort.
+
+    def _parts(self, messages: Iterable[Message]) -> Iterator[list[list[Message]]]:
+        """Collect clients' messages until their updates reach ``PART_BYTES``.
+
+        Groups stay whole, so that parts of another size change no bit.
+        """
+        part: list[list[Message]] = []
+        size = 0
+        by_client = (
+            list(own) for _, own in groupby(messages, lambda one: one.header.client)
+        )
+        for _, group in groupby(by_client, lambda own: self._block(own[0])):
+            members = list(group)
+            needed = sum(self._bytes_of(own[0].header.client) for own in members)
+            if part and size + needed > PART_BYTES:
+                yield part
+                part, size = [], 0
+            part += members
+            size += needed
+        if part:
+            yield part
+
+    def _block(self, message: Message) -> int:
+        """Return the block of numbers that a client belongs to.
+
+        Who trains in one group must not depend on who else is in a cohort or shard, as
+        padded batches round by their shape. So groups are blocks of numbers, as large
+        as gives about ``GROUP`` participants.
+        """
+        return message.header.client // self._block_size
+
+    @property
+    def _block_size(self) -> int:
+        return max(1, round(GROUP / self._agreement.federation.client_fraction))
+
+    def _bytes_of(self, client: int) -> int:
+        """Return what a client's update may take."""
+        count = self._data.offsets[client + 1] - self._data.offsets[client]
+        n_negatives = self.training.local_epochs * self.training.n_negatives
+        n_parts = 1 if self.embedding is None else self.embedding.n_parts
+        n_rows = min(count * (1 + n_negatives) * n_parts, self._agreement.n_items)
+        return int(n_rows) * self._agreement.dim * 4
+
+    # What happens to a part.
+
+    def _apply(self, messages: list[Message]) -> None:
+        changes = []
+        for message in messages:
+            if message.header.kind is not Kind.INTRODUCTION:
+                changes.append(message)
+            elif self.embedding is not None:
+                take_introduction(self.embedding, message.payload)
+        self.replicas.apply(changes)
+
+    def _train(self, clients: Ints, round: int) -> Trained:
+        places, tables = self._places(clients), self.replicas.tables
+        states = self.user_states
+        theta = self.replicas.theta.to(tables.device)
+        participants = Participants(
+            torch.from_numpy(clients),
+            self.user_rows[places],
+            None if states is None else states[places].to(tables.device),
+            tables,
+            self.replicas.table_of(clients.tolist()),
+        )
+        with self.seconds("local_training"):
+            trained = train_cohort(
+                self._model._replace(theta=unflatten(theta, self._model.theta)),
+                participants,
+                self._draw(clients, round),
+                self.training,
+                self._uplink.gradient_map(
+                    self._agreement.budgets[0], self._agreement.context(round)
+                ),
+                self._workspace,
+            )
+        self._require_finite(trained, round)
+        return trained
+
+    def _draw(self, clients: Ints, round: int) -> list[Samples]:
+        """Draw the samples of each group, in threads."""
+        training, seed = self.training, self._agreement.federation.seed
+        groups = [clients]
+        if self.replicas.tables.device.type == "cpu":
+            starts = 1 + np.flatnonzero(np.diff(clients // self._block_size))
+            groups = np.split(clients, starts)
+        key = counter_key(seed, Stream.SAMPLES, round)
+
+        def draw(group: Ints) -> Samples:
+            counts = (training.n_negatives, training.local_epochs)
+            return draw_samples(self._data, group, *counts, key, training.pairwise)
+
+        return thread_map(draw, groups)
+
+    def _base_of(self, client: int) -> Tensor:
+        return self.replicas.tables[int(self.replicas.table_of([client])[0])]
+
+    def _require_finite(self, trained: Trained, round: int) -> None:
+        bad = (~trained.losses.isfinite()).nonzero().flatten()
+        if not len(bad):
+            return
+        training = self.training
+        rates = {
+            "learning_rate": training.learning_rate,
+            "theta_learning_rate": training.theta_learning_rate,
+        }
+        if training.upload_gradient:
+            rates = {"user_learning_rate": training.user_learning_rate}
+        optimization = self._agreement.federation.optimization
+        rates["server_learning_rate"] = optimization.learning_rate
+        lower = ", ".join(f"{key}={rate}" for key, rate in rates.items())
+        raise NonFiniteError(
+            f"round {round}: local training is not finite any more (loss "
+            f"{float(trained.losses[bad[0]]):.4g}, of {len(bad)} clients in "
+            f"{len(trained.losses)}); lower one of {lower}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the shard's clients hold."""
+        return {
+            "user_rows": self.user_rows,
+            "user_states": self.user_states,
+            "replicas": self.replicas.state_dict(),
+            "feedback": self.feedback.state_dict() if self.feedback else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._pending = []
+        self.user_rows.copy_(state["user_rows"])
+        if self.user_states is not None:
+            self.user_states.copy_(state["user_states"])
+        self.replicas.load_state_dict(state["replicas"])
+        if self.feedback is not None:
+            self.feedback.load_state_dict(state["feedback"])
+
+
+def _replicas(agreement: Agreement, start: Start, methods: ClientMethods) -> Replicas:
+    theta = flatten(start.theta)
+    if methods.shared_replicas:
+        return SharedReplicas(agreement, methods.downlink, theta, start.table)
+    return OwnReplicas(agreement, methods.downlink, theta, start.table, start.clients)

@@ -1,0 +1,144 @@
+"""What server and clients agree on before the first round, and what messages say."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recbole_fedras.compressor.base import (
+    SERVER,
+    Budget,
+    Compressor,
+    RoundContext,
+    RowUpdate,
+    raw_payload,
+)
+from recbole_fedras.federation.budgets import make_budgets
+from recbole_fedras.federation.settings import Federation
+from recbole_fedras.numeric.rng import Stream, generator
+from recbole_fedras.wire.message import Header, Kind, Message
+from recbole_fedras.wire.payload import Payload
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What both halves of a federation know without a message.
+
+    It follows from the configuration, the catalogue of items and the number of clients.
+
+    Attributes
+    ----------
+    federation : Federation
+    n_clients : int
+        Clients are numbered from 0; who holds which numbers is settled beforehand.
+    n_items, dim : int
+        Shape of the table exchanged; rows of an item embedding's are no items.
+    n_theta : int
+        Values of the network.
+    budgets : tuple of Budget
+        One for each bandwidth tier.
+    tier_of_client : ndarray of int64, shape (n_clients,)
+    start : int
+        Version of the shared parameters that everybody starts from.
+    """
+
+    federation: Federation
+    n_clients: int
+    n_items: int
+    dim: int
+    n_theta: int
+    budgets: tuple[Budget, ...]
+    tier_of_client: Ints
+    start: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        federation: Federation,
+        n_clients: int,
+        table: Tensor,
+        n_theta: int,
+        compressors: Collection[Compressor],
+        start: int = 0,
+    ) -> Agreement:
+        """Derive budgets and tiers.
+
+        Raises
+        ------
+        BudgetError
+            If a compressor cannot work at one of the rates.
+        """
+        rates, (n_items, dim) = federation.compression_rates, table.shape
+        budgets = make_budgets(federation, n_items, dim, n_theta, compressors)
+        # A client's bandwidth tier is drawn once, uniformly.
+        draw = generator(federation.seed, Stream.BANDWIDTH)
+        tiers = draw.integers(len(rates), size=n_clients)
+        shape = (n_clients, n_items, dim, n_theta)
+        return cls(federation, *shape, tuple(budgets), tiers, start)
+
+    @property
+    def most_bytes(self) -> int:
+        """No honest message is larger: a larger one is refused unread."""
+        return 2 * 4 * self.n_items * self.dim + 4 * self.n_theta + 2**16
+
+    def budget_of(self, client: int) -> Budget:
+        """Return what a client may send, and be sent."""
+        return self.budgets[self.tier_of_client[client]]
+
+    def context(
+        self,
+        round: int,
+        sender: int = SERVER,
+        receiver: int | None = None,
+        base: Tensor | None = None,
+    ) -> RoundContext:
+        """Return what both ends know of a payload."""
+        shape = (self.n_items, self.dim)
+        return RoundContext(round, self.federation.seed, *shape, sender, receiver, base)
+
+    def context_of_downlink(
+        self, header: Header, base: Tensor | None = None
+    ) -> RoundContext:
+        """Return what both ends know of the change that a downlink carries.
+
+        Published ones arose in the round before their version; a personal one is made
+        in the round that its receiver is invited to.
+        """
+        if header.kind is Kind.PERSONAL:
+            return self.context(header.round, receiver=header.client, base=base)
+        return self.context(max(header.version - 1, 0), base=base)
+
+
+def put_theta(payload: Payload, theta: Tensor) -> Payload:
+    """Add the network, shape (n_theta,), as field ``theta``; nothing if there is none.
+
+    It is not compressed: float32, ``4 n_theta`` bytes.
+    """
+    if len(theta):
+        payload.put_floats("theta", theta.cpu().numpy(), part="theta")
+    return payload
+
+
+def get_theta(payload: Payload, n_theta: int) -> Tensor:
+    """Invert :func:`put_theta`."""
+    if not n_theta:
+        return torch.zeros(0)
+    return torch.from_numpy(payload.floats("theta", n_theta).copy())
+
+
+def whole_table(table: Tensor) -> Payload:
+    """Make the payload of a ``TABLE``: every row as it is."""
+    everything = RowUpdate(torch.arange(len(table)), table.cpu())
+    return raw_payload(everything, len(table))
+
+
+def receipt(round: int, client: int) -> Message:
+    """Make the message by which a client learns that its update has counted."""
+    return Message.of(Payload(), Header(Kind.RECEIPT, round, client, round + 1, None))

@@ -1,0 +1,83 @@
+"""One federated round over any transport (FedRAS, KDD 2025, Algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recbole_fedras.federation.server.intake import Refusal
+from recbole_fedras.federation.server.server import Server
+from recbole_fedras.wire.ledger import Ledger
+from recbole_fedras.wire.transport import Transport
+
+
+@dataclass(frozen=True, slots=True)
+class RoundReport:
+    """What a round did and cost: one row of ``rounds.csv``.
+
+    Attributes
+    ----------
+    loss : float or None
+        Of a training sample, the mean: binary cross-entropy, LightFR's squared error;
+        or of a pair, BPR's. None if clients do not report it.
+    n_invited, n_clients : int
+        Clients invited, and those whose updates counted.
+    refusals : list of Refusal
+        Messages that counted for nothing, and why.
+    bytes : dict of str to int
+        The round of the ledger.
+    metrics : dict of str to float
+        What the replica policy and the downlink's compressor report.
+    seconds : dict of str to float
+        By phase.
+    """
+
+    loss: float | None
+    n_invited: int
+    n_clients: int
+    refusals: list[Refusal]
+    bytes: dict[str, int]
+    metrics: dict[str, float]
+    seconds: dict[str, float]
+
+
+def run_round(server: Server, transport: Transport, ledger: Ledger) -> RoundReport:
+    """Invite, exchange, receive, close; and tell those who counted that they have.
+
+    A round happens wholly or not at all: whatever fails before its last line leaves
+    server and shards as they were.
+
+    Parameters
+    ----------
+    server : Server
+    transport : Transport
+        Reaches the shards.
+    ledger : Ledger
+        Books every message, either way.
+
+    Raises
+    ------
+    FederationError
+        If no update counted.
+    """
+    ledger.open_round()
+    try:
+        invitations = ledger.through(server.invite())
+        for answer in ledger.through(transport.exchange(invitations)):
+            server.receive(answer)
+        closed = server.close()
+        receipts = list(ledger.through(server.receipts()))
+    except BaseException:
+        server.rollback()
+        transport.settle(())
+        raise
+    server.commit()
+    transport.settle(receipts)
+    return RoundReport(
+        closed.loss,
+        closed.n_invited,
+        len(closed.counted),
+        closed.refusals,
+        ledger.close_round(),
+        server.policy.metrics(closed.counted),
+        server.seconds.taken(),
+    )

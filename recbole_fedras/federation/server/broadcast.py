@@ -1,0 +1,168 @@
+"""Replica policy broadcast: everybody has every downlink; with and without feedback."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from recbole_fedras.compressor.base import RowUpdate
+from recbole_fedras.federation.protocol import Ints, whole_table
+from recbole_fedras.federation.server.downlink import PublishedDownlinks
+from recbole_fedras.wire.message import Header, Kind, Message
+from recbole_fedras.wire.payload import Payload
+
+
+class Broadcast(PublishedDownlinks):
+    """Participants are brought up to date with every downlink since their last.
+
+    This is the FedRAS paper's assumption, with its price: clients of a bandwidth tier
+    hold one table, and who takes part again is sent first what it missed, the
+    downlinks or, where that is smaller, the whole table. Networks of missed downlinks
+    stay out: the newest replaces them.
+
+    With ``downlink_feedback`` a downlink holds all that the replica lacks, the errors
+    of earlier downlinks included. That is error feedback, as in EF-SGD (Seide et al.,
+    Interspeech 2014; Karimireddy et al., ICML 2019), with ``Q - replica`` as the memory
+    of what was not sent. Each tier then has errors, and so a compressor, of its own.
+    """
+
+    shared = True
+    cumulative = True
+
+    def _set_up(self) -> None:
+        table = self._parameters.item_table
+        self.mirrors = table.repeat(len(self._agreement.budgets), 1, 1)
+        self._before = self.mirrors.clone()
+        # Downlinks of earlier versions, while together they are smaller than the table.
+        self._missable: list[deque[Message]] = [deque() for _ in self.mirrors]
+        self._tables: dict[int, Message] = {}  # of this round, each serialised once
+        self._size_of_table = len(whole_table(table).to_bytes())
+        self._changes: list[RowUpdate] = []
+        self._feedback = self._agreement.federation.downlink_feedback
+        self._compressors = [self._compressor]
+        if self._feedback:
+            self._compressors = [copy.deepcopy(self._compressor) for _ in self.mirrors]
+        self._states = [compressor.state_dict() for compressor in self._compressors]
+
+    def _base_of_all(self) -> Tensor | None:
+        one = len(self.mirrors) == 1 or self._feedback  # before it all start alike
+        return self.mirrors[0] if one else None
+
+    def _encode(self, update: RowUpdate) -> list[Payload]:
+        if not self._feedback:
+            return super()._encode(update)
+        round = self._parameters.round - 1
+        return [
+            compressor.encode_broadcast(
+                self._lacking(table),
+                [budget],
+                self._agreement.context(round, base=table),
+            )[0]
+            for compressor, table, budget in zip(
+                self._compressors, self.mirrors, self._agreement.budgets, strict=True
+            )
+        ]
+
+    def mirror_of(self, client: int) -> Tensor:
+        """Return the table of the client's tier."""
+        return self.mirrors[self._agreement.tier_of_client[client]]
+
+    def deliver(self, clients: Iterable[int]) -> Iterator[Message]:
+        """Send what was missed, then the newest message."""
+        for client in clients:
+            tier = int(self._agreement.tier_of_client[client])
+            for message in self._missed(int(self.version_of[client]), tier):
+                yield message.to(client)
+            yield self.messages[tier].to(client)
+
+    def _missed(self, version: int, tier: int) -> list[Message]:
+        """Return what leads from a version to the one before the newest."""
+        newest = self.messages[tier].header.version
+        if version >= newest - 1:
+            return []
+        header = Header(Kind.CATCH_UP, newest, 0, 0, 0)
+        missed = [
+            Message(header._replace(version=past, base=past - 1), message.body)
+            for message in self._missable[tier]
+            if (past := message.header.version) > version
+        ]
+        complete = len(missed) == newest - 1 - version
+        if complete and sum(map(len, missed)) <= self._size_of_table:
+            return missed
+        return [self._table(tier)]
+
+    def _table(self, tier: int) -> Message:
+        version = self.messages[tier].header.version
+        header = Header(Kind.TABLE, version, 0, version - 1, None)
+        if tier not in self._tables:
+            self._tables[tier] = Message.of(whole_table(self._before[tier]), header)
+        return self._tables[tier]
+
+    def newest(self, versions: Sequence[int]) -> list[Message]:
+        """Return, tier by tier, what is missing and the newest message."""
+        return [
+            message
+            for tier, version in enumerate(versions)
+            for message in [*self._missed(version, tier), self.messages[tier]]
+            if version < message.header.version
+        ]
+
+    def publish(self, update: RowUpdate) -> None:
+        """Encode, and decode what all replicas will apply."""
+        super().publish(update)
+        self._changes = [
+            self._decode(message, table)
+            for message, table in zip(self._next, self.mirrors, strict=True)
+        ]
+
+    def commit(self, counted: Ints) -> None:
+        """Apply the newest downlink to all mirrors; keep the one before for who missed."""
+        for log, message in zip(self._missable, self.messages, strict=True):
+            log.append(Message.of(message.payload.without("theta"), message.header))
+            while sum(len(past.body) for past in log) > self._size_of_table:
+                log.popleft()
+        super().commit(counted)
+        self._tables = {}
+        self._before.copy_(self.mirrors)
+        for table, change in zip(self.mirrors, self._changes, strict=True):
+            table.index_add_(0, change.ids.to(table.device), change.rows.to(table))
+        self._states = [compressor.state_dict() for compressor in self._compressors]
+
+    def rollback(self) -> None:
+        """Restore the compressors' states too."""
+        super().rollback()
+        for compressor, state in zip(self._compressors, self._states, strict=True):
+            compressor.load_state_dict(state)
+
+    def _drift(self, client: int) -> float:
+        return self._drifts[int(self._agreement.tier_of_client[client])]
+
+    def metrics(self, clients: Ints) -> dict[str, float]:
+        """Return figures of the compressor, and the drift."""
+        self._drifts = [self._parameters.drift(table) for table in self.mirrors]
+        return super().metrics(clients) | self._compressors[0].metrics()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next round depends on."""
+        return super().state_dict() | {
+            "mirrors": self.mirrors,
+            "before": self._before,
+            "missable": [[past.data for past in log] for log in self._missable],
+            "compressors": self._states,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
+        self.mirrors.copy_(state["mirrors"])
+        self._before.copy_(state["before"])
+        self._missable = [
+            deque(map(Message.from_bytes, log)) for log in state["missable"]
+        ]
+        self._tables = {}
+        self._states = state["compressors"]
+        self.rollback()

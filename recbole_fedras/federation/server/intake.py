@@ -1,0 +1,176 @@
+"""What the server takes in: it checks each update, and combines them in fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from recbole_fedras.compressor.base import Compressor, RowUpdate
+from recbole_fedras.federation.protocol import Agreement, Ints, get_theta
+from recbole_fedras.federation.server.aggregation import Aggregator
+from recbole_fedras.numeric.parallel import thread_map
+from recbole_fedras.wire.message import Kind, Message
+from recbole_fedras.wire.payload import PayloadError
+
+#: Bytes of updates that wait before some are decoded, about.
+WAITING_BYTES = 2**27
+
+
+class Refusal(NamedTuple):
+    """A message that counted for nothing.
+
+    Attributes
+    ----------
+    client : int
+        The one that it says it is from.
+    reason : str
+    """
+
+    client: int
+    reason: str
+
+
+class Intake:
+    """The updates of one round, from the first to the last.
+
+    Updates are decoded and added by increasing client, whatever the order in which they
+    arrive; those that come in order need not wait for the last. A bad one is refused:
+    it costs its sender the round, and nobody else anything.
+
+    Parameters
+    ----------
+    agreement : Agreement
+    uplink : Compressor
+    aggregator : Aggregator
+    round : int
+    cohort : ndarray of int64, shape (n_invited,)
+        Increasing.
+    base_of : callable
+        ``base_of(client)``: the table that its update changes.
+
+    Attributes
+    ----------
+    refusals : list of Refusal
+    counted : list of int
+        Clients whose updates were added, increasing.
+    """
+
+    def __init__(
+        self,
+        agreement: Agreement,
+        uplink: Compressor,
+        aggregator: Aggregator,
+        round: int,
+        cohort: Ints,
+        base_of: Callable[[int], Tensor],
+    ) -> None:
+        self._agreement, self._uplink, self._base_of = agreement, uplink, base_of
+        self._aggregator, self._round = aggregator, round
+        self._due = cohort.tolist()  # whose turn it is, the last first
+        self._due.reverse()
+        self._invited = set(self._due)
+        self._waiting: dict[int, Message] = {}
+        self._answered: set[int] = set()
+        self._loss, self._n_samples, self._n_losses = 0.0, 0, 0
+        self.refusals: list[Refusal] = []
+        self.counted: list[int] = []
+
+    def take(self, message: Message) -> None:
+        """Take in a message, or refuse it."""
+        client = message.header.client
+        try:
+            self._check(message)
+        except PayloadError as error:
+            self.refusals.append(Refusal(client, str(error)))
+            return
+        self._answered.add(client)
+        self._waiting[client] = message
+        if sum(map(len, self._waiting.values())) > WAITING_BYTES:
+            self._add(list(self._in_order()))
+
+    def finish(self) -> float | None:
+        """Add all that have come; return the mean loss of a sample, if reported."""
+        self._add([self._waiting.pop(client) for client in sorted(self._waiting)])
+        self.refusals.sort()
+        return self._loss / self._n_losses if self._n_losses else None
+
+    def _check(self, message: Message) -> None:
+        """Refuse what is not the one answer of a client that was invited.
+
+        Raises
+        ------
+        PayloadError
+            That says why.
+        """
+        header = message.header
+        message.require_size(self._agreement.most_bytes)
+        if header.kind is not Kind.UPDATE or header.n_samples is None:
+            raise PayloadError(f"a message of kind {header.kind.name} is no update")
+        if header.round != self._round:
+            raise PayloadError(f"it is of round {header.round}, not {self._round}")
+        if header.client not in self._invited:
+            raise PayloadError("the client was not invited")
+        if header.client in self._answered:
+            raise PayloadError("the client has answered already")
+        message.require_base(self._round)
+
+    def _in_order(self) -> Iterator[Message]:
+        """Take out the messages that no earlier client's can come before any more."""
+        refused = {refusal.client for refusal in self.refusals}
+        while self._due:
+            client = self._due[-1]
+            if client in self._waiting:
+                yield self._waiting.pop(client)
+            elif client not in refused | self._answered:
+                return
+            self._due.pop()
+
+    def _add(self, messages: list[Message]) -> None:
+        mapper = thread_map if self._uplink.threaded else map
+        for message, decoded in zip(
+            messages, mapper(self._decoded, messages), strict=True
+        ):
+            header = message.header
+            if isinstance(decoded, PayloadError):
+                self.refusals.append(Refusal(header.client, str(decoded)))
+                continue
+            self._aggregator.add(header.client, *decoded)
+            self.counted.append(header.client)
+            if header.loss is not None and header.n_samples is not None:
+                self._loss += header.loss
+                self._n_losses += header.n_samples
+
+    def _decoded(self, message: Message) -> tuple[RowUpdate, Tensor] | PayloadError:
+        """Return what a message says, or what is wrong with it."""
+        client = message.header.client
+        base = self._base_of(client)
+        ctx = self._agreement.context(self._round, client, base=base)
+        try:
+            theta = get_theta(message.payload, self._agreement.n_theta)
+            update = self._uplink.decode(message.payload, ctx)
+            self._require_bounded(update, theta)
+        except PayloadError as error:
+            return error
+        return update, theta
+
+    def _require_bounded(self, update: RowUpdate, theta: Tensor) -> None:
+        """Refuse values that are not finite, or together beyond the published norm.
+
+        Raises
+        ------
+        PayloadError
+            That says which.
+        """
+        most = self._agreement.federation.max_update_norm
+        values = [update.rows.cpu().numpy().ravel(), theta.numpy()]
+        with np.errstate(over="ignore", invalid="ignore"):
+            square = sum(float(np.vdot(part, part)) for part in values)
+        if square <= most**2:
+            return
+        if not all(np.isfinite(part).all() for part in values):
+            raise PayloadError("its values are not all finite")
+        norm = np.sqrt(sum(float(np.square(part, dtype=float).sum()) for part in values))
+        raise PayloadError(f"its norm {norm:.3g} exceeds max_update_norm={most:g}")

@@ -1,0 +1,200 @@
+"""The server's half of a round: it invites, receives and closes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from recbole_fedras.compressor.base import Compressor
+from recbole_fedras.errors import FederationError
+from recbole_fedras.federation.protocol import Agreement, Ints, receipt
+from recbole_fedras.federation.server.aggregation import Aggregator
+from recbole_fedras.federation.server.downlink import DownlinkPolicy
+from recbole_fedras.federation.server.intake import Intake, Refusal
+from recbole_fedras.federation.server.selection import cohort_size, select_cohort
+from recbole_fedras.federation.server.state import SharedParameters
+from recbole_fedras.federation.transforms import SharedUpdate, Transform
+from recbole_fedras.numeric.stopwatch import Stopwatch
+from recbole_fedras.wire.message import Header, Kind, Message
+from recbole_fedras.wire.payload import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """What a round came to, as the server sees it.
+
+    Attributes
+    ----------
+    counted : ndarray of int64, shape (n_counted,)
+        Clients whose updates are in the aggregate.
+    n_invited : int
+    refusals : list of Refusal
+    loss : float or None
+        Of a training sample, the mean; None if no client reports it.
+    """
+
+    counted: Ints
+    n_invited: int
+    refusals: list[Refusal]
+    loss: float | None
+
+
+class Server:
+    """Holds the exact shared parameters and decides all: whom to invite, what to send.
+
+    A round is :meth:`invite`, :meth:`receive` for each answer, :meth:`close`, and then
+    :meth:`commit`, or :meth:`rollback` if anything has failed. It never sees a
+    client's interactions, private rows, or more of an update than its message says.
+
+    Parameters
+    ----------
+    agreement : Agreement
+    parameters : SharedParameters
+    policy : DownlinkPolicy
+        What participants are sent.
+    uplink : Compressor
+        Decodes updates.
+    aggregator : Aggregator
+    eligible : ndarray of int64
+        Clients that have something to train on.
+
+    Attributes
+    ----------
+    transforms : sequence of Transform
+        Applied to each aggregate, in their order.
+    introduction : Payload or None
+        What each client is sent once, before its first downlink.
+    seconds : Stopwatch
+    """
+
+    def __init__(
+        self,
+        agreement: Agreement,
+        parameters: SharedParameters,
+        policy: DownlinkPolicy,
+        uplink: Compressor,
+        aggregator: Aggregator,
+        eligible: Ints,
+    ) -> None:
+        self._agreement, self.parameters = agreement, parameters
+        self.policy, self._uplink, self._aggregator = policy, uplink, aggregator
+        self._eligible = eligible
+        fraction = agreement.federation.client_fraction
+        self.cohort_size = cohort_size(len(eligible), fraction)
+        self._introduced = np.zeros(agreement.n_clients, bool)
+        self.transforms: Sequence[Transform] = ()
+        self.introduction: Payload | None = None
+        self.seconds = Stopwatch()
+
+    @property
+    def round(self) -> int:
+        """Rounds completed; the version of the shared parameters."""
+        return self.parameters.round
+
+    def invite(self) -> Iterator[Message]:
+        """Draw a cohort and make what brings each of it up to date, client by client."""
+        seed, round = self._agreement.federation.seed, self.round
+        cohort = select_cohort(self._eligible, self.cohort_size, seed, round)
+        self._intake = Intake(
+            self._agreement,
+            self._uplink,
+            self._aggregator,
+            round,
+            cohort,
+            self.policy.mirror_of,
+        )
+        self._cohort = cohort
+        self._aggregator.begin(self.parameters.item_table)
+        introduction = self._sealed_introduction()
+        newcomers = set(cohort[~self._introduced[cohort]].tolist())
+        deliveries = self.policy.deliver(cohort.tolist())
+        while (message := self._timed_next(deliveries)) is not None:
+            client = message.header.client
+            if introduction is not None and client in newcomers:
+                newcomers.remove(client)
+                yield introduction.to(client)
+            yield message
+
+    def _sealed_introduction(self) -> Message | None:
+        if self.introduction is None:
+            return None
+        header = Header(Kind.INTRODUCTION, self.round, 0, self.round, None)
+        return Message.of(self.introduction, header)
+
+    def _timed_next(self, deliveries: Iterator[Message]) -> Message | None:
+        with self.seconds("compression"):
+            return next(deliveries, None)
+
+    def receive(self, message: Message) -> None:
+        """Take in an answer, at any time and in any order until the round is closed."""
+        with self.seconds("aggregation"):
+            self._intake.take(message)
+
+    def close(self) -> Closed:
+        """Combine what has come, step, and publish; who did not answer is left out.
+
+        Raises
+        ------
+        FederationError
+            If no update counted: there is nothing to combine.
+        """
+        with self.seconds("aggregation"):
+            loss = self._intake.finish()
+            counted = np.array(self._intake.counted, np.int64)
+            if not len(counted):
+                raise self._nobody()
+            update = SharedUpdate(*self._aggregator.result())
+            ctx = self._agreement.context(self.round)
+            for transform in self.transforms:
+                update = transform.on_aggregate(update, ctx)
+            change = self.parameters.step(*update)
+        with self.seconds("compression"):
+            self.policy.publish(change)
+        self._counted = counted
+        return Closed(counted, len(self._cohort), self._intake.refusals, loss)
+
+    def _nobody(self) -> FederationError:
+        refusals = "; ".join(
+            f"client {client}: {reason}" for client, reason in self._intake.refusals[:3]
+        )
+        return FederationError(
+            f"round {self.round}: of {len(self._cohort)} clients invited, none sent an "
+            f"update that counts ({refusals or 'none answered'})"
+        )
+
+    def receipts(self) -> list[Message]:
+        """Make the messages by which clients learn that the closed round counted them."""
+        round = self.round - 1
+        return [receipt(round, client) for client in self._counted.tolist()]
+
+    def commit(self) -> None:
+        """Put the closed round into force; nothing here can fail."""
+        self._introduced[self._counted] = True
+        self.parameters.commit()
+        self.policy.commit(self._counted)
+
+    def rollback(self) -> None:
+        """Return to the state before the round."""
+        self.parameters.rollback()
+        self.policy.rollback()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next round depends on."""
+        introduction = self.introduction
+        return {
+            "parameters": self.parameters.state_dict(),
+            "policy": self.policy.state_dict(),
+            "introduced": self._introduced.tolist(),
+            "introduction": introduction.to_bytes() if introduction else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.parameters.load_state_dict(state["parameters"])
+        self.policy.load_state_dict(state["policy"])
+        self._introduced[:] = state["introduced"]
+        if state["introduction"] is not None:
+            self.introduction = Payload.from_bytes(state["introduction"])

@@ -1,0 +1,88 @@
+"""What may happen to updates on their way: clipping, noise, and what you add."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from recbole_fedras.compressor.base import RoundContext, RowUpdate
+
+
+class SharedUpdate(NamedTuple):
+    """A change of the shared parameters.
+
+    Attributes
+    ----------
+    items : RowUpdate
+        Of the item table, row-sparse.
+    theta : Tensor, shape (n_theta,)
+        Of the network, flattened.
+    """
+
+    items: RowUpdate
+    theta: Tensor
+
+    def norm(self) -> float:
+        """Return the Euclidean norm of all values together."""
+        square = self.items.rows.double().square().sum()
+        return float((square + self.theta.double().square().sum()).sqrt())
+
+
+class Transform:
+    """Changes updates where they arise, before they are encoded or applied.
+
+    A subclass overrides one method or both, and never writes to what it is given; its
+    constructor parameters become config keys. It is named in the list ``transforms``,
+    one of your own as ``package.module.Class``.
+
+    Examples
+    --------
+    >>> class Halve(Transform):
+    ...     def on_client(self, update, ctx):
+    ...         rows = RowUpdate(update.items.ids, update.items.rows / 2)
+    ...         return SharedUpdate(rows, update.theta / 2)
+    >>> ctx = RoundContext(round=0, seed=1, n_items=2, dim=1, sender=5)
+    >>> rows = RowUpdate(torch.tensor([1]), torch.tensor([[4.0]]))
+    >>> Halve().on_client(SharedUpdate(rows, torch.zeros(0)), ctx).norm()
+    2.0
+    """
+
+    def on_client(self, update: SharedUpdate, ctx: RoundContext) -> SharedUpdate:
+        """Change a client's update, after local training and before error feedback.
+
+        ``ctx.sender`` is the client, ``ctx.generator()`` draws its random numbers.
+        """
+        return update
+
+    def on_aggregate(self, update: SharedUpdate, ctx: RoundContext) -> SharedUpdate:
+        """Change the combined update, before the server steps."""
+        return update
+
+
+class Clip(Transform):
+    """Scales an update down to a norm of at most ``clip_norm``.
+
+    Source: McMahan et al., "Learning Differentially Private Recurrent Language Models"
+    (ICLR 2018): a user's update is clipped, over all parameters together.
+
+    Parameters
+    ----------
+    clip_norm : float
+        Positive.
+    """
+
+    def __init__(self, clip_norm: float = 1.0) -> None:
+        if type(clip_norm) not in (int, float) or not 0 < clip_norm < float("inf"):
+            raise ValueError(f"clip_norm={clip_norm!r} must be a positive number")
+        self.clip_norm = float(clip_norm)
+
+    def on_client(self, update: SharedUpdate, ctx: RoundContext) -> SharedUpdate:
+        """Return ``update min(1, clip_norm / |update|)``."""
+        norm = update.norm()
+        if norm <= self.clip_norm:
+            return update
+        scale = self.clip_norm / norm
+        rows = RowUpdate(update.items.ids, update.items.rows * scale)
+        return SharedUpdate(rows, update.theta * scale)
