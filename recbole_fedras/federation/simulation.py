@@ -21,13 +21,15 @@ from recbole_fedras.compressor.base import (
     RowUpdate,
 )
 from recbole_fedras.data.clients import ClientData, Ints, Samples, draw_samples
+from recbole_fedras.data.local import TrainClients
 from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.federation.broadcast import BroadcastReplicas, FeedbackReplicas
 from recbole_fedras.federation.budgets import hold_to, make_budgets
 from recbole_fedras.federation.client.feedback import UplinkFeedback
 from recbole_fedras.federation.client.objective import Score
 from recbole_fedras.federation.client.training import (
-    TrainClients,
+    LocalModel,
+    Participants,
     Trained,
     Workspace,
     train_cohort,
@@ -238,7 +240,7 @@ class Simulation:
             if trained.user_states is not None:
                 user_states.append(trained.user_states)
             losses.append(trained.losses)
-            n_samples += trained.n_samples
+            n_samples += int(trained.n_samples.sum())
             for update, theta_change in self._upload(trained.updates):
                 theta_changes.append(theta_change)
                 with self._time("aggregation"):
@@ -311,23 +313,27 @@ class Simulation:
 
         with self._time("local_training"):
             trained = train_cohort(
-                self._model.score,
-                clients,
+                LocalModel(
+                    self._model.score,
+                    self._model.theta(),
+                    self._model.train_clients,
+                    self._model.embedding,
+                ),
+                Participants(
+                    clients,
+                    self._model.client_rows()[clients],
+                    self._states_of(clients),
+                    tables,
+                    self.replicas.tables_of(clients),
+                ),
                 thread_map(draw, range(0, len(part), width)),
-                self._model.client_rows()[clients],
-                tables,
-                self.replicas.tables_of(clients),
-                self._model.theta(),
                 training,
                 self.uplink.gradient_map(
                     self._budgets[0], self._context(round, SERVER)
                 ),
-                self._model.train_clients,
                 self._workspace,
-                self._model.embedding,
-                self._states_of(clients),
             )
-        loss = float(trained.losses.sum()) / trained.n_samples
+        loss = float(trained.losses.sum()) / int(trained.n_samples.sum())
         if not isfinite(loss):
             rates = {
                 "learning_rate": training.learning_rate,
