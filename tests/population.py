@@ -12,7 +12,11 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from recbole_fedras.data.clients import ClientData, Samples, draw_samples
-from recbole_fedras.federation.client.training import train_cohort
+from recbole_fedras.federation.client.training import (
+    LocalModel,
+    Participants,
+    train_cohort,
+)
 from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.model import MF, NCF
@@ -174,18 +178,24 @@ def train(
         return train_groups(model, clients, groups, compiled, training, mapping)
 
 
-def train_groups(model, clients, groups, compiled, training, mapping):
+def train_groups(model, clients, groups, compiled, training, mapping=None, states=None):
     return train_cohort(
-        model.score,
-        torch.tensor(clients),
+        LocalModel(
+            model.score,
+            model.theta(),
+            model.train_clients if compiled else None,
+            model.embedding,
+        ),
+        Participants(
+            torch.tensor(clients),
+            model.users[clients],
+            states,
+            model.tables,
+            torch.zeros(len(clients), dtype=torch.int64),
+        ),
         groups,
-        model.users[clients],
-        model.tables,
-        torch.zeros(len(clients), dtype=torch.int64),
-        model.theta(),
         training,
         mapping,
-        model.train_clients if compiled else None,
     )
 
 

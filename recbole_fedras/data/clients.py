@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit, uint64
@@ -67,8 +68,7 @@ class ClientData:
         return np.flatnonzero(np.diff(self.offsets))
 
 
-@dataclass(frozen=True, slots=True)
-class Samples:
+class Samples(NamedTuple):
     """What a group of clients trains on in one participation, one behind the other.
 
     Attributes
@@ -78,12 +78,12 @@ class Samples:
         Client c owns ``ids[row_offsets[c]:row_offsets[c + 1]]`` and
         ``rows[sample_offsets[c]:sample_offsets[c + 1]]``.
     ids : ndarray of int64, shape (n_rows,)
-        Items that occur, increasing within a client: the rows of his local table.
+        Items that occur, increasing within a client: the rows of its local table.
     rows : ndarray of int32, shape (n_samples,)
         Local row of each sample, epoch by epoch, shuffled within each; in pairs, each
-        an item of his and a negative, if they were drawn so.
+        an item of the client's and a negative, if they were drawn so.
     labels : ndarray of float32, shape (n_samples,)
-        1 for his items, 0 for negatives.
+        1 for the client's items, 0 for negatives.
     """
 
     n_epochs: int
@@ -93,18 +93,20 @@ class Samples:
     rows: NDArray[np.int32]
     labels: NDArray[np.float32]
 
-    def __len__(self) -> int:
+    @property
+    def n_clients(self) -> int:
+        """Clients of the group."""
         return len(self.row_offsets) - 1
 
     def of(self, client: int) -> tuple[Ints, NDArray[np.int32], NDArray[np.float32]]:
         """Return a client's ids (n_rows,), and rows and labels (n_epochs, n)."""
-        ids = slice(*self.row_offsets[client : client + 2])
-        own = slice(*self.sample_offsets[client : client + 2])
+        rows = slice(*self.row_offsets[client : client + 2])
+        samples = slice(*self.sample_offsets[client : client + 2])
         shape = (self.n_epochs, -1)
         return (
-            self.ids[ids],
-            self.rows[own].reshape(shape),
-            self.labels[own].reshape(shape),
+            self.ids[rows],
+            self.rows[samples].reshape(shape),
+            self.labels[samples].reshape(shape),
         )
 
 

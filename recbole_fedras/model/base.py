@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
+from recbole_fedras.data.local import TrainClients
 from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.numeric.memory import leading, mapped_zeros
 from recbole_fedras.numeric.rng import Stream, generator
@@ -57,17 +58,10 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     #: Whether embeddings are codes of -1 and 1, which only ``train_clients`` can train.
     binary: bool = False
 
-    #: Compiled local training on the CPU, or None: ``train_clients(users, table, theta,
-    #: changes, theta_changes, ids, row_offsets, rows, labels, sample_offsets, n_epochs,
-    #: batch_size, learning_rate, user_learning_rate, theta_learning_rate, gradient_map,
-    #: rho_shared, rho_private, pairwise, upload_gradient) -> loss`` updates ``users``
-    #: (n_clients, dim) in place and writes by how much the clients' copies change, of
-    #: the rows ``ids`` of ``table`` to ``changes`` (n_rows, dim), of the flattened
-    #: network ``theta`` to ``theta_changes`` (n_clients, n_theta), exactly as gradients
-    #: of :meth:`score` would. The samples are those of
-    #: :class:`recbole_fedras.data.clients.Samples`; an empty ``gradient_map`` means
-    #: none; the rest is :class:`recbole_fedras.federation.settings.LocalTraining`.
-    train_clients: Callable[..., float] | None = None
+    #: Compiled local training on the CPU, or None: ``train_clients(parameters, samples,
+    #: descent) -> losses`` trains a group's clients exactly as gradients of
+    #: :meth:`score` would; see :mod:`recbole_fedras.data.local`.
+    train_clients: TrainClients | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let nobody inherit compiled training of another score or network.

@@ -9,11 +9,11 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recbole_fedras.data.clients import Samples
+from recbole_fedras.data.local import Descent, LocalParameters
 from recbole_fedras.model.base import FederatedRecommender
 from recbole_fedras.numeric.descent import descend
 from recbole_fedras.numeric.theta import Theta
-
-Floats = NDArray[np.float32]
 
 
 class LightFR(FederatedRecommender):
@@ -22,12 +22,12 @@ class LightFR(FederatedRecommender):
     Source: Zhang et al., "LightFR: Lightweight Federated Recommendation with
     Privacy-preserving Matrix Factorization" (TOIS 2023), and the released code. A
     participant descends by coordinates, bit after bit until none changes, on the
-    squared error between ``r'`` (f for his items, -f for negatives) and ``b . d``::
+    squared error between ``r'`` (f for its items, -f for negatives) and ``b . d``::
 
         b_k <- sgn(sum_i (r'_i - b . d_i) d_ik + 2 lambda n b_k)
 
-    with n his items and negatives; a bit stays where the argument is 0. The item code
-    that would suit him alone is ``sgn(r'_i) b``; the change to it is his update, and
+    with n its items and negatives; a bit stays where the argument is 0. The item code
+    that would suit it alone is ``sgn(r'_i) b``; the change to that is its update, and
     the server descends on the cohort's squared error in the same way
     (:class:`~recbole_fedras.federation.server.aggregation.CodeDescent`).
 
@@ -39,12 +39,12 @@ class LightFR(FederatedRecommender):
 
     Notes
     -----
-    **Privacy**: every row that a client sends is his user code or its complement, so
-    the server learns the code and, up to one sign, which items are his. That is the
-    source's own message: its released server works on users' codes and ratings.
+    **Privacy**: every row that a client sends is its user code or its complement, so
+    the server learns the code and, up to one sign, which items the client has. That is
+    the source's own message: its released server works on users' codes and ratings.
 
     **Departures**: the released mask drops low ratings and knows no negatives, so that
-    codes collapse on implicit data; here what counts is his items and the negatives
+    codes collapse on implicit data; here what counts is its items and the negatives
     sampled in this participation, each once, and n counts only these. Only lambda of
     at least 1/2 is allowed: below, descent need not end. Items descend without lambda
     (1/2 makes no difference to the error), as in the released code; there the weight
@@ -67,9 +67,14 @@ class LightFR(FederatedRecommender):
             negative = table.weight.data < 0
             table.weight.data.fill_(1).masked_fill_(negative, -1)
 
-    def train_clients(self, *group: Any) -> float:
+    def train_clients(
+        self, parameters: LocalParameters, samples: Samples, descent: Descent
+    ) -> NDArray[np.float64]:
         """Train a group's clients by discrete descent; see the base class."""
-        return float(_train_clients(self._regularization, *group))
+        losses: NDArray[np.float64] = _train_clients(
+            self._regularization, parameters, samples
+        )
+        return losses
 
     def score(self, user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
         """Return ``1/2 + b_u . d_i / (2 f)``, between 0 and 1."""
@@ -85,36 +90,39 @@ class LightFR(FederatedRecommender):
 
 
 @njit(nogil=True, cache=True)
-def _train_clients(  # type: ignore[no-untyped-def]
-    regularization, users, table, theta, changes, theta_changes, ids, row_offsets,
-    rows, labels, sample_offsets, n_epochs, batch_size, learning_rate,
-    user_learning_rate, theta_learning_rate, gradient_map, rho_shared, rho_private,
-    pairwise, upload_gradient,
-):  # fmt: skip
-    """Train clients one by one; see ``FederatedRecommender.train_clients``.
+def _train_clients(
+    regularization: float, parameters: LocalParameters, samples: Samples
+) -> NDArray[np.float64]:
+    """Train clients one by one; see :data:`recbole_fedras.data.local.TrainClients`.
 
     The loss is the squared error of the score, summed over samples.
     """
-    dim, loss = users.shape[1], 0.0
+    users, table, changes = parameters.users, parameters.table, parameters.changes
+    rows, labels = samples.rows, samples.labels
+    dim, losses = users.shape[1], np.zeros(len(users))
     for c in range(len(users)):
-        own = slice(row_offsets[c], row_offsets[c + 1])
-        samples = slice(sample_offsets[c], sample_offsets[c + 1])
-        local, own_ids, user = changes[own], ids[own], users[c]
-        target = np.empty(len(own_ids), np.float32)
-        for sample in range(samples.start, samples.stop):
+        part = slice(samples.row_offsets[c], samples.row_offsets[c + 1])
+        first, last = samples.sample_offsets[c], samples.sample_offsets[c + 1]
+        local, ids, user = changes[part], samples.ids[part], users[c]
+        # An item counts once, however often it was drawn.
+        target = np.empty(len(ids), np.float32)
+        for sample in range(first, last):
             target[rows[sample]] = dim if labels[sample] > 0 else -dim
-        error = np.empty(len(own_ids), np.float32)  # whole numbers, so exact
-        for i in range(len(own_ids)):
+        # Copy the item codes, and see how far their products are from the target.
+        error = np.empty(len(ids), np.float32)  # whole numbers, so exact
+        for i in range(len(ids)):
             product = np.float32(0)
             for k in range(dim):
-                local[i, k] = table[own_ids[i], k]
+                local[i, k] = table[ids[i], k]
                 product += user[k] * local[i, k]
             error[i] = target[i] - product
-        descend(user, local, error, 2 * regularization * len(own_ids))
-        for sample in range(samples.start, samples.stop):
-            loss += (error[rows[sample]] / (2 * dim)) ** 2
-        for i in range(len(own_ids)):
+        # Find the user's code; descent keeps the error up to date.
+        descend(user, local, error, 2 * regularization * len(ids))
+        for sample in range(first, last):
+            losses[c] += (error[rows[sample]] / (2 * dim)) ** 2
+        # What would suit this user alone, less the code that the client was sent.
+        for i in range(len(ids)):
             for k in range(dim):
                 wanted = user[k] if target[i] > 0 else -user[k]
                 local[i, k] = wanted - local[i, k]
-    return loss
+    return losses

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recbole_fedras.data.clients import Samples
+from recbole_fedras.data.local import Descent, Floats, LocalParameters
 from recbole_fedras.model.base import FederatedRecommender
 from recbole_fedras.numeric.theta import Theta
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int32]
+Rows = NDArray[np.int32]
 
 
 _fast = njit(
@@ -23,19 +26,44 @@ _fast = njit(
 )
 
 
+class _Room(NamedTuple):
+    """Memory that a client's batches use again and again.
+
+    Attributes
+    ----------
+    slopes : ndarray of float32, shape (batch_size,)
+        Of the loss at each sample's logit.
+    user_gradient : ndarray of float32, shape (dim,)
+    step : ndarray of float32, shape (dim,)
+        What an item's gradient is for a slope of one.
+    slope_of_row : ndarray of float32, shape (n_rows,)
+        Sums of slopes; zero but within ``_ascend``. Empty without SAM, as the next.
+    high_user, high_table : ndarray of float32
+        The parameters uphill.
+    """
+
+    slopes: Floats
+    user_gradient: Floats
+    step: Floats
+    slope_of_row: Floats
+    high_user: Floats
+    high_table: Floats
+
+
 @_fast
-def _pair_slopes(
-    user: Floats, table: Floats, rows: Ints, slopes: Floats, user_gradient: Floats
-) -> float:
+def _pair_slopes(user: Floats, table: Floats, rows: Rows, room: _Room) -> float:
     """Do the same for pairs of an item and a negative, and BPR's loss."""
+    slopes, user_gradient = room.slopes, room.user_gradient
     dim = len(user)
     loss = 0.0
     user_gradient[:] = 0
     for i in range(0, len(rows), 2):
         item, negative = table[rows[i]], table[rows[i + 1]]
+        # How far the item's logit is ahead of the negative's.
         ahead = np.float32(0)
         for j in range(dim):
             ahead += user[j] * (item[j] - negative[j])
+        # log(1 + exp(-ahead)) and its slope, from exp(-|ahead|), which cannot overflow.
         decay = np.exp(-abs(ahead))
         loss += np.log1p(decay) - min(ahead, np.float32(0))
         behind = np.float32(1) / (np.float32(1) + decay)  # sigmoid of |ahead|
@@ -50,15 +78,15 @@ def _pair_slopes(
 def _slopes(
     user: Floats,
     table: Floats,
-    rows: Ints,
+    rows: Rows,
     labels: Floats,
-    slopes: Floats,
-    user_gradient: Floats,
     pairwise: bool,
+    room: _Room,
 ) -> float:
     """Write each sample's slope and the user's gradient; return the loss."""
     if pairwise:
-        return _pair_slopes(user, table, rows, slopes, user_gradient)
+        return _pair_slopes(user, table, rows, room)
+    slopes, user_gradient = room.slopes, room.user_gradient
     dim = len(user)
     loss = 0.0
     user_gradient[:] = 0
@@ -68,12 +96,14 @@ def _slopes(
         logit = np.float32(0)
         for j in range(dim):
             logit += user[j] * item[j]
+        # The loss is max(logit, 0) - logit label + log(1 + exp(-|logit|)).
         decay = np.exp(-abs(logit))
         loss += max(logit, np.float32(0)) - logit * labels[i]
         product *= np.float32(1) + decay
-        if product > 1e300:
+        if product > 1e300:  # a factor is at most 2: the next still fits a float64
             loss += np.log(product)
             product = 1.0
+        # The slope is sigmoid(logit) - label.
         positive = np.float32(1) / (np.float32(1) + decay)
         slopes[i] = (positive if logit >= 0 else decay * positive) - labels[i]
         for j in range(dim):
@@ -83,7 +113,10 @@ def _slopes(
 
 @_fast
 def _step(user: Floats, gradient_map: Floats, step: Floats) -> None:
-    """Write what an item's gradient is for a slope of one, mapped."""
+    """Write what an item's gradient is for a slope of one: the user's row, mapped.
+
+    It is the same for all items of a batch, so the map costs one product a batch.
+    """
     if not len(gradient_map):
         step[:] = user
         return
@@ -95,39 +128,36 @@ def _step(user: Floats, gradient_map: Floats, step: Floats) -> None:
 
 @_fast
 def _ascend(
-    user: Floats,
-    table: Floats,
-    rows: Ints,
-    slopes: Floats,
-    user_gradient: Floats,
-    step: Floats,
-    rho_shared: np.float32,
-    rho_private: np.float32,
-    slope_of_row: Floats,
-    high_user: Floats,
-    high_table: Floats,
+    user: Floats, table: Floats, rows: Rows, descent: Descent, room: _Room
 ) -> None:
     """Write the parameters that lie uphill, those of a batch's items; see ``ascend``.
 
-    An item's gradient is the sum of its slopes times ``step``. ``slope_of_row`` is
-    zero, before and after.
+    An item's gradient is the sum of its slopes times ``step``, so that all norms come
+    from the slopes and two norms of vectors: no gradient of an item is written.
     """
-    dim, tiny = len(user), np.float32(1e-12)
+    slopes, user_gradient, step = room.slopes, room.user_gradient, room.step
+    slope_of_row = room.slope_of_row
+    high_user, high_table = room.high_user, room.high_table
+    dim, tiny = len(user), np.float32(1e-12)  # TINY of ``ascend``
     square, norm, user_norm = np.float32(0), np.float32(0), np.float32(0)
+    # An item that stands in a batch twice has one gradient.
     for i in range(len(rows)):
         slope_of_row[rows[i]] += slopes[i]
     for i in range(len(rows)):
         square += slopes[i] * slope_of_row[rows[i]]  # of rows' slopes, in all
+    # How far to go, for a gradient of one.
     for j in range(dim):
         norm += step[j] * step[j]
         user_norm += user_gradient[j] * user_gradient[j]
-    shared = rho_shared / (np.sqrt(norm * square) + tiny)
-    private = rho_private / (np.sqrt(user_norm) + tiny)
+    shared = np.float32(descent.rho_shared) / (np.sqrt(norm * square) + tiny)
+    private = np.float32(descent.rho_private) / (np.sqrt(user_norm) + tiny)
+    # Uphill; a row that stands twice is written twice, to the same effect.
     for i in range(len(rows)):
         slope = shared * slope_of_row[rows[i]]
         item, high = table[rows[i]], high_table[rows[i]]
         for j in range(dim):
             high[j] = item[j] + slope * step[j]
+    # Only the batch's rows are cleared: the table may be much larger.
     for i in range(len(rows)):
         slope_of_row[rows[i]] = 0
     for j in range(dim):
@@ -135,51 +165,47 @@ def _ascend(
 
 
 @_fast
+def _room(n_rows: int, dim: int, batch_size: int, sharpness_aware: bool) -> _Room:
+    """Return memory for a client with so many rows."""
+    n_high = n_rows if sharpness_aware else 0
+    return _Room(
+        np.empty(batch_size, np.float32),
+        np.empty(dim, np.float32),
+        np.empty(dim, np.float32),
+        np.zeros(n_high, np.float32),
+        np.empty(dim, np.float32),
+        np.empty((n_high, dim), np.float32),
+    )
+
+
+@_fast
 def _train_client(
-    user: Floats,
-    table: Floats,
-    rows: Ints,
-    labels: Floats,
-    batch_size: int,
-    learning_rate: float,
-    user_learning_rate: float,
-    gradient_map: Floats,
-    rho_shared: float,
-    rho_private: float,
-    pairwise: bool,
+    user: Floats, table: Floats, rows: Rows, labels: Floats, descent: Descent
 ) -> float:
-    """Train one client in place.
+    """Train one client in place; return its loss.
 
     Every sample's slope is taken at the parameters from before the batch. An item's
     gradient is its slopes times the old user row, so items can be updated in passing.
     """
-    dim, batch_size = len(user), min(batch_size, rows.shape[1])
-    rate, user_rate = np.float32(learning_rate), np.float32(user_learning_rate)
-    slopes = np.empty(batch_size, np.float32)
-    user_gradient = np.empty(dim, np.float32)
-    step = np.empty(dim, np.float32)
-    sharpness_aware = rho_shared > 0 or rho_private > 0
-    n_rows = len(table) if sharpness_aware else 0
-    slope_of_row = np.zeros(n_rows, np.float32)
-    high_table, high_user = np.empty((n_rows, dim), np.float32), np.empty_like(user)
+    dim, batch_size = len(user), min(descent.batch_size, rows.shape[1])
+    rate = np.float32(descent.learning_rate)
+    user_rate = np.float32(descent.user_learning_rate)
+    sharpness_aware = descent.rho_shared > 0 or descent.rho_private > 0
+    room = _room(len(table), dim, batch_size, sharpness_aware)
+    slopes, step, user_gradient = room.slopes, room.step, room.user_gradient
     loss = 0.0
     for epoch in range(len(rows)):
         for start in range(0, rows.shape[1], batch_size):
             batch = rows[epoch, start : start + batch_size]
             label = labels[epoch, start : start + batch_size]
-            loss += _slopes(user, table, batch, label, slopes, user_gradient, pairwise)
-            _step(user, gradient_map, step)
+            loss += _slopes(user, table, batch, label, descent.pairwise, room)
+            _step(user, descent.gradient_map, step)
+            # SAM: the step is taken from here, with the gradient found uphill.
             if sharpness_aware:
-                _ascend(
-                    user, table, batch, slopes, user_gradient, step,
-                    np.float32(rho_shared), np.float32(rho_private), slope_of_row,
-                    high_user, high_table,
-                )  # fmt: skip
-                _slopes(
-                    high_user, high_table, batch, label, slopes, user_gradient,
-                    pairwise,
-                )  # fmt: skip
-                _step(high_user, gradient_map, step)
+                _ascend(user, table, batch, descent, room)
+                high_user, high_table = room.high_user, room.high_table
+                _slopes(high_user, high_table, batch, label, descent.pairwise, room)
+                _step(high_user, descent.gradient_map, step)
             for i in range(len(batch)):
                 item = table[batch[i]]
                 slope = rate * slopes[i]
@@ -191,37 +217,38 @@ def _train_client(
 
 
 @njit(nogil=True, cache=True)
-def _train_clients(  # type: ignore[no-untyped-def]
-    users, table, theta, changes, theta_changes, ids, row_offsets, rows, labels,
-    sample_offsets, n_epochs, batch_size, learning_rate, user_learning_rate,
-    theta_learning_rate, gradient_map, rho_shared, rho_private, pairwise,
-    upload_gradient,
-):  # fmt: skip
-    """Train clients one by one; see ``FederatedRecommender.train_clients``.
+def _train_clients(
+    parameters: LocalParameters, samples: Samples, descent: Descent
+) -> NDArray[np.float64]:
+    """Train clients one by one; see :data:`recbole_fedras.data.local.TrainClients`.
 
-    A client's rows are copied to where their changes are wanted, so that he works in
+    A client's rows are copied to where their changes are wanted, so that it works in
     a compact table which the cache holds.
     """
-    loss = 0.0
+    users, table, changes = parameters.users, parameters.table, parameters.changes
+    losses = np.empty(len(users))
     for c in range(len(users)):
-        own = slice(row_offsets[c], row_offsets[c + 1])
-        samples = slice(sample_offsets[c], sample_offsets[c + 1])
-        local, own_ids = changes[own], ids[own]
-        for i in range(len(own_ids)):
-            row, held = local[i], table[own_ids[i]]
+        part = slice(samples.row_offsets[c], samples.row_offsets[c + 1])
+        local, ids = changes[part], samples.ids[part]
+        # Copy, by loops: numba's own assignments between arrays are far slower.
+        for i in range(len(ids)):
+            row, before = local[i], table[ids[i]]
             for j in range(len(row)):
-                row[j] = held[j]
-        loss += _train_client(
-            users[c], local, rows[samples].reshape(n_epochs, -1),
-            labels[samples].reshape(n_epochs, -1), batch_size, learning_rate,
-            user_learning_rate, gradient_map, rho_shared, rho_private,
-            pairwise,
-        )  # fmt: skip
-        for i in range(len(own_ids)):
-            row, held = local[i], table[own_ids[i]]
+                row[j] = before[j]
+        part = slice(samples.sample_offsets[c], samples.sample_offsets[c + 1])
+        losses[c] = _train_client(
+            users[c],
+            local,
+            samples.rows[part].reshape(samples.n_epochs, -1),
+            samples.labels[part].reshape(samples.n_epochs, -1),
+            descent,
+        )
+        # What is left of the copies when the old rows are taken off is the change.
+        for i in range(len(ids)):
+            row, before = local[i], table[ids[i]]
             for j in range(len(row)):
-                row[j] -= held[j]
-    return loss
+                row[j] -= before[j]
+    return losses
 
 
 class MF(FederatedRecommender):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,11 +11,13 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from recbole_fedras.data.clients import Samples
+from recbole_fedras.data.local import Descent, Floats, LocalParameters
 from recbole_fedras.model.base import FederatedRecommender
 from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.numeric.theta import Theta
 
-Floats = NDArray[np.float32]
+Rows = NDArray[np.int32]
 Ints = NDArray[np.int64]
 
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
@@ -90,159 +92,189 @@ def _losses(logits: Floats, labels: Floats, pairwise: bool, slopes: Floats) -> f
     return loss
 
 
-@_compiled
-def _gradients(  # type: ignore[no-untyped-def]
-    user, items, theta, labels, pairwise, gradient_map, sizes, outputs, errors, of_user,
-    of_items, of_theta,
-):  # fmt: skip
-    """Write gradients of the loss, summed over samples; return the loss.
+class _Point(NamedTuple):
+    """Parameters that a batch's loss depends on, or its gradients with respect to them.
 
-    Parameters
+    Attributes
     ----------
+    user : ndarray of float32, shape (dim,)
     items : ndarray of float32, shape (n, dim)
         Of each sample.
-    gradient_map : ndarray of float32, shape (dim, dim) or empty
-        Applied to those of items.
-    outputs, errors : ndarray of float32
-        Room for each layer's outputs, and for their gradients before ReLU.
-    of_user, of_items, of_theta : ndarray of float32
-        Overwritten; shaped as ``user``, ``items`` and ``theta``.
+    theta : ndarray of float32, shape (n_theta,)
     """
-    n, dim = items.shape
+
+    user: Floats
+    items: Floats
+    theta: Floats
+
+
+class _Room(NamedTuple):
+    """Memory that a client's batches use again and again.
+
+    Attributes
+    ----------
+    outputs, errors : ndarray of float32
+        For each layer's outputs, and for their gradients before ReLU; see ``_layer``.
+    of_rows : ndarray of float32, shape (n_rows, dim)
+        Sums of gradients of each row; zero but within ``_ascend``. Empty without SAM.
+    """
+
+    outputs: Floats
+    errors: Floats
+    of_rows: Floats
+
+
+@_compiled
+def _gradients(
+    at: _Point, labels: Floats, sizes: Ints, descent: Descent, room: _Room, of: _Point
+) -> float:
+    """Write gradients ``of`` the loss, summed over samples; return the loss."""
+    n, dim = at.items.shape
     n_layers = len(sizes) - 1
-    _forward(user, items, theta, sizes, outputs)
-    error = _layer(errors, n, n_layers - 1, sizes)
-    logits = _layer(outputs, n, n_layers - 1, sizes)
-    loss = _losses(logits, labels, pairwise, error)
+    # Forward: every layer's outputs, and at the last the slopes of the loss.
+    _forward(at.user, at.items, at.theta, sizes, room.outputs)
+    error = _layer(room.errors, n, n_layers - 1, sizes)
+    logits = _layer(room.outputs, n, n_layers - 1, sizes)
+    loss = _losses(logits, labels, descent.pairwise, error)
+    # Backward: ``error`` is the gradient of a layer's outputs before ReLU.
     for layer in range(n_layers - 1, -1, -1):
-        weight = _weight(theta, layer, sizes)
-        of_weight = _weight(of_theta, layer, sizes)
-        of_bias = _bias(of_theta, layer, sizes)
+        weight = _weight(at.theta, layer, sizes)
+        of_weight = _weight(of.theta, layer, sizes)
+        of_bias = _bias(of.theta, layer, sizes)
         of_bias[:] = 0
         for i in range(n):
             for j in range(len(of_bias)):
                 of_bias[j] += error[i, j]
         if layer == 0:
-            np.dot(items.T, error, of_weight[dim:])
-            of_weight[:dim] = np.outer(user, of_bias)
-            np.dot(weight[:dim], of_bias, of_user)
-            np.dot(error, weight[dim:].T, of_items)
+            # Its inputs are the user, alike in all samples, so that the sum of errors
+            # (of_bias) is enough, and the items.
+            np.dot(at.items.T, error, of_weight[dim:])
+            of_weight[:dim] = np.outer(at.user, of_bias)
+            np.dot(weight[:dim], of_bias, of.user)
+            np.dot(error, weight[dim:].T, of.items)
         else:
-            below = _layer(outputs, n, layer - 1, sizes)
+            below = _layer(room.outputs, n, layer - 1, sizes)
             np.dot(below.T, error, of_weight)
-            lower = _layer(errors, n, layer - 1, sizes)
+            lower = _layer(room.errors, n, layer - 1, sizes)
             np.dot(error, weight.T, lower)
+            # ReLU lets through where its output is positive.
             for i in range(n):
                 for j in range(sizes[layer]):
                     if not below[i, j] > 0:
                         lower[i, j] = 0
             error = lower
-    if len(gradient_map):
-        of_items[:] = np.dot(of_items, gradient_map)
+    if len(descent.gradient_map):
+        of.items[:] = np.dot(of.items, descent.gradient_map)
     return loss
 
 
 @_compiled
-def _ascend(  # type: ignore[no-untyped-def]
-    user, items, theta, of_user, of_items, of_theta, rows, rho_shared, rho_private,
-    of_rows,
-):  # fmt: skip
-    """Return user and network that lie uphill, move ``items``; see ``sam.ascend``.
-
-    ``of_rows``, with a row for each of the client's, is zero before and after.
-    """
-    tiny = np.float32(1e-12)
+def _ascend(
+    at: _Point, of: _Point, rows: Rows, descent: Descent, of_rows: Floats
+) -> _Point:
+    """Return what lies uphill, items in place; see ``sam.ascend``."""
+    tiny, items = np.float32(1e-12), at.items  # TINY of ``sam.ascend``
+    # An item that stands in a batch twice has one gradient: the sum.
     for i in range(len(rows)):
-        of_rows[rows[i]] += of_items[i]
+        of_rows[rows[i]] += of.items[i]
+    # Its square, row by row: each sample's gradient times its row's.
     square = np.float32(0)
     for i in range(len(rows)):
         for j in range(items.shape[1]):
-            square += of_items[i, j] * of_rows[rows[i], j]
-    square += np.dot(of_theta, of_theta)
-    shared = np.float32(rho_shared) / (np.sqrt(square) + tiny)
-    private = np.float32(rho_private) / (np.sqrt(np.dot(of_user, of_user)) + tiny)
+            square += of.items[i, j] * of_rows[rows[i], j]
+    square += np.dot(of.theta, of.theta)
+    # How far to go, for a gradient of one.
+    shared = np.float32(descent.rho_shared) / (np.sqrt(square) + tiny)
+    norm = np.sqrt(np.dot(of.user, of.user))
+    private = np.float32(descent.rho_private) / (norm + tiny)
     for i in range(len(rows)):
         for j in range(items.shape[1]):
             items[i, j] += shared * of_rows[rows[i], j]
+    # Only the batch's rows are cleared: a client may have many more.
     for i in range(len(rows)):
         of_rows[rows[i]] = 0
-    return user + private * of_user, theta + shared * of_theta
+    return _Point(at.user + private * of.user, items, at.theta + shared * of.theta)
 
 
 @_compiled
-def _train_client(  # type: ignore[no-untyped-def]
-    sizes, user, table, theta, rows, labels, batch_size, learning_rate,
-    user_learning_rate, theta_learning_rate, gradient_map, rho_shared, rho_private,
-    pairwise, upload_gradient,
-):  # fmt: skip
-    """Train one client in place; return the loss."""
-    dim, batch_size = len(user), min(batch_size, rows.shape[1])
-    rate, user_rate = np.float32(learning_rate), np.float32(user_learning_rate)
-    sharpness_aware = rho_shared > 0 or rho_private > 0
+def _train_client(
+    start: _Point, rows: Rows, labels: Floats, sizes: Ints, descent: Descent
+) -> float:
+    """Train one client in place, its table being ``start.items``; return its loss.
+
+    A batch's items are copied out of the table, for products of matrices.
+    """
+    user, table, theta = start
+    dim, batch_size = len(user), min(descent.batch_size, rows.shape[1])
+    rate = np.float32(descent.learning_rate)
+    user_rate = np.float32(descent.user_learning_rate)
+    sharpness_aware = descent.rho_shared > 0 or descent.rho_private > 0
     all_items = np.empty((batch_size, dim), np.float32)
     all_of_items = np.empty((batch_size, dim), np.float32)
-    outputs = np.empty(batch_size * sizes[1:].sum(), np.float32)
-    errors = np.empty_like(outputs)
     of_user, of_theta = np.empty_like(user), np.empty_like(theta)
-    of_rows = np.zeros((len(table) if sharpness_aware else 0, dim), np.float32)
+    size = batch_size * sizes[1:].sum()
+    room = _Room(
+        np.empty(size, np.float32),
+        np.empty(size, np.float32),
+        np.zeros((len(table) if sharpness_aware else 0, dim), np.float32),
+    )
     loss = 0.0
     for epoch in range(len(rows)):
-        for start in range(0, rows.shape[1], batch_size):
-            batch = rows[epoch, start : start + batch_size]
-            label = labels[epoch, start : start + batch_size]
+        for first in range(0, rows.shape[1], batch_size):
+            batch = rows[epoch, first : first + batch_size]
+            label = labels[epoch, first : first + batch_size]
             n = len(batch)
             items, of_items = all_items[:n], all_of_items[:n]
             for i in range(n):
                 items[i] = table[batch[i]]
-            loss += _gradients(
-                user, items, theta, label, pairwise, gradient_map, sizes, outputs,
-                errors, of_user, of_items, of_theta,
-            )  # fmt: skip
+            at, of = _Point(user, items, theta), _Point(of_user, of_items, of_theta)
+            loss += _gradients(at, label, sizes, descent, room, of)
+            # SAM: the step is taken from here, with the gradient found uphill.
             if sharpness_aware:
-                high_user, high_theta = _ascend(
-                    user, items, theta, of_user, of_items, of_theta, batch, rho_shared,
-                    rho_private, of_rows,
-                )  # fmt: skip
-                _gradients(
-                    high_user, items, high_theta, label, pairwise, gradient_map, sizes,
-                    outputs, errors, of_user, of_items, of_theta,
-                )  # fmt: skip
+                uphill = _ascend(at, of, batch, descent, room.of_rows)
+                _gradients(uphill, label, sizes, descent, room, of)
             for i in range(n):
                 item = table[batch[i]]
                 for j in range(dim):
                     item[j] -= rate * of_items[i, j]
-            count = 1 if upload_gradient else n // 2 if pairwise else n
-            theta -= np.float32(theta_learning_rate / count) * of_theta
+            # The network follows the mean over samples, or pairs, unless its gradient
+            # is what is sent.
+            count = 1 if descent.upload_gradient else n // 2 if descent.pairwise else n
+            theta -= np.float32(descent.theta_learning_rate / count) * of_theta
             user -= user_rate * of_user
     return loss
 
 
 @_compiled
-def _train_clients(  # type: ignore[no-untyped-def]
-    sizes, users, table, theta, changes, theta_changes, ids, row_offsets, rows, labels,
-    sample_offsets, n_epochs, batch_size, learning_rate, user_learning_rate,
-    theta_learning_rate, gradient_map, rho_shared, rho_private, pairwise,
-    upload_gradient,
-):  # fmt: skip
-    """Train clients one by one; see ``FederatedRecommender.train_clients``."""
-    loss = 0.0
-    for c in range(len(users)):
-        own = slice(row_offsets[c], row_offsets[c + 1])
-        samples = slice(sample_offsets[c], sample_offsets[c + 1])
-        local, own_ids, network = changes[own], ids[own], theta_changes[c]
-        for i in range(len(own_ids)):
-            local[i] = table[own_ids[i]]
+def _train_clients(
+    sizes: Ints, parameters: LocalParameters, samples: Samples, descent: Descent
+) -> NDArray[np.float64]:
+    """Train clients one by one; see :data:`recbole_fedras.data.local.TrainClients`.
+
+    A client's rows and network are copied to where their changes are wanted, so that
+    it works in a compact table; the old values are taken off again at the end.
+    """
+    table, theta = parameters.table, parameters.theta
+    losses = np.empty(len(parameters.users))
+    for c in range(len(losses)):
+        part = slice(samples.row_offsets[c], samples.row_offsets[c + 1])
+        local, ids = parameters.changes[part], samples.ids[part]
+        network = parameters.theta_changes[c]
+        for i in range(len(ids)):
+            local[i] = table[ids[i]]
         network[:] = theta
-        loss += _train_client(
-            sizes, users[c], local, network, rows[samples].reshape(n_epochs, -1),
-            labels[samples].reshape(n_epochs, -1), batch_size, learning_rate,
-            user_learning_rate, theta_learning_rate, gradient_map, rho_shared,
-            rho_private, pairwise, upload_gradient,
-        )  # fmt: skip
-        for i in range(len(own_ids)):
-            local[i] -= table[own_ids[i]]
+        part = slice(samples.sample_offsets[c], samples.sample_offsets[c + 1])
+        losses[c] = _train_client(
+            _Point(parameters.users[c], local, network),
+            samples.rows[part].reshape(samples.n_epochs, -1),
+            samples.labels[part].reshape(samples.n_epochs, -1),
+            sizes,
+            descent,
+        )
+        for i in range(len(ids)):
+            local[i] -= table[ids[i]]
         network -= theta
-    return loss
+    return losses
 
 
 class NCF(FederatedRecommender):
@@ -278,9 +310,14 @@ class NCF(FederatedRecommender):
             self.weights.append(nn.Parameter(torch.from_numpy(values).float()))
             self.biases.append(nn.Parameter(torch.zeros(fan_out)))
 
-    def train_clients(self, *group: Any) -> float:
+    def train_clients(
+        self, parameters: LocalParameters, samples: Samples, descent: Descent
+    ) -> NDArray[np.float64]:
         """Train a group's clients by compiled code; see the base class."""
-        return float(_train_clients(self._sizes, *group))
+        losses: NDArray[np.float64] = _train_clients(
+            self._sizes, parameters, samples, descent
+        )
+        return losses
 
     def score(self, user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
         """Return the MLP's output; the first layer adds its two halves."""

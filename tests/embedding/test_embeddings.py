@@ -18,7 +18,11 @@ from recbole_fedras.embedding.full import Full
 from recbole_fedras.embedding.hashing import Hash
 from recbole_fedras.embedding.lora import LoRA
 from recbole_fedras.embedding.rq import RQ
-from recbole_fedras.federation.client.training import train_cohort
+from recbole_fedras.federation.client.training import (
+    LocalModel,
+    Participants,
+    train_cohort,
+)
 from recbole_fedras.quick_start import prepare_data, run_recbole_fedras
 
 NAMES = list(registry.names("item_embedding"))
@@ -70,10 +74,17 @@ def test_training_equals_autograd_through_the_definition(kind, keys, base, make,
     theta = extra | model.theta()
     clients = [0, 3, 7]
     trained = train_cohort(
-        model.score, torch.tensor(clients), [draw(data, clients)],
-        model.users[clients], table[None], torch.zeros(3, dtype=torch.int64), theta,
-        TRAINING, embedding=embedding,
-    )  # fmt: skip
+        LocalModel(model.score, theta, embedding=embedding),
+        Participants(
+            torch.tensor(clients),
+            model.users[clients],
+            None,
+            table[None],
+            torch.zeros(3, dtype=torch.int64),
+        ),
+        [draw(data, clients)],
+        TRAINING,
+    )
     for index, client in enumerate(clients):
         sample = samples_of(data, [client])[0]
         leaves = [model.users[client], table, *theta.values()]

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import COMMON
-from population import DIM, N_CLIENTS, draw, mf, ncf, samples_of
+from population import DIM, N_CLIENTS, draw, mf, ncf, samples_of, train_groups
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from recbole_fedras.config import Config
 from recbole_fedras.config.checkpoint import read_checkpoint
 from recbole_fedras.federation.client.adam import adam_step
-from recbole_fedras.federation.client.training import train_cohort
 from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.quick_start import run_recbole_fedras
 
@@ -32,12 +31,8 @@ def test_what_is_sent_is_minus_the_gradient(make, compiled, rho, data):
     """Of the loss that FedRecGEL has: the mean of each batch, added up."""
     model, clients = make(), [0, 3, 7]
     training = replace(GRADIENT, rho_shared=rho)
-    trained = train_cohort(
-        model.score, torch.tensor(clients), [draw(data, clients, GRADIENT)],
-        model.users[clients], model.tables, torch.zeros(3, dtype=torch.int64),
-        model.theta(), training,
-        train_clients=model.train_clients if compiled else None,
-    )  # fmt: skip
+    groups = [draw(data, clients, GRADIENT)]
+    trained = train_groups(model, clients, groups, compiled, training)
     for index, client in enumerate(clients):
         sample = samples_of(data, [client], GRADIENT)[0]
         items = torch.from_numpy(sample.ids[sample.rows[0]])
@@ -98,14 +93,10 @@ def test_each_users_adam_goes_on_where_it_was(data):
     states = torch.rand(N_CLIENTS, 2 * DIM + 1, generator=rng).round(decimals=2)
     states[:, -1] = 3
     clients = list(range(N_CLIENTS))
-    table_of = torch.zeros(N_CLIENTS, dtype=torch.int64)
 
-    def train(own):
-        return train_cohort(
-            model.score, torch.tensor(own), [draw(data, own, training)],
-            model.users[own], model.tables, table_of[own], model.theta(), training,
-            user_states=states[own],
-        )  # fmt: skip
+    def train(some):
+        groups = [draw(data, some, training)]
+        return train_groups(model, some, groups, True, training, states=states[some])
 
     together = train(clients)
     before = states.clone()
@@ -116,12 +107,14 @@ def test_each_users_adam_goes_on_where_it_was(data):
         size = samples_of(data, [client], training)[0].labels.size
         assert alone.user_states[0, -1] == 3 + -(-size // BATCH)
     assert torch.equal(states, before)
-    one = train_cohort(
-        model.score, torch.tensor([2]), [draw(data, [2], GRADIENT)], model.users[[2]],
-        model.tables, table_of[:1], model.theta(),
+    one = train_groups(
+        model,
+        [2],
+        [draw(data, [2], GRADIENT)],
+        True,
         replace(GRADIENT, user_optimizer="adam"),
-        user_states=torch.zeros(1, 2 * DIM + 1),
-    )  # fmt: skip
+        states=torch.zeros(1, 2 * DIM + 1),
+    )
     moved = (one.user_rows[0] - model.users[2]).abs()
     torch.testing.assert_close(moved, torch.full((DIM,), 0.07), rtol=1e-3, atol=1e-5)
 

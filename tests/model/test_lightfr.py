@@ -14,6 +14,7 @@ from recbole_fedras.compressor.codes import BinaryCodes
 from recbole_fedras.config import Config
 from recbole_fedras.config.checkpoint import read_checkpoint
 from recbole_fedras.data.clients import ClientData, draw_samples
+from recbole_fedras.data.local import LocalParameters
 from recbole_fedras.federation.server.aggregation import CodeDescent
 from recbole_fedras.model.lightfr import _train_clients
 from recbole_fedras.numeric.descent import descend
@@ -60,12 +61,9 @@ def test_local_training_finds_the_users_code_and_sends_what_would_suit_him():
     samples = draw_samples(data, np.arange(6), 4, 2, counter_key(1, Stream.SAMPLES, 0))
     table, codes = random_codes(40, 16, 1), random_codes(6, 16, 2)
     trained, changes = codes.copy(), np.empty((len(samples.ids), 16), np.float32)
-    loss = _train_clients(
-        0.6, trained, table, np.empty(0), changes, np.empty((6, 0)), samples.ids,
-        samples.row_offsets, samples.rows, samples.labels, samples.sample_offsets, 2,
-        256, 0.1, 0.1, 0.1, np.empty((0, 0)), 0.0, 0.0, False, False,
-    )  # fmt: skip
-    total = 0.0
+    theta, moved = np.empty(0, np.float32), np.empty((6, 0), np.float32)
+    parameters = LocalParameters(trained, table, theta, changes, moved)
+    losses = _train_clients(0.6, parameters, samples)
     for client in range(6):
         ids, rows, labels = samples.of(client)
         items = set(data.of(client).tolist())
@@ -76,8 +74,8 @@ def test_local_training_finds_the_users_code_and_sends_what_would_suit_him():
         suits = np.sign(wanted)[:, None] * expected
         assert (own == suits - table[ids]).all()
         score = 0.5 + table[ids][rows] @ expected / 32
-        total += float(((labels - score) ** 2).sum())
-    assert loss == pytest.approx(total)
+        expected_loss = float(((labels - score) ** 2).sum())
+        assert losses[client] == pytest.approx(expected_loss)
 
 
 def test_the_server_descends_on_the_cohorts_error():

@@ -19,7 +19,7 @@ Score = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A loss of many clients, each with parameters and samples of his own.
+    """A loss of many clients, each with parameters and samples of its own.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Objective:
     gradient_map: Tensor | None
 
     def slopes(self, parameters: Parameters, batch: Batch) -> tuple[Tensor, Gradients]:
-        """Return the loss and the gradients to step by, summed over samples.
+        """Return losses and the gradients to step by, summed over samples.
 
         Parameters
         ----------
@@ -49,20 +49,20 @@ class Objective:
 
         Returns
         -------
-        loss : Tensor
+        losses : Tensor, shape (n,)
         gradients : tuple
             Of users (n, dim), of rows one for each sample and part of its item
             (n * batch width * h, width), of the network by parameter (n, ...); of a
             sharpness-aware training those from uphill.
         """
         training = self.training
-        loss, slopes = self._gradients(parameters, batch)
+        losses, slopes = self._gradients(parameters, batch)
         if training.sharpness_aware:
             uphill = ascend(
                 parameters, slopes, batch.row, training.rho_shared, training.rho_private
             )
             _, slopes = self._gradients(uphill, batch)
-        return loss, slopes
+        return losses, slopes
 
     def _gradients(
         self, parameters: Parameters, batch: Batch
@@ -80,14 +80,16 @@ class Objective:
             weight = batch.valid.to(logits.dtype)
             if self.training.pairwise:  # item, negative, item, ...
                 ahead = logits[:, ::2] - logits[:, 1::2]
-                loss = -(logsigmoid(ahead) * weight[:, ::2]).sum()
+                losses = -(logsigmoid(ahead) * weight[:, ::2]).sum(1)
             else:
-                loss = binary_cross_entropy_with_logits(
-                    logits, batch.label, weight=weight, reduction="sum"
-                )
+                losses = binary_cross_entropy_with_logits(
+                    logits, batch.label, weight=weight, reduction="none"
+                ).sum(1)
+            total = losses.sum()
+        # A client's parameters are in its loss alone: one pass yields all gradients.
         leaves = [user, parts, *own.values()]
-        of_user, of_item, *of_network = torch.autograd.grad(loss, leaves)
+        of_user, of_item, *of_network = torch.autograd.grad(total, leaves)
         of_item = of_item.reshape(-1, table.shape[1])
         if self.gradient_map is not None:
             of_item = of_item @ self.gradient_map
-        return loss.detach(), (of_user[:, 0], of_item, of_network)
+        return losses.detach(), (of_user[:, 0], of_item, of_network)

@@ -1,10 +1,11 @@
-"""Local training of a cohort: many clients at once, each for himself."""
+"""Local training of a cohort: many clients at once, each for itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,15 +13,62 @@ from torch import Tensor
 
 from recbole_fedras.compressor.base import CohortUpdate
 from recbole_fedras.data.clients import Samples
-from recbole_fedras.embedding.base import ItemEmbedding, LocalRows, local_rows
-from recbole_fedras.federation.client.adam import adam_step
-from recbole_fedras.federation.client.batches import Schedule
+from recbole_fedras.data.local import Descent, TrainClients
+from recbole_fedras.embedding.base import ItemEmbedding, local_rows
+from recbole_fedras.federation.client.group import (
+    Group,
+    train_batched,
+    train_compiled,
+)
 from recbole_fedras.federation.client.objective import Objective, Score
 from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.numeric.parallel import thread_map
-from recbole_fedras.numeric.theta import flatten
+from recbole_fedras.numeric.theta import Theta, flatten
 
-TrainClients = Callable[..., float]
+
+class LocalModel(NamedTuple):
+    """What clients need to know of the model to train it.
+
+    Attributes
+    ----------
+    score : callable
+        ``score(user_rows, item_rows, theta)``, see ``FederatedRecommender.score``.
+    theta : mapping of str to Tensor
+        The network that every participant starts from.
+    train_clients : callable, optional
+        Compiled training, ``FederatedRecommender.train_clients``. It is used on the
+        CPU, without an ``embedding`` and with plain SGD of users; its results equal
+        those of the general path to rounding.
+    embedding : ItemEmbedding, optional
+        What items are made of; by default a row of the table each.
+    """
+
+    score: Score
+    theta: Theta
+    train_clients: TrainClients | None = None
+    embedding: ItemEmbedding | None = None
+
+
+class Participants(NamedTuple):
+    """Who trains, and the parameters that they start from.
+
+    Attributes
+    ----------
+    clients : Tensor of int64, shape (n_clients,)
+    user_rows : Tensor, shape (n_clients, dim)
+    user_states : Tensor or None, shape (n_clients, 2 dim + 1)
+        Of the users' Adam, see ``adam_step``; None: users take plain steps.
+    tables : Tensor, shape (n_tables, n_rows, width)
+        Replicas; client c holds ``tables[table_of_client[c]]``.
+    table_of_client : Tensor of int64, shape (n_clients,)
+        On the CPU.
+    """
+
+    clients: Tensor
+    user_rows: Tensor
+    user_states: Tensor | None
+    tables: Tensor
+    table_of_client: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +81,11 @@ class Trained:
         New private rows, for the clients themselves.
     updates : CohortUpdate
         Change of the shared parameters, for the server.
-    losses : Tensor of float64, shape (n_groups,)
-        Binary cross-entropy (LightFR: squared error; BPR: of pairs), summed over all
-        samples when they were trained on; not finite if anything else here is not.
-    n_samples : int
+    losses : Tensor of float64, shape (n_clients,)
+        Binary cross-entropy (LightFR: squared error; BPR: of pairs), summed over each
+        client's samples when they were trained on; not finite where anything else of
+        the client here is not.
+    n_samples : Tensor of int64, shape (n_clients,)
         Of BPR, pairs.
     user_states : Tensor or None, shape (n_clients, 2 dim + 1)
         Of the users' Adam.
@@ -45,7 +94,7 @@ class Trained:
     user_rows: Tensor
     updates: CohortUpdate
     losses: Tensor
-    n_samples: int
+    n_samples: Tensor
     user_states: Tensor | None = None
 
 
@@ -68,91 +117,63 @@ class Workspace:
 
 
 def train_cohort(
-    score: Score,
-    clients: Tensor,
+    model: LocalModel,
+    participants: Participants,
     groups: Sequence[Samples],
-    user_rows: Tensor,
-    tables: Tensor,
-    table_of_client: Tensor,
-    theta: Mapping[str, Tensor],
     training: LocalTraining,
     gradient_map: Tensor | None = None,
-    train_clients: TrainClients | None = None,
     workspace: Workspace | None = None,
-    embedding: ItemEmbedding | None = None,
-    user_states: Tensor | None = None,
 ) -> Trained:
-    """Train every client of a cohort from the shared parameters that he holds.
+    """Train every client of a cohort from the shared parameters that it holds.
 
-    Each client copies the rows that he touches into a compact local table and runs
+    Each client copies the rows that it touches into a compact local table and runs
     ``local_epochs`` of SGD in steps of ``batch_size`` samples. Step k of all clients
-    of a group is one tensor operation over a padded batch (n_clients, batch_size).
-    Clients never see each other's rows: but for rounding, who else is in the cohort
-    changes nothing. Groups run in threads.
+    of a group is one tensor operation over a padded batch (n_clients, batch_size);
+    compiled training takes client after client. Clients never see each other's rows:
+    but for rounding, who else is in the cohort changes nothing. Groups run in threads.
 
     Parameters
     ----------
-    score : callable
-        ``score(user_rows, item_rows, theta)``, see ``FederatedRecommender.score``.
-    clients : Tensor of int64, shape (n_clients,)
+    model : LocalModel
+    participants : Participants
+        Not changed.
     groups : sequence of Samples
         Of all clients in their order, some at a time; no client's are empty.
-    user_rows : Tensor, shape (n_clients, dim)
-    tables : Tensor, shape (n_tables, n_rows, width)
-        Replicas; client c holds ``tables[table_of_client[c]]``.
-    table_of_client : Tensor of int64, shape (n_clients,)
-    theta : mapping of str to Tensor
     training : LocalTraining
     gradient_map : Tensor, shape (width, width), optional
         Applied to item gradients, see ``Compressor.gradient_map``.
-    train_clients : callable, optional
-        Compiled training, ``FederatedRecommender.train_clients``. It is used on the
-        CPU, without an ``embedding`` and with plain SGD of users; its results equal
-        those of the general path to rounding.
     workspace : Workspace, optional
         Holds the updates returned, until it is used again.
-    embedding : ItemEmbedding, optional
-        What items are made of; by default a row of the table each.
-    user_states : Tensor, shape (n_clients, 2 dim + 1), optional
-        Of the users' Adam, see ``adam_step``; by default users take plain steps.
     """
-    device, dim = tables.device, tables.shape[-1]
-    bounds = np.cumsum([0, *map(len, groups)])
-    local = thread_map(lambda samples: local_rows(samples, embedding), groups)
+    clients, tables = participants.clients, participants.tables
+    local = thread_map(lambda samples: local_rows(samples, model.embedding), groups)
+    bounds = np.cumsum([0, *(samples.n_clients for samples in groups)])
     row_bounds = np.cumsum([0, *(len(rows.ids) for rows in local)])
-    user_rows = user_rows.clone()
-    rows = (workspace or Workspace()).rows(int(row_bounds[-1]), dim, device)
-    n_theta = sum(value.numel() for value in theta.values())
-    theta_changes = torch.empty(len(clients), n_theta, device=device)
-    plain = device.type == "cpu" and embedding is None
-    compiled = train_clients if plain and user_states is None else None
-    if gradient_map is not None:
-        gradient_map = gradient_map.to(device)
-    objective = Objective(score, training, embedding, gradient_map)
-    if user_states is not None:
-        user_states = user_states.clone()
+    # What is returned; groups write their results into it, side by side.
+    user_rows, user_states = participants.user_rows.clone(), participants.user_states
+    user_states = None if user_states is None else user_states.clone()
+    rows = (workspace or Workspace()).rows(
+        int(row_bounds[-1]), tables.shape[-1], tables.device
+    )
+    n_theta = sum(value.numel() for value in model.theta.values())
+    theta_changes = torch.empty(len(clients), n_theta, device=tables.device)
+    train_group = _trainer(model, participants, training, gradient_map)
 
     def train(index: int) -> Tensor:
-        own = slice(*bounds[index : index + 2])
-        users, changes = user_rows[own], rows[slice(*row_bounds[index : index + 2])]
-        group = (groups[index], users, changes, tables, table_of_client[own])
-        if compiled is not None:
-            loss = _train_compiled(
-                compiled, *group, theta, theta_changes[own], training, gradient_map
-            )
-        else:
-            loss = _train_batched(
-                objective,
-                *group,
-                theta,
-                theta_changes[own],
-                local[index],
-                None if user_states is None else user_states[own],
-            )
-        # 0 times a number that is not finite is NaN.
-        return loss + 0 * (users.sum() + changes.sum() + theta_changes[own].sum())
+        part = slice(*bounds[index : index + 2])
+        group = Group(
+            groups[index],
+            local[index],
+            tables,
+            participants.table_of_client[part],
+            user_rows[part],
+            None if user_states is None else user_states[part],
+            rows[slice(*row_bounds[index : index + 2])],
+            theta_changes[part],
+        )
+        return group.mark(train_group(group))
 
-    losses = thread_map(train, range(len(groups)))
+    losses = torch.cat(thread_map(train, range(len(groups)))).cpu()
     offsets = [
         rows_of.offsets[:-1] + start
         for rows_of, start in zip(local, row_bounds, strict=False)
@@ -164,110 +185,35 @@ def train_cohort(
         rows=rows,
         theta=theta_changes,
     )
-    n_samples = sum(len(samples.rows) for samples in groups) // (1 + training.pairwise)
-    total = torch.stack(losses).cpu()
-    return Trained(user_rows, updates, total, n_samples, user_states)
+    counts = np.concatenate([np.diff(samples.sample_offsets) for samples in groups])
+    n_samples = torch.from_numpy(counts // (1 + training.pairwise))
+    return Trained(user_rows, updates, losses, n_samples, user_states)
 
 
-def _train_compiled(
-    train_clients: TrainClients,
-    samples: Samples,
-    user_rows: Tensor,
-    changes: Tensor,
-    tables: Tensor,
-    table_of_client: Tensor,
-    theta: Mapping[str, Tensor],
-    theta_changes: Tensor,
+def _trainer(
+    model: LocalModel,
+    participants: Participants,
     training: LocalTraining,
     gradient_map: Tensor | None,
-) -> Tensor:
-    """Train client after client, each in his part of ``changes``; return the loss."""
-    if gradient_map is None:
-        gradient_map = torch.empty(0, 0)
-    network, loss, end = flatten(theta).numpy(), 0.0, 0
-    for table, run in groupby(table_of_client.tolist()):
-        start, end = end, end + len(list(run))
-        loss += train_clients(
-            user_rows.numpy()[start:end],
-            tables[table].numpy(),
-            network,
-            changes.numpy(),
-            theta_changes.numpy()[start:end],
-            samples.ids,
-            samples.row_offsets[start : end + 1],
-            samples.rows,
-            samples.labels,
-            samples.sample_offsets[start : end + 1],
-            samples.n_epochs,
-            training.batch_size,
-            training.learning_rate,
-            training.user_learning_rate,
-            training.theta_learning_rate,
-            gradient_map.numpy(),
-            training.rho_shared,
-            training.rho_private,
-            training.pairwise,
-            training.upload_gradient,
-        )
-    return torch.tensor(loss, dtype=torch.float64)
-
-
-def _train_batched(
-    objective: Objective,
-    samples: Samples,
-    user_rows: Tensor,
-    changes: Tensor,
-    tables: Tensor,
-    table_of_client: Tensor,
-    theta: Mapping[str, Tensor],
-    theta_changes: Tensor,
-    local: LocalRows,
-    user_states: Tensor | None,
-) -> Tensor:
-    """Train all clients of a group side by side; return the loss."""
-    training, device = objective.training, tables.device
-    schedule = Schedule(samples, training.batch_size)
-    who = torch.from_numpy(schedule.order).to(device)
-    owner = np.repeat(table_of_client.numpy(), np.diff(local.offsets))
-    before = tables[
-        torch.from_numpy(owner).to(device), torch.from_numpy(local.ids).to(device)
-    ]
-    table, users = before.clone(), user_rows[who]
-    states = None if user_states is None else user_states[who]
-    network = {
-        name: value.expand(len(who), *value.shape).clone()
-        for name, value in theta.items()
-    }
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for batch in schedule.batches(local, device):
-        n = len(batch.size)
-        own = {name: value[:n] for name, value in network.items()}
-        loss, slopes = objective.slopes((users[:n], table, own), batch)
-        total += loss
-        user_gradient, item_gradient, of_network = slopes
-        if states is None:
-            users[:n] -= training.user_learning_rate * user_gradient
-        else:
-            users[:n] -= adam_step(
-                states[:n], user_gradient, training.user_learning_rate
-            )
-        table.index_add_(
-            0, batch.row.reshape(-1), item_gradient, alpha=-training.learning_rate
-        )
-        count = batch.size // (1 + training.pairwise)
-        if training.upload_gradient:
-            count = torch.ones_like(count)
-        for value, gradient in zip(network.values(), of_network, strict=True):
-            mean = gradient / count.reshape(-1, *[1] * (gradient.dim() - 1))
-            value[:n] -= training.theta_learning_rate * mean
-
-    user_rows[who] = users
-    if user_states is not None and states is not None:
-        user_states[who] = states
-    torch.sub(table, before, out=changes)
-    for name, value in network.items():
-        value -= theta[name]
-    if network:
-        flat = [value.flatten(1) for value in network.values()]
-        theta_changes[who] = torch.cat(flat, 1)
-    return total
+) -> Callable[[Group], Tensor]:
+    """Return what trains a group and returns its losses: compiled where that serves."""
+    device = participants.tables.device
+    plain = model.embedding is None and participants.user_states is None
+    if model.train_clients is None or not plain or device.type != "cpu":
+        mapping = None if gradient_map is None else gradient_map.to(device)
+        objective = Objective(model.score, training, model.embedding, mapping)
+        return partial(train_batched, objective, model.theta)
+    mapping = torch.empty(0, 0) if gradient_map is None else gradient_map
+    descent = Descent(
+        training.batch_size,
+        training.learning_rate,
+        training.user_learning_rate,
+        training.theta_learning_rate,
+        training.rho_shared,
+        training.rho_private,
+        training.pairwise,
+        training.upload_gradient,
+        mapping.numpy(),
+    )
+    theta = flatten(model.theta).numpy()
+    return partial(train_compiled, model.train_clients, theta, descent)
