@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from recbole_fedras.compressor import Budget, Compressor, RoundContext, RowUpdate
 from recbole_fedras.config import registry
-from recbole_fedras.wire.message import Message
+from recbole_fedras.wire.message import Header, Kind, Message
 
 ITEMS = {"ML-100K": 1682, "ML-1M": 3706, "Lastfm-2K": 12399}
 RATES = (0.90625, 0.9375, 0.96875)
@@ -47,7 +47,7 @@ def wire_rate(compressor: Compressor, n_items: int, rate: float) -> str:
     except ValueError:
         return "cannot"
     payload = compressor.encode_broadcast(update, [budget], ctx)[0]
-    size = len(Message.of(payload, 1, 0).data)
+    size = len(Message.of(payload, Header(Kind.DOWNLINK, 1, 0, 1, 0)))
     return f"{1 - size / (4 * n_items * DIM):.2%}"
 
 

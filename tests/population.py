@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +15,13 @@ from recbole_fedras.federation.client.training import (
     Participants,
     train_cohort,
 )
+from recbole_fedras.federation.server.aggregation import FedAvg, InverseFrequency
+from recbole_fedras.federation.server.broadcast import Broadcast
+from recbole_fedras.federation.server.personal import Personal, Stale
 from recbole_fedras.federation.settings import Federation, LocalTraining
-from recbole_fedras.federation.simulation import Simulation
+from recbole_fedras.federation.simulation import Methods, Simulation
 from recbole_fedras.model import MF, NCF
+from recbole_fedras.model.settings import ModelSettings
 from recbole_fedras.numeric.parallel import threads
 from recbole_fedras.numeric.rng import Stream, counter_key
 
@@ -28,53 +30,34 @@ BASE = 0.5 * torch.randn(N_ITEMS, DIM, generator=torch.Generator().manual_seed(3
 TRAINING = LocalTraining(0.1, 0.07, 0.2, local_epochs=2, batch_size=16, n_negatives=4)
 
 
-class Clients:
-    """What the simulation needs of a model, without RecBole."""
+class Catalogue:
+    """Numbers of users and items, [PAD] included: what a model asks a dataset for."""
 
-    def __init__(self, model: type, theta_sizes=(), std: float = 0.5) -> None:
-        rng = torch.Generator().manual_seed(0)
-        self.score = partial(model.score, self)
-        self.train_clients = vars(model)["train_clients"].__get__(self)
-        self.users = torch.randn(N_CLIENTS, DIM, generator=rng) * std
-        self.tables = torch.randn(1, N_ITEMS, DIM, generator=rng) * std
-        self.networks = self.embedding = None
-        self.replica = torch.zeros(N_CLIENTS, dtype=torch.int64)
-        self._theta = {
-            name: torch.randn(size, generator=rng) * 0.5 for name, size in theta_sizes
-        }
-
-    def hold_replicas(self, n_replicas, mapped=False):
-        tables = torch.zeros(n_replicas, N_ITEMS, DIM)
-        tables[0] = self.tables[0]
-        self.tables = tables
-        n_theta = sum(value.numel() for value in self._theta.values())
-        if n_replicas > 1:
-            self.networks = torch.zeros(n_replicas, n_theta)
-
-    def replica_of_client(self):
-        return self.replica
-
-    def client_rows(self):
-        return self.users
-
-    def replicas(self):
-        return self.tables
-
-    def theta(self):
-        return self._theta
+    def num(self, field: str) -> int:
+        return 1 + {"user_id": N_CLIENTS, "item_id": N_ITEMS}[field]
 
 
-def mf(**keys) -> Clients:
-    return Clients(MF, **keys)
+class Keys(dict):
+    """Keys that RecBole's recommenders read, and settings of ours, without a file."""
+
+    def __init__(self, std: float, **keys) -> None:
+        super().__init__(USER_ID_FIELD="user_id", ITEM_ID_FIELD="item_id", **keys)
+        self |= {"NEG_PREFIX": "neg_", "device": torch.device("cpu")}
+        self._std = std
+
+    def model_settings(self) -> ModelSettings:
+        return ModelSettings(DIM, self._std, 0, "label", warmup_rounds=0)
+
+    def item_embedding_of(self, dataset: Catalogue) -> None:
+        return None
 
 
-def ncf(hidden=(6, 4)) -> Clients:
-    sizes = [2 * DIM, *hidden, 1]
-    weights = [(f"weights.{i}", size) for i, size in enumerate(pairwise(sizes))]
-    biases = [(f"biases.{i}", (size,)) for i, size in enumerate(sizes[1:])]
-    model = Clients(NCF, [*weights, *biases])
-    model._sizes = np.array(sizes)
-    return model
+def mf(std: float = 0.5) -> MF:
+    return MF(Keys(std), Catalogue())
+
+
+def ncf(hidden=(6, 4)) -> NCF:
+    return NCF(Keys(0.5, mlp_hidden_size=list(hidden)), Catalogue())
 
 
 def make_data() -> ClientData:
@@ -110,10 +93,10 @@ def samples_of(data: ClientData, clients, training=TRAINING) -> list[Sample]:
 
 def naive_client(model, client, sample, training, mapping=None):
     """One client, one sample after the other into a batch, autograd on full tables."""
-    user = model.users[client].clone().requires_grad_()
-    table = model.tables[0].clone().requires_grad_()
+    user = model.user_rows()[client].clone().requires_grad_()
+    table = model.item_table().clone().requires_grad_()
     theta = {
-        name: value.clone().requires_grad_() for name, value in model._theta.items()
+        name: value.clone().requires_grad_() for name, value in model.theta().items()
     }
     leaves = [user, table, *theta.values()]
     for rows, labels in zip(sample.rows, sample.labels, strict=True):
@@ -164,9 +147,9 @@ def naive_client(model, client, sample, training, mapping=None):
                 for value, gradient in zip(theta.values(), gradients[2:], strict=True):
                     count = len(label) // (1 + training.pairwise)
                     value -= training.theta_learning_rate * gradient / count
-    changes = [theta[name] - model._theta[name] for name in theta]
+    changes = [theta[name] - model.theta()[name] for name in theta]
     flat = torch.cat([change.flatten() for change in changes]) if changes else None
-    return user.detach(), (table - model.tables[0]).detach(), flat
+    return user.detach(), (table - model.item_table()).detach(), flat
 
 
 def train(
@@ -188,9 +171,9 @@ def train_groups(model, clients, groups, compiled, training, mapping=None, state
         ),
         Participants(
             torch.tensor(clients),
-            model.users[clients],
+            model.user_rows()[clients],
             states,
-            model.tables,
+            model.item_table()[None],
             torch.zeros(len(clients), dtype=torch.int64),
         ),
         groups,
@@ -203,7 +186,31 @@ def federation(fraction=1.0, rates=(0.0,), aggregation="inverse_frequency", **ke
     return Federation(1, fraction, rates, aggregation, **keys)
 
 
+def methods(uplink, downlink=None, aggregation="inverse_frequency", **keys) -> Methods:
+    """Objects of a run: of each kind one, the compressor serving both ways."""
+    aggregator = {"inverse_frequency": InverseFrequency, "fedavg": FedAvg}[aggregation]
+    return Methods(uplink, downlink or copy.deepcopy(uplink), aggregator(), **keys)
+
+
+POLICIES = {"broadcast": Broadcast, "stale": Stale, "personal": Personal}
+
+
 def simulate(model, data, compressor, training=TRAINING, fraction=0.25, **keys):
+    """Make a simulation; further keys are those of ``federation``, or of Simulation."""
+    more = {key: keys.pop(key) for key in ("n_jobs",) if key in keys}
     settings = federation(fraction, keys.pop("rates", (0.75,)), **keys)
-    own = copy.deepcopy(compressor)
-    return Simulation(model, data, compressor, own, settings, training)
+    made = methods(
+        compressor, aggregation=settings.aggregation, policy=POLICIES[settings.replica]
+    )
+    return Simulation(model, data, made, settings, training, **more)
+
+
+def tables(simulation: Simulation) -> torch.Tensor:
+    """All tables that clients hold."""
+    return simulation.shard.replicas.tables
+
+
+def held_by(simulation: Simulation, client: int) -> torch.Tensor:
+    """The table that a client holds; a view."""
+    replicas = simulation.shard.replicas
+    return replicas.tables[int(replicas.table_of([client])[0])]

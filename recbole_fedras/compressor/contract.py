@@ -22,7 +22,6 @@ from recbole_fedras.compressor.base import (
     RowUpdate,
     row_update,
 )
-from recbole_fedras.wire.message import Message
 from recbole_fedras.wire.payload import Payload
 
 _GENEROUS = 0.1  # a rate at which whatever works keeps some of an update
@@ -201,9 +200,9 @@ class _Check:
         self._require(error == 0 or not sent.lossless, "it is not lossless")
 
     def _decode(self, payload: Payload) -> RowUpdate:
-        message = Message(Message.of(payload, 1, 0).data)
+        received = Payload.from_bytes(payload.to_bytes())
         with self._naming("decode: "):
-            decoded = self._make().decode(message.payload, self._ctx)
+            decoded = self._make().decode(received, self._ctx)
         ids, rows = decoded.ids, decoded.rows
         on_cpu = ids.dtype == torch.int64 and not ids.is_cuda
         self._require(on_cpu, "decode: ids must be int64, on the CPU")

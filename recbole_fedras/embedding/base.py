@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from recbole_fedras.data.clients import Samples
 from recbole_fedras.numeric.theta import Theta
-from recbole_fedras.wire.message import Message
 from recbole_fedras.wire.payload import Payload
 
 Ints = NDArray[np.int64]
@@ -130,8 +129,8 @@ class ItemEmbedding(nn.Module, ABC):
         return composed if self.base is None else self.base[items] + composed
 
 
-def introduce(embedding: ItemEmbedding, base_known: bool) -> Message | None:
-    """Make the message that each client is sent once, and decode it; None: empty.
+def introduction(embedding: ItemEmbedding, base_known: bool) -> Payload | None:
+    """Make what each client is sent once; None: nothing.
 
     It has E0, unless that is known (``base_known``: drawn from the seed), ``4 N d``
     bytes, and what was fitted.
@@ -140,15 +139,15 @@ def introduce(embedding: ItemEmbedding, base_known: bool) -> Message | None:
     if embedding.base is not None and not base_known:
         payload.put_floats("base", embedding.base.cpu().numpy(), part="once")
     embedding.put_once(payload)
-    if not len(payload):
-        return None
-    message = Message.of(payload, 0, None)
-    received = message.payload
-    if "base" in received:
-        base = received.floats("base", embedding.n_items, embedding.dim)
+    return payload if len(payload) else None
+
+
+def take_introduction(embedding: ItemEmbedding, payload: Payload) -> None:
+    """Let a client's embedding know what :func:`introduction` says."""
+    if "base" in payload:
+        base = payload.floats("base", embedding.n_items, embedding.dim)
         embedding.base = torch.from_numpy(base.copy()).to(embedding.members.device)
-    embedding.get_once(received)
-    return message
+    embedding.get_once(payload)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from recbole_fedras.config import Config, registry
 from recbole_fedras.federation.budgets import hold_to, wire_budget
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.quick_start import make_simulation, prepare_data
-from recbole_fedras.wire.message import Message
+from recbole_fedras.wire.message import Header, Kind, Message
 from recbole_fedras.wire.payload import Payload
 
 RATES = (0.5, 0.75, 0.875, 0.9375, 0.96875, 0.984375)
@@ -207,12 +207,12 @@ def measure(
             else:
                 payload = compressor.encode(update, budget, ctx)
             hold_to(budget, payload, compressor)
-            message = Message(Message.of(payload, 1, 0).data)
+            message = Message.of(payload, Header(Kind.DOWNLINK, 1, 0, 1, 0))
             decoded = compressor.decode(message.payload, ctx)
             missed = torch.zeros(n_items, dim, dtype=torch.float64)
             missed[update.ids] = update.rows.double()
             missed[decoded.ids] -= decoded.rows.double()
-            parts, size = message.part_bytes, len(message.data)
+            parts, size = message.part_bytes(), len(message)
             points.append(
                 Point(
                     method,

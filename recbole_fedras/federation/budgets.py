@@ -77,7 +77,8 @@ def wire_budget(n_rows: int, dim: int, rate: float, n_theta: int) -> Budget:
     limit = int(4 * (n_rows * dim + n_theta) * (1 - rate))
     most = (_MOST, _MOST, _MOST)  # round, client, version
     update = Header(Kind.UPDATE, *most, _MOST, _MOST, 0.0)
-    down, counted = Header(Kind.DOWNLINK, *most, _MOST), Header(Kind.RECEIPT, *most, None)
+    down = Header(Kind.DOWNLINK, *most, _MOST)
+    counted = Header(Kind.RECEIPT, *most, None)
     empty = len(Payload().to_bytes())
     headers = max(
         len(Message.of(Payload(), update)) - empty,

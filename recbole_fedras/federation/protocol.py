@@ -90,7 +90,7 @@ class Agreement:
 
     def budget_of(self, client: int) -> Budget:
         """Return what a client may send, and be sent."""
-        return self.budgets[self.tier_of_client[client]]
+        return self.budgets[int(self.tier_of_client[client])]
 
     def context(
         self,

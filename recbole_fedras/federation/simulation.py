@@ -15,8 +15,8 @@ from recbole_fedras.compressor.base import Compressor
 from recbole_fedras.data.clients import ClientData
 from recbole_fedras.data.local import TrainClients
 from recbole_fedras.embedding.base import ItemEmbedding
-from recbole_fedras.federation.client.shard import ClientMethods, Shard, Start
 from recbole_fedras.federation.client.objective import Score
+from recbole_fedras.federation.client.shard import ClientMethods, Shard, Start
 from recbole_fedras.federation.client.training import LocalModel
 from recbole_fedras.federation.protocol import Agreement
 from recbole_fedras.federation.round import RoundReport, run_round
@@ -201,6 +201,14 @@ class Simulation:
         for phase, seconds in self.shard.seconds.taken().items():
             report.seconds[phase] = report.seconds.get(phase, 0.0) + seconds
         return report
+
+    def state_bytes(self) -> int:
+        """Return about how many bytes of :meth:`state_dict` change in a round."""
+        per_client = int(not self.shard.replicas.versions) * 2
+        per_client += int(self.shard.feedback is not None)
+        n_tables = 4 * len(self.agreement.budgets) + per_client * self.data.n_clients
+        table = self.agreement.n_items * self.agreement.dim
+        return 4 * (n_tables * table + 2 * self.shard.user_rows.numel())
 
     def go_on_from(self, other: Simulation) -> None:
         """Take over another simulation's ledger and its users' optimizer states."""

@@ -1,4 +1,4 @@
-"""A table for each client, on either side: a round changes some, all or none of them."""
+"""A table for each client: a round changes some of them, or none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Collection
 from heapq import heappop, heappush
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from recbole_fedras.numeric.memory import leading, mapped_zeros

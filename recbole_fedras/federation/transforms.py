@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from recbole_fedras.compressor.base import RoundContext, RowUpdate

@@ -3,28 +3,54 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recbole_fedras.data.local import TrainClients
 from recbole_fedras.embedding import ItemEmbedding
-from recbole_fedras.numeric.memory import leading, mapped_zeros
-from recbole_fedras.numeric.rng import Stream, generator
+from recbole_fedras.errors import ConfigError
+from recbole_fedras.model.settings import ModelConfig
+from recbole_fedras.numeric.rng import Stream, counter_key, generator, normals
 from recbole_fedras.numeric.theta import Theta, unflatten
+
+
+class _Replicas(Protocol):
+    theta: Tensor
+
+    @property
+    def tables(self) -> Tensor: ...
+
+    @property
+    def networks(self) -> Tensor | None: ...
+
+    def table_of(self, clients: Sequence[int]) -> Tensor: ...
+
+
+class Holdings(Protocol):
+    """What a shard's clients hold, as far as scoring goes; clients count from 0."""
+
+    @property
+    def replicas(self) -> _Replicas:
+        """Item tables and networks."""
+
+    def user_rows_of(self, clients: NDArray[np.int64]) -> Tensor:
+        """Private rows of clients, shape (n, dim)."""
 
 
 class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     """Embeddings of users (private) and items (shared), and a scoring network theta.
 
-    Its parameters are what *clients* hold: user embeddings never leave them, the item
-    embedding is their replica, theta is the network that they received last. RecBole's
-    trainers, evaluation and ``full_sort_predict`` work on it unchanged.
+    It says how to score and what everybody starts with. In a federated run it is a view
+    of what the clients of a shard hold (:meth:`look_at`): RecBole's evaluation,
+    ``predict`` and ``full_sort_predict`` score with that. RecBole's own trainers train
+    its parameters centrally.
 
     A subclass defines :meth:`score` and, if it has a network, adds modules: every
     parameter besides the two embeddings belongs to theta.
@@ -41,16 +67,11 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         Private. Row 0 is RecBole's [PAD].
     embedding : ItemEmbedding or None
         What items are made of; None: of a row each, as they are, and in a warm-up.
-    item_embedding : nn.Embedding, shape (n_replicas * n_rows, width)
-        Shared. Replica t is the block of rows from ``t * n_rows``; there is one where
-        all clients hold the same (:meth:`hold_replicas`).
-    networks : Tensor or None, shape (n_replicas, n_theta)
-        Flattened network that goes with each replica; None if one serves all.
+    item_embedding : nn.Embedding, shape (1 + n_rows, width)
+        Shared: what everybody starts with. Row 0 is [PAD].
     """
 
     input_type = InputType.POINTWISE
-
-    embedding: ItemEmbedding | None
 
     #: Whether ``embedding_size`` may be cut without another key.
     resizable: bool = True
@@ -67,7 +88,7 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         """Let nobody inherit compiled training of another score or network.
 
         Who defines ``score`` or ``__init__`` anew, here or in a base that comes first,
-        says himself that ``train_clients`` still fits.
+        says that ``train_clients`` still fits.
         """
         super().__init_subclass__(**kwargs)
 
@@ -77,30 +98,37 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         if min(depth("score"), depth("__init__")) < depth("train_clients"):
             cls.train_clients = None
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: ModelConfig, dataset: Any) -> None:
         super().__init__(config, dataset)
         if self.binary and self.train_clients is None:
-            raise ValueError(
+            raise ConfigError(
                 f"model={type(self).__name__!r}: codes need train_clients of their own"
             )
-        self.label_field = config["LABEL_FIELD"]
-        self.dim: int = config["embedding_size"]
-        self.init_std: float = config["init_std"]
-        self.seed: int = config["seed"]
-        self._make_item_embedding = partial(
-            config.make_item_embedding, self.n_items - 1, self.dim
+        settings = config.model_settings()
+        self.label_field = settings.label_field
+        self.dim, self.init_std = settings.dim, settings.init_std
+        self.seed = settings.seed
+        self._shard: Holdings | None = None
+        everybody = self.initial_users(np.arange(self.n_users - 1))
+        self.user_embedding = _below_padding(everybody)
+        self.embedding: ItemEmbedding | None = None
+        self.begin(
+            None if settings.warmup_rounds else config.item_embedding_of(dataset)
         )
-        self.user_embedding = nn.Embedding(self.n_users, self.dim)
-        rng = generator(self.seed, Stream.INITIALISATION, 0)
-        values = rng.standard_normal((self.n_users, self.dim)) * self.init_std
-        self.user_embedding.weight.data.copy_(torch.from_numpy(values))
-        self.register_buffer(
-            "replica_of_user", torch.zeros(self.n_users, dtype=torch.int64)
-        )
-        self.networks: Tensor | None
-        self.register_buffer("networks", None)
-        self.embedding = None
-        self.begin(None if config.warmup_rounds else config.item_embedding_of(dataset))
+
+    def initial_users(self, clients: NDArray[np.int64]) -> Tensor:
+        """Draw private rows, shape (n, dim): each client's of its own number alone."""
+        key = counter_key(self.seed, Stream.INITIALISATION, 0)
+        values = normals(key, clients, self.dim) * self.init_std
+        return torch.from_numpy(values).float()
+
+    def initial_table(self) -> Tensor:
+        """Draw the item table that everybody starts from, shape (n_items, width)."""
+        rng = generator(self.seed, Stream.INITIALISATION, 1)
+        if self.embedding is not None:
+            return self.embedding.initial_table(rng, self.init_std)
+        values = rng.standard_normal((self.n_items, self.dim)) * self.init_std
+        return torch.from_numpy(values[1:]).float()
 
     def begin(self, embedding: ItemEmbedding | None) -> None:
         """Make items of an embedding, anew from its initial table, for everybody.
@@ -114,36 +142,17 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         if self.embedding is not None:
             for name in self.embedding.theta():
                 delattr(self, name)
-        self.embedding = embedding
-        self.n_rows, self.width = self.n_items, self.dim
-        if embedding is not None:
-            embedding.to(device)
-            self.n_rows, self.width = embedding.n_rows + 1, embedding.width
-        rng = generator(self.seed, Stream.INITIALISATION, 1)
+        self.embedding, self._shard = embedding, None
+        self.item_embedding = _below_padding(self.initial_table()).to(device)
         if embedding is None:
-            values = rng.standard_normal((self.n_rows, self.dim)) * self.init_std
-            table = torch.from_numpy(values).float()
-        else:
-            start = embedding.initial_table(rng, self.init_std)
-            table = torch.cat([torch.zeros(1, self.width), start])
-        self.item_embedding = nn.Embedding(
-            self.n_rows, self.width, _weight=table.to(device)
-        )
-        if embedding is not None:
-            for name, value in embedding.theta().items():
-                if hasattr(self, name):
-                    raise ValueError(
-                        f"item_embedding: its parameter {name!r} is one of the model"
-                    )
-                self.register_parameter(name, nn.Parameter(value.to(device)))
-        self.replica_of_user.zero_()
-        self.networks = None
-
-    def begin_like(self, state_dict: Mapping[str, Any]) -> None:
-        """Make items of what a saved state has them of: before or after a warm-up."""
-        begun = "embedding.members" in state_dict
-        if begun != (self.embedding is not None):
-            self.begin(self._make_item_embedding() if begun else None)
+            return
+        embedding.to(device)
+        for name, value in embedding.theta().items():
+            if hasattr(self, name):
+                raise ConfigError(
+                    f"item_embedding: its parameter {name!r} is one of the model"
+                )
+            self.register_parameter(name, nn.Parameter(value.to(device)))
 
     @abstractmethod
     def score(self, user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
@@ -167,37 +176,13 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     # What federated training needs; ids count from 0, without [PAD].
 
-    def hold_replicas(self, n_replicas: int, mapped: bool = False) -> None:
-        """Make room for replicas, mapped to a file or not (only on the CPU).
-
-        The first is as it was, the rest are zeros.
-        """
-        first = self.item_embedding.weight.data[: self.n_rows]
-        if mapped and first.device.type == "cpu":
-            zeros = mapped_zeros
-        else:
-            zeros = partial(torch.zeros, device=first.device)
-        weight = zeros(n_replicas * self.n_rows, self.width)
-        weight[: self.n_rows] = first
-        self.item_embedding = nn.Embedding(len(weight), self.width, _weight=weight)
-        n_theta = sum(value.numel() for value in self.theta().values())
-        self.networks = (
-            zeros(n_replicas, n_theta) if n_replicas > 1 and n_theta else None
-        )
-
-    def replica_of_client(self) -> Tensor:
-        """Replica that each client holds, shape (n_clients,); a view."""
-        replica: Tensor = self.replica_of_user[1:]
-        return replica
-
-    def client_rows(self) -> Tensor:
+    def user_rows(self) -> Tensor:
         """User embeddings without [PAD], shape (n_clients, dim); a view."""
         return self.user_embedding.weight.data[1:]
 
-    def replicas(self) -> Tensor:
-        """Item tables without [PAD], shape (n_replicas, n_rows - 1, width); a view."""
-        tables: Tensor = self.item_embedding.weight.data
-        return tables.view(-1, self.n_rows, self.width)[:, 1:]
+    def item_table(self) -> Tensor:
+        """Item table without [PAD], shape (n_items, width); a view."""
+        return self.item_embedding.weight.data[1:]
 
     def theta(self) -> dict[str, Tensor]:
         """Parameters of the scoring network, by name; views."""
@@ -208,72 +193,64 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
             if not name.startswith(("user_embedding.", "item_embedding.")):
                 yield name, parameter
 
+    def look_at(self, shard: Holdings) -> None:
+        """Score with what a shard's clients hold, from now on."""
+        self._shard = shard
+
     # What RecBole expects of a model.
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return parameters; of replicas, those up to the last that a client holds."""
-        state = super().state_dict(*args, **kwargs)
-        used = int(self.replica_of_user.max()) + 1
-        counts = {"item_embedding.weight": used * self.n_rows, "networks": used}
-        for name, count in counts.items():
-            if name in state and len(state[name]) > count:
-                state[name] = leading(state[name], count)
-        return state
+    def copy_held(self) -> None:
+        """Take what the first client of the shard holds for parameters."""
+        if self._shard is None:
+            return
+        held = self._held(torch.ones(1, dtype=torch.int64))
+        self.item_table().copy_(held.tables[held.table_of[0]])
+        for name, value in self.theta().items():
+            value.copy_(held.theta[name][0])
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Load parameters; make room for more replicas, keep room that is left over."""
-        self.begin_like(state_dict)
-        saved = len(state_dict["item_embedding.weight"]) // self.n_rows
-        if saved * self.n_rows > len(self.item_embedding.weight):
-            self.hold_replicas(saved, mapped=True)
-        weight, networks = self.item_embedding.weight.data, self.networks
-        self.item_embedding.weight.data = weight[: max(saved, 1) * self.n_rows]
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return parameters, those that :meth:`copy_held` takes."""
+        self.copy_held()
+        return super().state_dict(*args, **kwargs)
+
+    def _held(self, user: Tensor) -> _Held:
+        """Return what users hold: of the shard looked at, or the parameters."""
+        if self._shard is None:
+            theta = {name: parameter[None] for name, parameter in self._network()}
+            tables = self.item_embedding.weight[None, 1:]
+            table_of = torch.zeros_like(user)
+            return _Held(self.user_embedding(user), tables, table_of, theta)
+        clients = (user - 1).cpu().numpy()
+        tables = self._shard.replicas.tables
+        table_of = self._shard.replicas.table_of(clients.tolist()).to(tables.device)
+        networks = self._shard.replicas.networks
+        flat = self._shard.replicas.theta[None] if networks is None else networks
         if networks is not None:
-            self.networks = networks[:saved] if "networks" in state_dict else None
-        try:
-            return super().load_state_dict(state_dict, strict, assign)
-        finally:
-            self.item_embedding.weight.data, self.networks = weight, networks
+            flat = networks[table_of]
+        theta = unflatten(flat.to(tables.device), self.theta())
+        return _Held(self._shard.user_rows_of(clients), tables, table_of, theta)
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """Logits of pairs: users (n,) with items (n,) or with candidates (n, m)."""
-        replica = self.replica_of_user[user]
-        theta = self._theta_of(replica)
-        user_rows = self.user_embedding(user)[:, None]
+        held = self._held(user)
+        items = (item - 1).clamp(min=0)  # nobody asks for [PAD]
+        one_network = all(len(value) == 1 for value in held.theta.values())
         if item.dim() == 2:
-            rows = self._vectors(item, replica[:, None], theta)
-            return self.score(user_rows, rows, theta)
-        if self.networks is None:
-            rows = self._vectors(item[None], replica[None], theta)
-            return self.score(user_rows[None, :, 0], rows, theta)[0]
-        rows = self._vectors(item[:, None], replica[:, None], theta)
-        return self.score(user_rows, rows, theta)[:, 0]
+            rows = self._vectors(items, held, held.table_of[:, None])
+            return self.score(held.user_rows[:, None], rows, held.theta)
+        if one_network:
+            rows = self._vectors(items[None], held, held.table_of[None])
+            return self.score(held.user_rows[None], rows, held.theta)[0]
+        rows = self._vectors(items[:, None], held, held.table_of[:, None])
+        return self.score(held.user_rows[:, None], rows, held.theta)[:, 0]
 
-    def _vectors(self, item: Tensor, replica: Tensor, theta: Theta) -> Tensor:
-        """Vectors of items (n_clients, n) as replicas (broadcast to that) have them."""
+    def _vectors(self, items: Tensor, held: _Held, table_of: Tensor) -> Tensor:
+        """Vectors of items (n_clients, n) as tables (broadcast to that) have them."""
         if self.embedding is None:
-            rows: Tensor = self.item_embedding(item + replica * self.n_rows)
-            return rows
-        own = (item - 1).clamp(min=0)  # nobody asks for [PAD]
-        members = self.embedding.members[own] + 1 + replica[..., None] * self.n_rows
-        return self.embedding.vectors(self.item_embedding(members), own, theta)
-
-    def _table(self, replica: int, theta: Theta) -> Tensor:
-        """Vectors of all items as a replica has them, shape (n_items, dim)."""
-        if self.embedding is None:
-            tables: Tensor = self.item_embedding.weight
-            return tables.view(-1, self.n_rows, self.dim)[replica]
-        device = self.item_embedding.weight.device
-        everything = torch.arange(self.n_items, device=device)[None]
-        return self._vectors(everything, torch.full_like(everything, replica), theta)[0]
-
-    def _theta_of(self, replica: Tensor) -> dict[str, Tensor]:
-        """Return networks of replicas, shapes (n, *shape); (1, *shape) if one."""
-        if self.networks is None:
-            return {name: parameter[None] for name, parameter in self._network()}
-        return unflatten(self.networks[replica], self.theta())
+            return held.tables[table_of, items]
+        members = self.embedding.members[items]
+        parts = held.tables[table_of[..., None], members]
+        return self.embedding.vectors(parts, items, held.theta)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Mean binary cross-entropy, for central training by RecBole's Trainer."""
@@ -288,13 +265,35 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Logits of a batch's users with all items, shape (n * n_items,)."""
-        user = interaction[self.USER_ID]
-        user_rows: Tensor = self.user_embedding(user)
-        replica = self.replica_of_user[user]
-        scores = user_rows.new_empty(len(user), self.n_items)
-        for index in replica.unique().tolist():
-            own = replica == index
-            theta = self._theta_of(replica[own][:1])
-            table = self._table(index, theta)
-            scores[own] = self.score_all(user_rows[own], table, theta)
+        held = self._held(interaction[self.USER_ID])
+        scores = held.user_rows.new_zeros(len(held.user_rows), self.n_items)
+        everything = torch.arange(self.n_items - 1, device=scores.device)[None]
+        for index in sorted(set(held.table_of.tolist())):
+            users = held.table_of == index
+            theta = {
+                name: value if len(value) == 1 else value[users][:1]
+                for name, value in held.theta.items()
+            }
+            table = held.tables[index]
+            if self.embedding is not None:
+                one = held._replace(theta=theta)
+                table_of = torch.full_like(everything, index)
+                table = self._vectors(everything, one, table_of)[0]
+            scores[users, 1:] = self.score_all(held.user_rows[users], table, theta)
         return scores.flatten()
+
+
+class _Held(NamedTuple):
+    """What some users hold: rows (n, dim), tables, which of them, networks by name."""
+
+    user_rows: Tensor
+    tables: Tensor
+    table_of: Tensor
+    theta: dict[str, Tensor]
+
+
+def _below_padding(rows: Tensor) -> nn.Embedding:
+    """Return an embedding of rows, behind RecBole's [PAD]."""
+    weight = torch.cat([torch.zeros(1, rows.shape[1]), rows])
+    n_rows, width = weight.shape
+    return nn.Embedding(n_rows, width, _weight=weight)

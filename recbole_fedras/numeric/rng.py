@@ -4,6 +4,8 @@ from enum import IntEnum
 
 import numpy as np
 from numba import njit, uint64
+from numpy.typing import NDArray
+from scipy.special import ndtri
 
 
 class Stream(IntEnum):
@@ -71,3 +73,30 @@ def uniform(key, counter):  # type: ignore[no-untyped-def]
     """
     bits = mix(key + uint64(0x9E3779B97F4A7C15) * uint64(counter + 1))
     return float(bits >> uint64(11)) * 2.0**-53
+
+
+def normals(key: np.uint64, rows: NDArray[np.int64], dim: int) -> NDArray[np.float64]:
+    """Return standard normal numbers, shape (n, dim): a row's depend on no other row.
+
+    Uniform numbers by counter, as :func:`uniform` has them, through the inverse of the
+    normal distribution: millions of rows are drawn at once, or any few of them.
+
+    Parameters
+    ----------
+    key : uint64
+        Of :func:`counter_key`.
+    rows : ndarray of int64, shape (n,)
+        Numbers of the rows, from 0.
+    dim : int
+    """
+    row_keys = _mixed(key ^ _mixed(rows.astype(np.uint64)))[:, None]
+    counters = np.uint64(0x9E3779B97F4A7C15) * np.arange(1, dim + 1, dtype=np.uint64)
+    bits = _mixed(row_keys + counters) >> np.uint64(12)
+    return np.asarray(ndtri((bits + 0.5) * 2.0**-52))  # neither 0 nor 1
+
+
+def _mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Do as :func:`mix`, for arrays."""
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

@@ -84,12 +84,34 @@ def round_row(round: int, report: RoundReport) -> dict[str, Any]:
     """Return a round's line of ``rounds.csv``, before evaluation."""
     row: dict[str, Any] = {"round": round, "loss": report.loss}
     row["clients"] = report.n_clients
+    row["absent"] = report.n_invited - report.n_clients
+    row["refused"] = "; ".join(
+        f"client {client}: {reason}" for client, reason in report.refusals
+    )
     row |= report.metrics
     row |= report.bytes
     for direction in DIRECTIONS:  # as papers count: values of items only
         row[f"{direction}_nominal_bytes"] = report.bytes[f"{direction}_items_bytes"]
     row |= {f"seconds_{phase}": seconds for phase, seconds in report.seconds.items()}
     return row
+
+
+def columns_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Turn rounds' lines into columns, which are small to save."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: [row.get(key) for row in rows] for key in keys}
+
+
+def rows_of(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """Invert :func:`columns_of`."""
+    return [
+        {
+            key: value
+            for key, value in zip(columns, values, strict=True)
+            if value is not None
+        }
+        for values in zip(*columns.values(), strict=True)
+    ]
 
 
 def communication(

@@ -18,7 +18,7 @@ from recbole.trainer import Trainer
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_fedras.config import Config
+from recbole_fedras.config import Config, compat
 from recbole_fedras.config.checkpoint import (
     best_of,
     plain,
@@ -26,14 +26,24 @@ from recbole_fedras.config.checkpoint import (
     write_checkpoint,
 )
 from recbole_fedras.data.dataset import client_data
-from recbole_fedras.embedding.base import ItemEmbedding, introduce
-from recbole_fedras.errors import NonFiniteError
+from recbole_fedras.embedding.base import introduction
+from recbole_fedras.errors import DataError, NonFiniteError
 from recbole_fedras.federation.budgets import make_budgets
 from recbole_fedras.federation.simulation import RoundReport, Simulation
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.run.evaluation import FairCollector
-from recbole_fedras.run.report import RunFolder, megabytes, round_row
-from recbole_fedras.wire.message import Message
+from recbole_fedras.run.report import (
+    RunFolder,
+    columns_of,
+    megabytes,
+    round_row,
+    rows_of,
+)
+from recbole_fedras.wire.payload import Payload
+
+
+#: State of a run that is written after every round, unless another step is asked for.
+CHEAP_BYTES = 2**25
 
 
 class FederatedTrainer(Trainer):  # type: ignore[misc]
@@ -60,8 +70,9 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         train_data: Any,
     ) -> None:
         self.config, self.model = config, model
+        self._settings = config.run_settings()
         self._clients = client_data(train_data._dataset)
-        self.simulation = self._simulate(self._introduction(model.embedding))
+        self.simulation = self._simulate(self._introduction())
         check_after_warmup(config, self.simulation)
         super().__init__(config, model)
         self.eval_collector = FairCollector(config)
@@ -69,22 +80,23 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.rows: list[dict[str, Any]] = []
         self._valid_result: dict[str, float] | None = None
 
-    def _introduction(self, embedding: ItemEmbedding | None) -> Message | None:
+    def _introduction(self) -> Payload | None:
         """Return what each client is sent once of the items."""
+        embedding = self.model.embedding
         if embedding is None:
             return None
-        return introduce(embedding, self.config["item_base"] == "random")
+        return introduction(embedding, self._settings.random_base)
 
-    def _simulate(self, once: Message | None, round: int = 0) -> Simulation:
+    def _simulate(self, once: Payload | None, version: int = 0) -> Simulation:
         return Simulation(
             self.model,
             self._clients,
-            *self.config.make_compressors(),
+            self.config.make_methods(),
             self.config.federation(),
             self.config.local_training(self._warming),
-            n_jobs=self.config["n_jobs"],
-            once=once,
-            round=round,
+            self._settings.n_jobs,
+            once,
+            version,
         )
 
     @property
@@ -99,12 +111,11 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         and so does the best validation score.
         """
         warm = self.simulation
-        source = warm.server.item_table.cpu().numpy()
+        source = warm.server.parameters.item_table.cpu().numpy()
         n_items, dim = source.shape
-        embedding = self.config.make_item_embedding(n_items, dim, source)
-        once = self._introduction(embedding)
-        self.model.begin(embedding)
-        self.simulation = self._simulate(once, warm.round)
+        self.model.copy_held()
+        self.model.begin(self.config.make_item_embedding(n_items, dim, source))
+        self.simulation = self._simulate(self._introduction(), warm.round)
         self.simulation.go_on_from(warm)
         self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
 
@@ -113,6 +124,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.folder = folder
         self.saved_model_file = str(folder.best)
 
+    @compat.recbole()
     def fit(
         self,
         train_data: Any,
@@ -134,6 +146,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             if callback_fn is not None:
                 callback_fn(epoch, score)
 
+        self._saved = saved
         if self.start_epoch >= self.epochs:  # resumed at its end; keep the best state
             self.eval_collector.data_collect(train_data)
             if saved:
@@ -155,6 +168,30 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
                 self._save_last()
         return result  # type: ignore[no-any-return]
 
+    @compat.recbole()
+    def evaluate(
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: str | None = None,
+        show_progress: bool = False,
+    ) -> Any:
+        """Evaluate as RecBole does; of the best round, with what clients held then."""
+        if load_best_model:
+            state = read_checkpoint(model_file or self.saved_model_file)
+            self._begin_as(state)
+            self.model.load_state_dict(state["state_dict"])
+            self.simulation.shard.load_state_dict(state["simulation"]["shard"])
+            self.model.look_at(self.simulation.shard)
+        return super().evaluate(eval_data, False, None, show_progress)
+
+    def _begin_as(self, state: dict[str, Any]) -> None:
+        """Make items of what a saved state has them of: before or after a warm-up."""
+        if state["embedding"] != (self.model.embedding is not None):
+            shape = (self.model.n_items - 1, self.model.dim)
+            embedding = self.config.make_item_embedding(*shape)
+            self.model.begin(embedding if state["embedding"] else None)
+
     def resume_checkpoint(self, resume_file: str) -> None:
         """Continue from a checkpoint of :meth:`fit`, in this run's own folder."""
         state = read_checkpoint(resume_file)
@@ -162,21 +199,18 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
         self.best_valid_result = state["best_valid_result"]
-        once = state["simulation"]["once"]
-        self.model.begin_like(state["state_dict"])
-        self.simulation = self._simulate(
-            None if once is None else Message(once), self.start_epoch
-        )
+        self._begin_as(state)
+        self.simulation = self._simulate(None, self.start_epoch)
         try:
             self.model.load_state_dict(state["state_dict"])
+            self.simulation.load_state_dict(state["simulation"])
         except RuntimeError as error:
-            raise ValueError(
+            raise DataError(
                 f"resume={str(resume_file)!r} does not fit the dataset at data_path="
-                f"{self.config['data_path']!r}: {error}"
+                f"{self._settings.data_path!r}: {error}"
             ) from error
         self.model.load_other_parameter(state["other_parameter"])
-        self.simulation.load_state_dict(state["simulation"])
-        self.rows = state["rows"]
+        self.rows = rows_of(state["rows"])
         _restore_random_state(state["random"])
         best = best_of(resume_file)
         if best.name != "best.pth":
@@ -214,7 +248,22 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         for key, total in self.simulation.ledger.totals.items():
             self.tensorboard.add_scalar(f"Communication/{key}", total, epoch_idx)
         self._advance_bar(report, row["seconds_total"])
-        return report.loss
+        if self._saved and self._checkpoint_is_due(epoch_idx):
+            self._save_last()
+        return float("nan") if report.loss is None else report.loss
+
+    def _checkpoint_is_due(self, epoch: int) -> bool:
+        """Whether to save after a round; those evaluated are saved after that."""
+        evaluated = self.eval_step > 0 and (epoch + 1) % self.eval_step == 0
+        return not evaluated and (epoch + 1) % self._checkpoint_step == 0
+
+    @property
+    def _checkpoint_step(self) -> int:
+        """Rounds between checkpoints: by default one, where that is cheap."""
+        if self._settings.checkpoint_step is not None:
+            return self._settings.checkpoint_step
+        cheap = self.simulation.state_bytes() <= CHEAP_BYTES
+        return 1 if cheap else max(1, self.eval_step)
 
     def _valid_epoch(
         self, valid_data: Any, show_progress: bool = False
@@ -264,11 +313,12 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
             "best_valid_result": plain(best_valid_result),
+            "embedding": self.model.embedding is not None,
             "state_dict": self.model.state_dict(),
             "other_parameter": self.model.other_parameter(),
             "optimizer": {},
             "simulation": self.simulation.state_dict(),
-            "rows": self.rows,
+            "rows": columns_of(self.rows),
             "random": _random_state(),
         }
 
@@ -305,7 +355,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
     def _advance_bar(self, report: RoundReport, seconds: float) -> None:
         totals = self.simulation.ledger.totals
         self._figures |= {
-            "loss": f"{report.loss:.4f}",
+            "loss": "?" if report.loss is None else f"{report.loss:.4f}",
             "clients/s": f"{report.n_clients / seconds:.0f}",
             "up": megabytes(totals["uplink_bytes"]),
             "down": megabytes(totals["downlink_bytes"]),
@@ -325,11 +375,13 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
                 raise KeyboardInterrupt
             self._interrupted = True
 
-        previous = signal.signal(signal.SIGINT, note)
+        signals = (signal.SIGINT, signal.SIGTERM)
+        previous = [signal.signal(number, note) for number in signals]
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            for number, handler in zip(signals, previous, strict=True):
+                signal.signal(number, handler)
 
 
 def check_after_warmup(config: Config, simulation: Simulation) -> None:
@@ -337,12 +389,13 @@ def check_after_warmup(config: Config, simulation: Simulation) -> None:
 
     Raises
     ------
-    ValueError
+    ConfigError
         If there are too few items, or a compressor cannot work with their embedding.
     """
     if not config.warmup_rounds or simulation.embedding is not None:
         return
-    embedding = config.make_item_embedding(*simulation.server.item_table.shape)
+    table, n_theta = simulation.server.parameters.item_table, simulation.agreement.n_theta
+    embedding = config.make_item_embedding(*table.shape)
     if embedding is None:
         return
     embedding.validate()
@@ -350,7 +403,7 @@ def check_after_warmup(config: Config, simulation: Simulation) -> None:
         config.federation(),
         embedding.n_rows,
         embedding.width,
-        len(simulation.server.theta) + embedding.n_theta,
+        n_theta + embedding.n_theta,
         config.make_compressors(),
     )
 

@@ -1,4 +1,4 @@
-"""What carries messages between the server and shards: memory, or pipes to processes."""
+"""What carries messages between server and shards: memory, or pipes."""
 
 from __future__ import annotations
 

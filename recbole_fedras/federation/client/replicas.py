@@ -76,6 +76,7 @@ class Replicas(ABC):
         """Networks that go with tables, (n_tables, n_theta); None: one for all."""
         return None
 
+    @abstractmethod
     def commit(self, counted: Collection[int]) -> None:
         """Put into force what these clients were sent; forget what others were."""
 
@@ -143,6 +144,9 @@ class SharedReplicas(Replicas):
                 change = self._decode(message, table)
                 table.index_add_(0, change.ids.to(table.device), change.rows.to(table))
             self.versions[tier] = header.version
+
+    def commit(self, counted: Collection[int]) -> None:
+        """Nothing: a published version is in force, whoever was invited to it."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is held."""

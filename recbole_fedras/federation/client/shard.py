@@ -146,6 +146,10 @@ class Shard:
         """What items are made of."""
         return self._model.embedding
 
+    def user_rows_of(self, clients: Ints) -> Tensor:
+        """Return private rows in force, shape (n, dim)."""
+        return self.user_rows[self._places(clients)]
+
     def participate(self, messages: Iterable[Message]) -> Iterator[Message]:
         """Answer invitations: apply, train, compress; yield an update for each client.
 

@@ -117,7 +117,10 @@ class InverseFrequency(RowMean):
 
 
 class FedAvg(RowMean):
-    """Plain mean over the cohort: ``(1 / |S|) sum_u delta_i^u``, the paper's FedRAS-T."""
+    """Plain mean over the cohort: ``(1 / |S|) sum_u delta_i^u``.
+
+    The FedRAS paper's FedRAS-T.
+    """
 
     def _weights(self) -> NDArray[np.float32]:
         return np.full_like(self._counts, self._n_clients)

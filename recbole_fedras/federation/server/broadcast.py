@@ -120,7 +120,7 @@ class Broadcast(PublishedDownlinks):
         ]
 
     def commit(self, counted: Ints) -> None:
-        """Apply the newest downlink to all mirrors; keep the one before for who missed."""
+        """Apply the newest downlink to all mirrors; keep it for those who miss it."""
         for log, message in zip(self._missable, self.messages, strict=True):
             log.append(Message.of(message.payload.without("theta"), message.header))
             while sum(len(past.body) for past in log) > self._size_of_table:

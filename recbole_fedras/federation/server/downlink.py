@@ -1,4 +1,4 @@
-"""Replica policies, the server's side: what it sends, and whom it believes to hold what."""
+"""Replica policies: what the server sends, and what it believes clients to hold."""
 
 from __future__ import annotations
 
@@ -63,11 +63,9 @@ class DownlinkPolicy(ABC):
         Those to one client follow each other, in the order to be applied.
         """
 
+    @abstractmethod
     def publish(self, update: RowUpdate) -> None:
-        """Make downlinks of ``update``, which the server has just applied.
-
-        By default there are none: the next cohort's replicas say what to send.
-        """
+        """Make downlinks of ``update``, which the server has just applied."""
 
     def newest(self, versions: Sequence[int]) -> list[Message]:
         """Make what leads shared tables, one a tier, from versions to the newest.

@@ -172,5 +172,7 @@ class Intake:
             return
         if not all(np.isfinite(part).all() for part in values):
             raise PayloadError("its values are not all finite")
-        norm = np.sqrt(sum(float(np.square(part, dtype=float).sum()) for part in values))
-        raise PayloadError(f"its norm {norm:.3g} exceeds max_update_norm={most:g}")
+        square = sum(float(np.square(part, dtype=float).sum()) for part in values)
+        raise PayloadError(
+            f"its norm {square**0.5:.3g} exceeds max_update_norm={most:g}"
+        )

@@ -117,6 +117,9 @@ class Personal(_OwnMirrors):
                 self._apply(client, update)
             yield from messages
 
+    def publish(self, update: RowUpdate) -> None:
+        """Nothing: the next cohort's replicas say what to send."""
+
     def _context_of(self, client: int) -> RoundContext:
         base = self.mirror_of(client)
         return self._agreement.context(

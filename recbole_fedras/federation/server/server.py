@@ -95,7 +95,7 @@ class Server:
         return self.parameters.round
 
     def invite(self) -> Iterator[Message]:
-        """Draw a cohort and make what brings each of it up to date, client by client."""
+        """Draw a cohort; make what brings it up to date, client by client."""
         seed, round = self._agreement.federation.seed, self.round
         cohort = select_cohort(self._eligible, self.cohort_size, seed, round)
         self._intake = Intake(
@@ -166,7 +166,7 @@ class Server:
         )
 
     def receipts(self) -> list[Message]:
-        """Make the messages by which clients learn that the closed round counted them."""
+        """Make the messages by which clients learn that they have counted."""
         round = self.round - 1
         return [receipt(round, client) for client in self._counted.tolist()]
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedras.data.clients import Samples
 from recbole_fedras.data.local import Descent, LocalParameters
+from recbole_fedras.lightfr.descent import descend
 from recbole_fedras.model.base import FederatedRecommender
-from recbole_fedras.numeric.descent import descend
 from recbole_fedras.numeric.theta import Theta
 
 
@@ -29,7 +30,7 @@ class LightFR(FederatedRecommender):
     with n its items and negatives; a bit stays where the argument is 0. The item code
     that would suit it alone is ``sgn(r'_i) b``; the change to that is its update, and
     the server descends on the cohort's squared error in the same way
-    (:class:`~recbole_fedras.federation.server.aggregation.CodeDescent`).
+    (:class:`~recbole_fedras.lightfr.aggregation.CodeDescent`).
 
     Parameters
     ----------
@@ -63,9 +64,14 @@ class LightFR(FederatedRecommender):
                 "number >= 0.5"
             )
         self._regularization = float(regularization)
-        for table in (self.user_embedding, self.item_embedding):
-            negative = table.weight.data < 0
-            table.weight.data.fill_(1).masked_fill_(negative, -1)
+
+    def initial_users(self, clients: NDArray[np.int64]) -> Tensor:
+        """Return the signs of what other models draw."""
+        return _signs(super().initial_users(clients))
+
+    def initial_table(self) -> Tensor:
+        """Return the signs of what other models draw."""
+        return _signs(super().initial_table())
 
     def train_clients(
         self, parameters: LocalParameters, samples: Samples, descent: Descent
@@ -87,6 +93,10 @@ class LightFR(FederatedRecommender):
     def calculate_loss(self, interaction: Any) -> NoReturn:
         """Refuse: codes have no gradient for RecBole's central training."""
         raise NotImplementedError("LightFR is trained by federated rounds only")
+
+
+def _signs(values: Tensor) -> Tensor:
+    return torch.where(values < 0, -1.0, 1.0)
 
 
 @njit(nogil=True, cache=True)
