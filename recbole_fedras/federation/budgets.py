@@ -7,6 +7,7 @@ from collections.abc import Collection
 import torch
 
 from recbole_fedras.compressor.base import Budget, Compressor
+from recbole_fedras.errors import BudgetError
 from recbole_fedras.federation.server.state import put_theta
 from recbole_fedras.federation.settings import Federation
 from recbole_fedras.wire.message import Message
@@ -26,7 +27,7 @@ def make_budgets(
 
     Raises
     ------
-    ValueError
+    BudgetError
         If a compressor cannot work with one of them.
     """
     rates = federation.compression_rates
@@ -46,14 +47,14 @@ def hold_to(budget: Budget, payload: Payload, compressor: Compressor) -> None:
 
     Raises
     ------
-    ValueError
+    BudgetError
         If its payload takes more.
     """
     if budget.n_bytes is None or compressor.unbudgeted:
         return
     size = len(payload.to_bytes())
     if size > budget.n_bytes:
-        raise ValueError(
+        raise BudgetError(
             f"{type(compressor).__name__} made a payload of {size} bytes, of at most "
             f"{budget.n_bytes} (budget=wire, compression_rate="
             f"{budget.compression_rate}): it must ask Budget.most what fits"
@@ -68,14 +69,14 @@ def wire_budget(n_rows: int, dim: int, rate: float, n_theta: int) -> Budget:
 
     Raises
     ------
-    ValueError
+    BudgetError
         If nothing is left.
     """
     limit = int(4 * (n_rows * dim + n_theta) * (1 - rate))
     rest = Message.of(put_theta(Payload(), torch.zeros(n_theta)), 2**31, 2**31)
     n_bytes = limit - len(rest.data) + Layout().size
     if n_bytes < 1:
-        raise ValueError(
+        raise BudgetError(
             f"compression_rate={rate} with budget=wire leaves {limit} bytes for a "
             f"message, but {len(rest.data)} are taken by the network ({n_theta} "
             "values) and framing: choose a lower compression_rate"

@@ -13,6 +13,8 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recbole_fedras.embedding import ItemEmbedding
+from recbole_fedras.errors import ConfigError
+from recbole_fedras.model.settings import ModelConfig
 from recbole_fedras.numeric.memory import leading, mapped_zeros
 from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.numeric.theta import Theta, unflatten
@@ -30,8 +32,7 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     Parameters
     ----------
-    config : recbole_fedras.config.merge.Config
-        Reads ``embedding_size``, ``init_std`` and ``seed``; makes the item embedding.
+    config : Config
     dataset : recbole.data.dataset.Dataset
 
     Attributes
@@ -83,16 +84,16 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         if min(depth("score"), depth("__init__")) < depth("train_clients"):
             cls.train_clients = None
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: ModelConfig, dataset: Any) -> None:
         super().__init__(config, dataset)
         if self.binary and self.train_clients is None:
-            raise ValueError(
+            raise ConfigError(
                 f"model={type(self).__name__!r}: codes need train_clients of their own"
             )
-        self.label_field = config["LABEL_FIELD"]
-        self.dim: int = config["embedding_size"]
-        self.init_std: float = config["init_std"]
-        self.seed: int = config["seed"]
+        settings = config.model_settings()
+        self.label_field = settings.label_field
+        self.dim, self.init_std = settings.dim, settings.init_std
+        self.seed = settings.seed
         self._make_item_embedding = partial(
             config.make_item_embedding, self.n_items - 1, self.dim
         )
@@ -106,7 +107,9 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         self.networks: Tensor | None
         self.register_buffer("networks", None)
         self.embedding = None
-        self.begin(None if config.warmup_rounds else config.item_embedding_of(dataset))
+        self.begin(
+            None if settings.warmup_rounds else config.item_embedding_of(dataset)
+        )
 
     def begin(self, embedding: ItemEmbedding | None) -> None:
         """Make items of an embedding, anew from its initial table, for everybody.
@@ -138,7 +141,7 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         if embedding is not None:
             for name, value in embedding.theta().items():
                 if hasattr(self, name):
-                    raise ValueError(
+                    raise ConfigError(
                         f"item_embedding: its parameter {name!r} is one of the model"
                     )
                 self.register_parameter(name, nn.Parameter(value.to(device)))

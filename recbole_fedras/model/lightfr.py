@@ -9,7 +9,9 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.model.base import FederatedRecommender
+from recbole_fedras.model.settings import ModelConfig
 from recbole_fedras.numeric.descent import descend
 from recbole_fedras.numeric.theta import Theta
 
@@ -33,9 +35,10 @@ class LightFR(FederatedRecommender):
 
     Parameters
     ----------
-    config : recbole.config.Config
-        Also reads ``code_regularization``, lambda.
-    dataset : recbole.data.dataset.Dataset
+    config, dataset
+        As for the base class.
+    code_regularization : float
+        Lambda.
 
     Notes
     -----
@@ -54,11 +57,13 @@ class LightFR(FederatedRecommender):
 
     binary = True
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(
+        self, config: ModelConfig, dataset: Any, code_regularization: float
+    ) -> None:
         super().__init__(config, dataset)
-        regularization = config["code_regularization"]
+        regularization = code_regularization
         if type(regularization) not in (int, float) or not regularization >= 0.5:
-            raise ValueError(
+            raise ConfigError(
                 f"code_regularization={regularization!r} is not allowed; it must be a "
                 "number >= 0.5"
             )

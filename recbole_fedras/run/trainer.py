@@ -18,7 +18,7 @@ from recbole.trainer import Trainer
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_fedras.config import Config
+from recbole_fedras.config import Config, compat
 from recbole_fedras.config.checkpoint import (
     best_of,
     plain,
@@ -27,7 +27,7 @@ from recbole_fedras.config.checkpoint import (
 )
 from recbole_fedras.data.dataset import client_data
 from recbole_fedras.embedding.base import ItemEmbedding, introduce
-from recbole_fedras.errors import NonFiniteError
+from recbole_fedras.errors import DataError, NonFiniteError
 from recbole_fedras.federation.budgets import make_budgets
 from recbole_fedras.federation.simulation import RoundReport, Simulation
 from recbole_fedras.model import FederatedRecommender
@@ -73,7 +73,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         """Return what each client is sent once of the items."""
         if embedding is None:
             return None
-        return introduce(embedding, self.config["item_base"] == "random")
+        return introduce(embedding, self.config.run_settings().random_base)
 
     def _simulate(self, once: Message | None, round: int = 0) -> Simulation:
         return Simulation(
@@ -82,7 +82,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             *self.config.make_compressors(),
             self.config.federation(),
             self.config.local_training(self._warming),
-            n_jobs=self.config["n_jobs"],
+            n_jobs=self.config.run_settings().n_jobs,
             once=once,
             round=round,
         )
@@ -113,6 +113,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.folder = folder
         self.saved_model_file = str(folder.best)
 
+    @compat.recbole()
     def fit(
         self,
         train_data: Any,
@@ -155,6 +156,11 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
                 self._save_last()
         return result  # type: ignore[no-any-return]
 
+    @compat.recbole()
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate as RecBole does."""
+        return super().evaluate(*args, **kwargs)
+
     def resume_checkpoint(self, resume_file: str) -> None:
         """Continue from a checkpoint of :meth:`fit`, in this run's own folder."""
         state = read_checkpoint(resume_file)
@@ -170,9 +176,9 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         try:
             self.model.load_state_dict(state["state_dict"])
         except RuntimeError as error:
-            raise ValueError(
+            raise DataError(
                 f"resume={str(resume_file)!r} does not fit the dataset at data_path="
-                f"{self.config['data_path']!r}: {error}"
+                f"{self.config.run_settings().data_path!r}: {error}"
             ) from error
         self.model.load_other_parameter(state["other_parameter"])
         self.simulation.load_state_dict(state["simulation"])
@@ -337,7 +343,7 @@ def check_after_warmup(config: Config, simulation: Simulation) -> None:
 
     Raises
     ------
-    ValueError
+    ConfigError
         If there are too few items, or a compressor cannot work with their embedding.
     """
     if not config.warmup_rounds or simulation.embedding is not None:
