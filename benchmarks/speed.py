@@ -52,7 +52,7 @@ def make_trainer(model: str, **keys: Any) -> tuple[FederatedTrainer, Any]:
         own["data_path"] = str(FOLDER)
     config = Config(model, "ml-1m" if ML_1M else "ml-100k", None, own)
     train, valid, _ = prepare_data(config)
-    network = config.model_class(config, train._dataset)
+    network = config.make_model(train._dataset)
     return FederatedTrainer(config, network, train), valid
 
 

@@ -1,8 +1,58 @@
 """recbole-fedras: RecBole trains federatedly, with a compressor chosen by config."""
 
-from recbole_fedras.config import compat
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from recbole_fedras.version import __version__
 
-compat.apply()
+if TYPE_CHECKING:
+    from recbole_fedras.compressor import (
+        Budget,
+        Compressor,
+        RoundContext,
+        RowUpdate,
+        check_compressor,
+    )
+    from recbole_fedras.config import Config
+    from recbole_fedras.embedding import ItemEmbedding
+    from recbole_fedras.federation.simulation import Simulation
+    from recbole_fedras.model import FederatedRecommender
+    from recbole_fedras.quick_start import run_recbole_fedras
+    from recbole_fedras.wire.payload import Layout, Payload
 
-__all__ = ["__version__"]
+#: Where each public name is from: nothing is imported before it is asked for.
+_MODULES = {
+    "Aggregator": "federation.server.aggregation",
+    "Budget": "compressor",
+    "Compressor": "compressor",
+    "Config": "config",
+    "FederatedRecommender": "model",
+    "ItemEmbedding": "embedding",
+    "Layout": "wire.payload",
+    "Payload": "wire.payload",
+    "RoundContext": "compressor",
+    "RowUpdate": "compressor",
+    "Simulation": "federation.simulation",
+    "Transform": "federation.transforms",
+    "check_compressor": "compressor",
+    "run_recbole_fedras": "quick_start",
+}
+
+__all__ = [
+    "Aggregator", "Budget", "Compressor", "Config", "FederatedRecommender",
+    "ItemEmbedding", "Layout", "Payload", "RoundContext", "RowUpdate", "Simulation",
+    "Transform", "__version__", "check_compressor", "run_recbole_fedras",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name when it is asked for."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

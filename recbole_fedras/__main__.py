@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from tabulate import tabulate
-
-from recbole_fedras.compressor import Compressor
-from recbole_fedras.config import Config, registry
-from recbole_fedras.config.checkpoint import plain
-from recbole_fedras.data.prepare import SOURCES, prepare
-from recbole_fedras.errors import NonFiniteError
-from recbole_fedras.experiments.compare import compare
-from recbole_fedras.experiments.exhibits import has_part, read_exhibit
-from recbole_fedras.experiments.rate_distortion import RATES, run_rate_distortion
-from recbole_fedras.experiments.reproduce import reproduce
-from recbole_fedras.experiments.sweep import LOCAL
-from recbole_fedras.quick_start import run_recbole_fedras
+from recbole_fedras.errors import BudgetError, ConfigError, DataError, NonFiniteError
 
 Value = TypeVar("Value")
 
@@ -38,13 +27,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             command(argv[1:])
         else:
             _run(argv)
-    except (ValueError, OSError, ImportError, NonFiniteError, MemoryError) as error:
+    except (ConfigError, DataError, BudgetError, NonFiniteError) as error:
         print(f"recbole-fedras: error: {error}", file=sys.stderr)
         return 2
+    except Exception as error:  # a bug, of which the reader needs the whole traceback
+        _print_bug(error)
+        return 1
     except KeyboardInterrupt as interrupt:
         print(f"\nrecbole-fedras: interrupted; {interrupt}", file=sys.stderr)
         return 130
     return 0
+
+
+def _print_bug(error: Exception) -> None:
+    from recbole_fedras.config import registry
+
+    traceback.print_exception(error)
+    where = registry.plug_in_of(error)
+    if where:
+        print(f"recbole-fedras: the error arose in {where}", file=sys.stderr)
 
 
 def _run(argv: list[str]) -> None:
@@ -64,12 +65,22 @@ def _run(argv: list[str]) -> None:
     )
     arguments, rest = parser.parse_known_args(argv)
     files = _files(arguments)
-    if arguments.list and rest:
-        raise ValueError(f"--list takes no other keys than --config_files: {rest}")
     if arguments.list:
-        print(_listing(files))
+        _list(files, rest)
         return
+    from recbole_fedras.quick_start import run_recbole_fedras
+
     run_recbole_fedras(arguments.model, arguments.dataset, files, argv=rest)
+
+
+def _list(files: list[str], rest: list[str]) -> None:
+    from tabulate import tabulate
+
+    from recbole_fedras.config.listing import listing
+
+    if rest:
+        raise ConfigError(f"--list takes no other keys than --config_files: {rest}")
+    print(tabulate(listing(files), headers=("kind", "name", "what", "keys")))
 
 
 def _rate_distortion(argv: list[str]) -> None:
@@ -94,34 +105,42 @@ def _rate_distortion(argv: list[str]) -> None:
         "--rates",
         type=float,
         nargs="+",
-        default=RATES,
         help="compression rates, of all bytes",
     )
     parser.add_argument(
         "--output", default="rate_distortion", help="folder for table, plot and update"
     )
     arguments, rest = parser.parse_known_args(argv)
-    run_rate_distortion(
-        Config(arguments.model, arguments.dataset, _files(arguments), argv=rest),
-        arguments.update,
-        arguments.direction,
-        arguments.rounds,
-        arguments.rates,
-        arguments.output,
-    )
+    from recbole_fedras.config import Config
+    from recbole_fedras.experiments.rate_distortion import RATES, run_rate_distortion
+
+    config = Config(arguments.model, arguments.dataset, _files(arguments), argv=rest)
+    with config.in_use():
+        run_rate_distortion(
+            config,
+            arguments.update,
+            arguments.direction,
+            arguments.rounds,
+            arguments.rates or RATES,
+            arguments.output,
+        )
 
 
 def _prepare(argv: list[str]) -> None:
+    from recbole_fedras.config import registry
+
     parser = argparse.ArgumentParser(
         prog="recbole-fedras prepare",
         description="Turn a dataset's published file into RecBole's atomic file.",
     )
-    parser.add_argument("dataset", help=", ".join(SOURCES))
+    parser.add_argument("dataset", help=", ".join(registry.names("dataset")))
     parser.add_argument("source", help="the published file, or its folder")
     parser.add_argument(
         "--output", default="dataset", help="data_path to write to (default: dataset)"
     )
     arguments = parser.parse_args(argv)
+    from recbole_fedras.data.prepare import prepare
+
     rows = prepare(arguments.dataset, arguments.source, arguments.output)
     print(
         f"{len(rows):,} interactions of {rows['user_id'].nunique():,} users with "
@@ -152,19 +171,24 @@ def _compare(argv: list[str]) -> None:
         "--output", default="comparison", help="folder for runs, tables and report"
     )
     arguments, rest = parser.parse_known_args(argv)
+    from recbole_fedras.config import Config
+    from recbole_fedras.experiments.compare import compare
+
     shared = Config(arguments.model, arguments.dataset, _files(arguments), argv=rest)
-    keys = shared.external_config_dict
-    compare(
-        _several("compressors", arguments.compressors, str),
-        _several("compression_rates", arguments.compression_rates, float),
-        keys,
-        _several("seeds", arguments.seeds, int),
-        arguments.jobs,
-        arguments.output,
-    )
+    with shared.in_use():
+        compare(
+            _several("compressors", arguments.compressors, str),
+            _several("compression_rates", arguments.compression_rates, float),
+            shared.external_config_dict,
+            _several("seeds", arguments.seeds, int),
+            arguments.jobs,
+            arguments.output,
+        )
 
 
 def _reproduce(argv: list[str]) -> None:
+    from recbole_fedras.config import registry
+
     known = list(registry.names("experiment"))
     parser = argparse.ArgumentParser(
         prog="recbole-fedras reproduce",
@@ -193,7 +217,19 @@ def _reproduce(argv: list[str]) -> None:
     parser.add_argument("--output", default="results", help="(default: results)")
     parser.add_argument("--dry_run", action="store_true", help="only count the runs")
     arguments, rest = parser.parse_known_args(argv)
-    keys = Config(config_file_list=_files(arguments), argv=rest).external_config_dict
+    _reproduce_exhibits(arguments, rest, known)
+
+
+def _reproduce_exhibits(
+    arguments: argparse.Namespace, rest: list[str], known: list[str]
+) -> None:
+    from recbole_fedras.config import Config
+    from recbole_fedras.experiments.exhibits import has_part, read_exhibit
+    from recbole_fedras.experiments.reproduce import reproduce
+    from recbole_fedras.experiments.sweep import LOCAL
+
+    config = Config(config_file_list=_files(arguments), argv=rest)
+    keys = config.external_config_dict
     local = {key: keys.pop(key) for key in LOCAL & keys.keys()}
     if arguments.data_path:
         local["data_path"] = arguments.data_path
@@ -202,19 +238,25 @@ def _reproduce(argv: list[str]) -> None:
     if "all" in arguments.exhibits:
         if arguments.without or keys:
             option = "--without takes" if arguments.without else "keys take"
-            raise ValueError(f"{option} exhibits by name, not all")
+            raise ConfigError(f"{option} exhibits by name, not all")
         names = [name for name in known if has_part(name, *chosen[:2])]
         if not names:
-            raise ValueError(
+            raise ConfigError(
                 f"no exhibit has --dataset={arguments.dataset} and "
                 f"--model={arguments.model}"
             )
     exhibits = [read_exhibit(name, *chosen, arguments.without, keys) for name in names]
     seeds = _several("seeds", arguments.seeds, int)
-    for exhibit in exhibits:
-        reproduce(
-            exhibit, seeds, local, arguments.jobs, arguments.output, arguments.dry_run
-        )
+    with config.in_use():
+        for exhibit in exhibits:
+            reproduce(
+                exhibit,
+                seeds,
+                local,
+                arguments.jobs,
+                arguments.output,
+                arguments.dry_run,
+            )
 
 
 _COMMANDS = {
@@ -248,49 +290,20 @@ def _several(option: str, text: str, kind: Callable[[str], Value]) -> list[Value
 
     Raises
     ------
-    ValueError
+    ConfigError
         That names the option.
     """
     try:
         values = [kind(value) for value in text.split()]
     except ValueError as error:
-        raise ValueError(f"--{option}={text!r}: {error}") from error
+        raise ConfigError(f"--{option}={text!r}: {error}") from error
     if not values:
-        raise ValueError(f"--{option}={text!r} must name at least one")
+        raise ConfigError(f"--{option}={text!r} must name at least one")
     return values
 
 
 def _files(arguments: argparse.Namespace) -> list[str]:
     return arguments.config_files.split() if arguments.config_files else []
-
-
-def _listing(config_files: list[str]) -> str:
-    """Models, item embeddings and compressors, ours and those of ``config_files``."""
-    found: dict[str, dict[str, dict[str, Any]]] = {
-        kind: {
-            name: registry.read_properties(kind, name) for name in registry.names(kind)
-        }
-        for kind in ("model", "item_embedding", "compressor")
-    }
-    if config_files:
-        own = Config(config_file_list=config_files)
-        for kind, keys in found.items():
-            if f"{kind}_class" in own.external_config_dict:
-                keys[own[kind]] = {f"{kind}_class": own[f"{kind}_class"]}
-    rows = []
-    for kind, keys_of_name in found.items():
-        for name, keys in keys_of_name.items():
-            path = str(keys.pop(f"{kind}_class"))
-            cls = registry.load_class(f"{kind}_class", path, object)
-            if issubclass(cls, Compressor):
-                keys = registry.hyper_parameters(cls) | keys
-            defaults = ", ".join(f"{key}={plain(value)}" for key, value in keys.items())
-            rows.append((kind, name, _first_line(cls), defaults))
-    return str(tabulate(rows, headers=("kind", "name", "what", "keys")))
-
-
-def _first_line(cls: type) -> str:
-    return (cls.__doc__ or "").strip().partition("\n")[0]
 
 
 if __name__ == "__main__":

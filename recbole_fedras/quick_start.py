@@ -17,6 +17,7 @@ from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config, compat, registry
 from recbole_fedras.config.checkpoint import plain
 from recbole_fedras.data.dataset import FederatedDataset, client_data
+from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.federation.server.selection import cohort_size
 from recbole_fedras.federation.settings import Federation
 from recbole_fedras.federation.simulation import Simulation
@@ -29,11 +30,8 @@ from recbole_fedras.run.report import (
     seconds_by_phase,
 )
 from recbole_fedras.run.trainer import FederatedTrainer
-from recbole_fedras.wire.ledger import DIRECTIONS
 
 Rounds = TypeVar("Rounds", bound=Simulation)
-
-compat.let_hyperopt_draw()
 
 
 def run_recbole_fedras(
@@ -71,14 +69,14 @@ def run_recbole_fedras(
 
     Raises
     ------
-    ValueError, FileNotFoundError
-        For configurations and data that cannot work, before any training.
+    ConfigError, DataError
+        For a configuration and for data that cannot work, before any training.
     NonFiniteError
         If training diverges; the last good state is kept.
     """
     config = Config(model, dataset, config_file_list, config_dict, argv)
     _require_federated(config)
-    with _log(config):
+    with config.in_use(), _log(config):
         return _run(config, saved)
 
 
@@ -102,6 +100,12 @@ def objective_function(
     -------
     dict
         As :func:`run_recbole_fedras`.
+
+    Notes
+    -----
+    RecBole's exhaustive search needs a generator that today's hyperopt takes. Make and
+    run a ``HyperTuning`` of it inside of ``with compat.hyper_tuning():``, of
+    :mod:`recbole_fedras.config.compat`; other searches work as they are.
     """
     trial = {"show_progress": False} | {
         key: plain(value) for key, value in (config_dict or {}).items()
@@ -112,53 +116,33 @@ def objective_function(
 
 
 def _run(config: Config, saved: bool) -> dict[str, Any]:
+    settings = config.run_settings()
     train_data, valid_data, test_data = prepare_data(config)
-    init_seed(config["seed"], config["reproducibility"])
-    network = config.model_class(config, train_data._dataset).to(config["device"])
+    init_seed(settings.seed, settings.reproducibility)
+    network = config.make_model(train_data._dataset).to(settings.device)
     trainer = FederatedTrainer(config, network, train_data)
 
-    name = f"{config['model']}-{config.method}-{config['dataset']}"
-    folder = RunFolder(config["checkpoint_dir"], name)
+    name = f"{settings.model}-{config.method}-{settings.dataset}"
+    folder = RunFolder(settings.checkpoint_dir, name)
     folder.write_config(config.resolved)
     trainer.write_to(folder)
-    if config["resume"]:
-        trainer.resume_checkpoint(config["resume"])
+    if settings.resume:
+        trainer.resume_checkpoint(settings.resume)
 
-    show_progress = config["show_progress"]
-    best_valid_score, best_valid_result = trainer.fit(
-        train_data, valid_data, saved=saved, show_progress=show_progress
+    best = trainer.fit(
+        train_data, valid_data, saved=saved, show_progress=settings.show_progress
     )
     start = time.perf_counter()
     test_result = trainer.evaluate(test_data, load_best_model=saved)
     test_seconds = time.perf_counter() - start
 
     folder.write_rounds(trainer.rows)
-    ranks = trainer.eval_collector.ranks
-    if ranks is not None:
-        held_out = test_data._dataset  # loaders take users by increasing id
-        users = np.unique(held_out.inter_feat[held_out.uid_field].numpy())
-        folder.write_ranks(held_out.id2token(held_out.uid_field, users), ranks)
+    _write_ranks(folder, trainer, test_data._dataset)
     seconds = seconds_by_phase(trainer.rows)
     seconds["evaluation"] += test_seconds
     seconds["total"] += test_seconds
-    result: dict[str, Any] = {
-        "model": config["model"],
-        "dataset": config["dataset"],
-        "item_embedding": config["item_embedding"],
-        "compressor": config.method,
-        "compression_rate": list(trainer.simulation.federation.compression_rates),
-        "budget": config["budget"],
-        "replica": config["replica"],
-        "seed": config["seed"],
-        "rounds": trainer.simulation.round,
-        "best_valid_score": best_valid_score,
-        "valid_score_bigger": config["valid_metric_bigger"],
-        "best_valid_result": best_valid_result,
-        "test_result": test_result,
-        "communication": cost(config, trainer.simulation),
-        "seconds": seconds,
-        "run_folder": str(folder.path),
-    }
+    result = _result(config, trainer, best, test_result)
+    result |= {"seconds": seconds, "run_folder": str(folder.path)}
     result = {key: plain(value) for key, value in result.items()}
     folder.write_result(result)
     print(result_table(result))
@@ -166,21 +150,56 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
     return result
 
 
+def _write_ranks(folder: RunFolder, trainer: FederatedTrainer, held_out: Any) -> None:
+    ranks = trainer.eval_collector.ranks
+    if ranks is None:
+        return
+    # Loaders take users by increasing id.
+    users = np.unique(held_out.inter_feat[held_out.uid_field].numpy())
+    folder.write_ranks(held_out.id2token(held_out.uid_field, users), ranks)
+
+
+def _result(
+    config: Config,
+    trainer: FederatedTrainer,
+    best: tuple[float, dict[str, float] | None],
+    test_result: Any,
+) -> dict[str, Any]:
+    settings, federation = config.run_settings(), trainer.simulation.federation
+    return {
+        "model": settings.model,
+        "dataset": settings.dataset,
+        "item_embedding": settings.item_embedding,
+        "compressor": config.method,
+        "compression_rate": list(federation.compression_rates),
+        "budget": federation.budget,
+        "replica": federation.replica,
+        "seed": settings.seed,
+        "rounds": trainer.simulation.round,
+        "best_valid_score": best[0],
+        "valid_score_bigger": config.evaluation_settings().bigger_is_better,
+        "best_valid_result": best[1],
+        "test_result": test_result,
+        "communication": cost(config, trainer.simulation),
+    }
+
+
 def cost(config: Config, simulation: Simulation) -> dict[str, Any]:
     """Return a run's :func:`communication`, beside that of the run without a cut."""
-    asked = config.resolved
-    cohort = cohort_size(len(simulation.clients.eligible), asked["client_fraction"])
-    rounds = simulation.round * asked["epochs"] / config["epochs"]
+    settings = config.run_settings()
+    uncut = settings.uncut
+    cohort = cohort_size(len(simulation.clients.eligible), uncut.client_fraction)
+    rounds = simulation.round * uncut.rounds / settings.rounds
     embedding = simulation.embedding
     n_theta = len(simulation.server.theta)
     if embedding is not None:
         n_theta -= embedding.n_theta  # they stand in for items
     return communication(
         simulation.ledger.totals,
-        table_bytes=4 * simulation.clients.n_items * asked["embedding_size"],
+        table_bytes=4 * simulation.clients.n_items * uncut.dim,
         theta_bytes=4 * n_theta,
         participations=rounds * cohort,
-        mb_per_s={key: config[f"{key}_mb_per_s"] for key in DIRECTIONS},
+        mb_per_s=settings.mb_per_s,
     )
 
 
@@ -189,29 +208,45 @@ def prepare_data(config: Config) -> tuple[Any, Any, Any]:
 
     Raises
     ------
-    ValueError
-        For a model that is not federated, and for data that cannot work.
+    ConfigError
+        For a model that is not federated.
+    DataError
+        For data that cannot work.
     """
     _require_federated(config)
-    init_seed(config["seed"], config["reproducibility"])
-    # RecBole looks a dataset class up by the model's name: its own way to extend it.
-    setattr(recbole.data.dataset, f"{config['model']}Dataset", FederatedDataset)
-    dataset = create_dataset(config)
-    dataset.config = config  # one that RecBole had saved splits as it once did
-    if max(config["topk"]) >= dataset.item_num:
-        raise ValueError(
-            f"topk={config['topk']} is not allowed; it must be at most the number of "
-            f"items, {dataset.item_num - 1}"
-        )
-    getLogger().info(dataset)
-    loaders = data_preparation(config, dataset)
+    settings, evaluated = config.run_settings(), config.evaluation_settings()
+    init_seed(settings.seed, settings.reproducibility)
+    with config.in_use(), compat.errors_as(DataError, f"dataset={settings.dataset!r}"):
+        with _dataset_of(settings.model):
+            dataset = create_dataset(config)
+        dataset.config = config  # one that RecBole had saved splits as it once did
+        if max(evaluated.topk) >= dataset.item_num:
+            raise ConfigError(
+                f"topk={list(evaluated.topk)} is not allowed; it must be at most the "
+                f"number of items, {dataset.item_num - 1}"
+            )
+        getLogger().info(dataset)
+        loaders = data_preparation(config, dataset)
     parts = [loader._dataset for loader in loaders]
-    train, *evaluation = loaders
+    train, *held_out = loaders
     valid, test = (
-        fixed_candidates(loader, phase, parts, config)
-        for loader, phase in zip(evaluation, ("valid", "test"), strict=True)
+        fixed_candidates(loader, phase, parts, evaluated)
+        for loader, phase in zip(held_out, ("valid", "test"), strict=True)
     )
     return train, valid, test
+
+
+@contextmanager
+def _dataset_of(model: str) -> Iterator[None]:
+    """Let RecBole find our dataset by the model's name: its own way to extend it."""
+    module, name = vars(recbole.data.dataset), f"{model}Dataset"
+    before = {key: module[key] for key in (name,) if key in module}
+    module[name] = FederatedDataset
+    try:
+        yield
+    finally:
+        del module[name]
+        module.update(before)
 
 
 def make_simulation(
@@ -237,23 +272,23 @@ def make_simulation(
 
     Raises
     ------
-    ValueError
+    ConfigError
         If a compressor cannot work at its rate, or a cohort is empty.
     """
     return kind(
-        config.model_class(config, train_data._dataset),
+        config.make_model(train_data._dataset),
         client_data(train_data._dataset),
         *(compressors or config.make_compressors()),
         federation or config.federation(),
         config.local_training(),
-        config["n_jobs"],
+        config.run_settings().n_jobs,
     )
 
 
 def _require_federated(config: Config) -> None:
     if not issubclass(config.model_class, FederatedRecommender):
         valid = ", ".join(registry.names("model"))
-        raise ValueError(
+        raise ConfigError(
             f"model={config.model!r} is not a federated model; federated are {valid}, "
             "or a FederatedRecommender of your own named by model_class"
         )

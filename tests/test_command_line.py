@@ -215,7 +215,7 @@ class SignOfMine(Compressor):
           "'mode': 'uni59'}"], "choose uni1 to uni"),
         (["--user_inter_num_interval=[1,2]"], "filtering settings"),
         (["--item_embedding=hash", "--hash_rows=10000000000000", "--use_base=False"],
-         "Unable to allocate"),
+         "model='MF' (recbole_fedras.model.mf): Unable to allocate"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_before_any_work(workspace, capsys, arguments, said):

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recbole_fedras.errors import BudgetError, ConfigError
 from recbole_fedras.numeric.parallel import thread_map
 from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.wire.payload import Layout, Payload
@@ -150,10 +151,10 @@ class Budget:
         return min(amount(self.n_items - 1), amount(self.n_items))
 
     def require(self, what: str, amount: int) -> None:
-        """Raise a ValueError that names the remedy if ``amount`` is not positive."""
+        """Raise a BudgetError that names the remedy if ``amount`` is not positive."""
         if amount < 1:
             of = "" if self.n_bytes is None else " with budget=wire"
-            raise ValueError(
+            raise BudgetError(
                 f"compression_rate={self.compression_rate}{of} leaves a {what} of 0 "
                 f"for {self.n_items} rows x {self.dim} columns of the item table; "
                 "it must leave at least 1: choose a lower compression_rate"
@@ -193,11 +194,11 @@ class RoundContext:
 
         Raises
         ------
-        ValueError
+        ConfigError
             If both ends do not know it.
         """
         if self.base is None:
-            raise ValueError(
+            raise ConfigError(
                 "the compressor needs to know the receiver's table: choose another for "
                 "replica=stale, and with bandwidth set downlink_feedback=True"
             )
@@ -254,7 +255,7 @@ class Compressor(ABC):
         return self.lossless or self.cuts is not None
 
     def validate(self, budget: Budget) -> None:  # noqa: B027 - optional
-        """Raise a ValueError if the method cannot work within ``budget``."""
+        """Raise a BudgetError if the method cannot work within ``budget``."""
 
     @abstractmethod
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:

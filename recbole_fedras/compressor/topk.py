@@ -16,6 +16,7 @@ from recbole_fedras.compressor.base import (
     put_update_rows,
     row_update,
 )
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.wire.payload import Layout, Payload
 
 
@@ -50,7 +51,7 @@ class TopK(Compressor):
 
     def __init__(self, topk_scope: str = "row") -> None:
         if topk_scope not in ("row", "global"):
-            raise ValueError(f"topk_scope={topk_scope!r} must be 'row' or 'global'")
+            raise ConfigError(f"topk_scope={topk_scope!r} must be 'row' or 'global'")
         self.topk_scope = topk_scope
 
     def validate(self, budget: Budget) -> None:

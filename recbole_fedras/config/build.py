@@ -1,8 +1,9 @@
-"""The methods that a configuration names: compressors and what items are made of."""
+"""Builds what a configuration names: model, compressors, what items are made of."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -10,20 +11,22 @@ from numpy.typing import NDArray
 
 from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import registry
-from recbole_fedras.config import schema as keys
+from recbole_fedras.config.values import refuse
 from recbole_fedras.data.features import principal_components
 from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.embedding.full import Full
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.wire.ledger import DIRECTIONS
 
+if TYPE_CHECKING:
+    from recbole_fedras.config.merge import Config
+
 Floats = NDArray[np.float32]
+Made = TypeVar("Made")
 
 #: Keys that name a compressor; with ``_class`` behind, one of the user's own.
 COMPRESSOR_KEYS = ("compressor", "uplink_compressor", "downlink_compressor")
-
-#: What every item embedding is made with.
-_GIVEN = {"n_items", "dim", "base", "seed"}
 
 
 def find_compressors(chosen: dict[str, Any]) -> dict[str, tuple[str, type[Compressor]]]:
@@ -31,7 +34,7 @@ def find_compressors(chosen: dict[str, Any]) -> dict[str, tuple[str, type[Compre
 
     Raises
     ------
-    ValueError
+    ConfigError
         If one is unknown or cannot be imported.
     """
     common, compressors = str(chosen["compressor"]), {}
@@ -53,7 +56,7 @@ def find_item_embedding(chosen: dict[str, Any]) -> type[ItemEmbedding]:
 
     Raises
     ------
-    ValueError
+    ConfigError
         If it is unknown or cannot be imported.
     """
     kind, name = "item_embedding", str(chosen["item_embedding"])
@@ -66,39 +69,68 @@ def own_keys(kind: str, name: str, found: type, taken: set[str]) -> dict[str, An
 
     Raises
     ------
-    ValueError
+    ConfigError
         If a parameter has the name of another key, one of ``taken``.
     """
-    own = _parameters(found)
+    own = _parameters(kind, found)
     for key in sorted(own.keys() & taken):
-        raise ValueError(
+        raise ConfigError(
             f"{kind}={name!r}: its parameter {key!r} is another key of this run; it "
             "must have another name"
         )
     return own | registry.read_properties(kind, name)
 
 
-def _parameters(found: type) -> dict[str, Any]:
+def _parameters(kind: str, found: type) -> dict[str, Any]:
     """Return the constructor's parameters that are keys, and their defaults."""
-    own = registry.hyper_parameters(found)
-    given = _GIVEN if issubclass(found, ItemEmbedding) else set()
-    return {key: own[key] for key in own.keys() - given}
+    return dict([*registry.hyper_parameters(found).items()][registry.GIVEN[kind] :])
 
 
-def _arguments(config: Any, kind: str, name: str, found: type) -> dict[str, Any]:
+def _arguments(config: Config, kind: str, name: str, found: type) -> dict[str, Any]:
     """Return the constructor's arguments, which keys of their names hold."""
-    keys_of_method = _parameters(found).keys()
-    for key in sorted(registry.required_parameters(found) & keys_of_method):
+    keys = _parameters(kind, found).keys()
+    for key in sorted(registry.required_parameters(found) & keys):
         if config[key] is None:
-            raise ValueError(f"{key} must be set: {kind}={name!r} has no default")
-    return {key: config[key] for key in keys_of_method}
+            raise ConfigError(f"{key} must be set: {kind}={name!r} has no default")
+    return {key: config[key] for key in keys}
+
+
+def _construct(what: str, make: Callable[[], Made]) -> Made:
+    """Call a constructor; a value that it refuses is the user's to mend."""
+    try:
+        return make()
+    except ConfigError:
+        raise
+    except (ValueError, MemoryError) as error:
+        raise ConfigError(f"{what}: {error}") from error
+
+
+def make_model(config: Config, dataset: Any) -> Any:
+    """Build the model for a dataset; its own keys are its constructor's parameters.
+
+    Parameters
+    ----------
+    config : Config
+    dataset : recbole.data.dataset.Dataset
+
+    Raises
+    ------
+    ConfigError
+        For a key that must be set.
+    """
+    found = config.model_class
+    arguments = _arguments(config, "model", config.model, found)
+    return _construct(
+        f"model={config.model!r} ({found.__module__})",
+        lambda: found(config, dataset, **arguments),
+    )
 
 
 def _find(kind: str, key: str, name: str, path: str | None, base: type) -> type:
     path = path or registry.read_properties(kind, name).get(f"{kind}_class")
     if not path:
         valid = list(registry.names(kind))
-        raise ValueError(
+        raise ConfigError(
             f"{key}={name!r} is unknown; {registry.nearest(name, valid)}"
             f"known: {', '.join(valid)}, or set {key}_class"
         )
@@ -106,27 +138,27 @@ def _find(kind: str, key: str, name: str, path: str | None, base: type) -> type:
 
 
 def make_compressor(
-    config: Any, name: str, compressor_class: type[Compressor]
+    config: Config, name: str, compressor_class: type[Compressor]
 ) -> Compressor:
     """Build a compressor; its parameters are the keys named like its constructor's.
 
     Raises
     ------
-    ValueError
+    ConfigError
         For values that it does not take.
     """
     arguments = _arguments(config, "compressor", name, compressor_class)
-    try:
-        compressor = compressor_class(**arguments)
-    except TypeError as error:
-        raise ValueError(f"compressor={name!r}: {error}") from error
+    compressor = _construct(
+        f"compressor={name!r} ({compressor_class.__module__})",
+        lambda: compressor_class(**arguments),
+    )
     if config["bandwidth"] is not None and not compressor.heterogeneous:
-        keys.refuse(config, "bandwidth", f"None: {name} needs equal rates")
+        refuse(config, "bandwidth", f"None: {name} needs equal rates")
     return compressor
 
 
 def make_item_embedding(
-    config: Any,
+    config: Config,
     kind: type[ItemEmbedding],
     n_items: int,
     dim: int,
@@ -144,7 +176,7 @@ def make_item_embedding(
 
     Raises
     ------
-    ValueError
+    ConfigError
         For values that it does not take.
     """
     base = None
@@ -154,17 +186,17 @@ def make_item_embedding(
         return None
     name = config["item_embedding"]
     arguments = _arguments(config, "item_embedding", name, kind)
-    try:
-        embedding = kind(n_items, dim, base, config["seed"], **arguments)
-    except TypeError as error:
-        raise ValueError(f"item_embedding={name!r}: {error}") from error
+    embedding = _construct(
+        f"item_embedding={name!r} ({kind.__module__})",
+        lambda: kind(n_items, dim, base, config["seed"], **arguments),
+    )
     if source is not None:
         embedding.validate()
         embedding.fit(source, features=config["item_base"] == "features")
     return embedding
 
 
-def _base(config: Any, n_items: int, dim: int, source: Floats | None) -> Floats:
+def _base(config: Config, n_items: int, dim: int, source: Floats | None) -> Floats:
     if config["item_base"] == "random":
         rng = generator(config["seed"], Stream.INITIALISATION, 1, 1)  # table: (1,)
         values = rng.standard_normal((n_items, dim)) * float(config["base_std"])

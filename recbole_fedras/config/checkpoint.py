@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from recbole_fedras.errors import DataError
+
 
 def plain(value: Any) -> Any:
     """Turn config values and results into types that YAML, JSON and torch.load read."""
@@ -35,17 +37,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises
     ------
-    FileNotFoundError, ValueError
+    DataError
         If there is no such file, or it is not one of our checkpoints.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"resume={str(path)!r}: there is no such file")
+        raise DataError(f"resume={str(path)!r}: there is no such file")
     try:
         state = torch.load(path, "cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many unrelated types
-        raise ValueError(f"resume={str(path)!r} is damaged or no checkpoint") from error
+        raise DataError(f"resume={str(path)!r} is damaged or no checkpoint") from error
     if not isinstance(state, dict) or "simulation" not in state:
-        raise ValueError(f"resume={str(path)!r} is not a checkpoint of a federated run")
+        raise DataError(f"resume={str(path)!r} is not a checkpoint of a federated run")
     return state
 
 

@@ -1,9 +1,17 @@
-"""The few shims that RecBole 1.2.1 needs on today's numpy and scipy."""
+"""The few shims that RecBole 1.2.1 needs on today's numpy, scipy, torch and hyperopt.
+
+Each is a context: it holds while RecBole is used, and nothing of it stays behind.
+"""
+
+from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
-from functools import cache, wraps
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from traceback import walk_tb
+from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -11,47 +19,88 @@ import numpy as np
 import torch
 from scipy.sparse import dok_matrix
 
-#: Names that RecBole reads or assigns from, gone from numpy 1.24 or 2.0.
+from recbole_fedras.errors import ConfigError, DataError
+
+#: Names that RecBole reads, gone from numpy 1.24 or 2.0.
 _NUMPY_NAMES = {
     "bool": np.bool_,
-    "int": np.int_,
     "float": np.float64,
-    "complex": np.complex128,
-    "object": np.object_,
-    "str": np.str_,
     "long": np.int_,
-    "unicode": np.str_,
-    "float_": np.float64,
-    "complex_": np.complex128,
-    "unicode_": np.str_,
+    "str": np.str_,
 }
 
+_PACKAGES = ("recbole", __name__.partition(".")[0])
 
-def apply() -> None:
-    """Put back what RecBole expects, where it is missing. Safe to call again."""
-    for name, value in _NUMPY_NAMES.items():
-        if name not in vars(np):
-            setattr(np, name, value)
-    if not hasattr(dok_matrix, "_update"):  # LightGCN, NGCF; gone from scipy 1.13
-        dok_matrix._update = _dok_update
-    # pandas 2 warns of RecBole's chained fillna, which pandas < 3 still carries out.
-    for message in (".*inplace method.*", ".*Downcasting object dtype.*"):
-        warnings.filterwarnings(
-            "ignore", message, FutureWarning, module=r"recbole\.data\."
-        )
+#: pandas 2 warns of RecBole's chained fillna, which pandas < 3 still carries out.
+_PANDAS_WARNINGS = (".*inplace method.*", ".*Downcasting object dtype.*")
 
 
-@cache
-def trust_recboles_checkpoints() -> None:
+@contextmanager
+def recbole() -> Iterator[None]:
+    """Give RecBole what it expects, where it is missing; contexts may be nested.
+
+    Configurations, :func:`recbole_fedras.quick_start.prepare_data` and the federated
+    trainer use it by themselves. It is needed around RecBole's own code, as its
+    ``Trainer``.
+    """
+    with ExitStack() as shims, warnings.catch_warnings():
+        for name, value in _NUMPY_NAMES.items():
+            if name not in vars(np):
+                shims.enter_context(_lent(np, name, value))
+        if not hasattr(dok_matrix, "_update"):  # LightGCN, NGCF; gone from scipy 1.13
+            shims.enter_context(_lent(dok_matrix, "_update", _dok_update))
+        for message in _PANDAS_WARNINGS:
+            warnings.filterwarnings(
+                "ignore", message, FutureWarning, module=r"recbole\.data\."
+            )
+        yield
+
+
+@contextmanager
+def trusted_checkpoints() -> Iterator[None]:
     """Let RecBole's Trainer load the checkpoints that it wrote itself.
 
     They hold its pickled Config, which ``torch.load`` refuses since torch 2.6. Ours are
     plain and never loaded this way.
     """
-    from recbole.trainer import Trainer
+    switch = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    with warnings.catch_warnings(), patch.dict(os.environ, {switch: "1"}):
+        warnings.filterwarnings("ignore", f".*{switch}.*", UserWarning)
+        yield
 
-    for name in ("evaluate", "resume_checkpoint"):
-        setattr(Trainer, name, _trusting(getattr(Trainer, name)))
+
+@contextmanager
+def hyper_tuning() -> Iterator[None]:
+    """Let RecBole's exhaustive search give hyperopt the generator that it asks for.
+
+    Since 0.2.7 hyperopt draws from ``numpy.random.Generator``. RecBole's search takes
+    no generator of the caller's, so that a ``HyperTuning`` must be *made* and run
+    inside of this context.
+    """
+    from recbole.trainer import hyper_tuning as module
+
+    modern = _drawing_anew(module.exhaustive_search)
+    with patch.object(module, "exhaustive_search", modern):
+        yield
+
+
+@contextmanager
+def errors_as(kind: type[ConfigError | DataError], what: str) -> Iterator[None]:
+    """Raise what RecBole's own checks raise as an error of ours."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
+        frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+        deepest = [name for name in map(package_of, frames) if name in _PACKAGES][-1]
+        if deepest != "recbole":
+            raise
+        raise kind(f"{what}: {error}") from error
+
+
+def package_of(frame: FrameType | None) -> str:
+    """Return the top-level package whose code a frame runs."""
+    name = "" if frame is None else str(frame.f_globals.get("__name__", ""))
+    return name.partition(".")[0]
 
 
 def find_recboles_model(name: str) -> type:
@@ -67,39 +116,26 @@ def find_recboles_model(name: str) -> type:
     return model
 
 
-@cache
-def let_hyperopt_draw() -> None:
-    """Let RecBole's exhaustive search give hyperopt the generator that it now asks for.
+@contextmanager
+def _lent(owner: Any, name: str, value: Any) -> Iterator[None]:
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
 
-    Since 0.2.7 hyperopt draws from ``numpy.random.Generator``.
-    """
-    from recbole.trainer import hyper_tuning
 
-    search = hyper_tuning.exhaustive_search
-
+def _drawing_anew(search: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(search)
     def modern(*args: Any, **kwargs: Any) -> Any:
         with patch.object(np.random, "RandomState", _generator):
             return search(*args, **kwargs)
 
-    hyper_tuning.exhaustive_search = modern
+    return modern
 
 
 def _generator(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed))
-
-
-def _trusting(method: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(method)
-    def trusting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if type(self).__module__.startswith("recbole_fedras."):
-            return method(self, *args, **kwargs)
-        switch = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-        with warnings.catch_warnings(), patch.dict(os.environ, {switch: "1"}):
-            warnings.filterwarnings("ignore", f".*{switch}.*", UserWarning)
-            return method(self, *args, **kwargs)
-
-    return trusting
 
 
 def _dok_update(self: Any, data: Mapping[tuple[int, int], float]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import copy
+import re
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,17 @@ from numpy.typing import NDArray
 from recbole.config import Config as RecBoleConfig
 
 from recbole_fedras.compressor import Compressor
-from recbole_fedras.compressor.base import kept
-from recbole_fedras.config import build as methods
-from recbole_fedras.config import compat, registry
-from recbole_fedras.config import schema as keys
+from recbole_fedras.config import build, compat, registry, rules, schema
 from recbole_fedras.config.checkpoint import plain, read_checkpoint
+from recbole_fedras.config.cut import cut
+from recbole_fedras.config.settings import EvaluationSettings, RunSettings
+from recbole_fedras.data.dataset import DataSettings
 from recbole_fedras.data.features import item_features
 from recbole_fedras.embedding import ItemEmbedding
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.model import FederatedRecommender
+from recbole_fedras.model.settings import ModelSettings
 from recbole_fedras.wire.ledger import DIRECTIONS
 
 #: Keys that RecBole reads although none of its YAML files sets them.
@@ -63,7 +66,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
 
     Raises
     ------
-    ValueError
+    ConfigError
         For unknown keys and for values that are not allowed, by name.
 
     Attributes
@@ -93,26 +96,61 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             if isinstance(value, str)
         }
         self._declared: set[str] = set()
-        for file in config_file_list or []:
-            if not Path(file).is_file():
-                raise FileNotFoundError(f"config_files: there is no file {file!r}")
-        _make_importable(config_file_list or [])
-        try:
+        self._known: set[str] = set()
+        self._config_files = list(config_file_list or [])
+        with self.in_use(), compat.errors_as(ConfigError, "configuration"):
             super().__init__(
                 model, dataset, config_file_list, copy.deepcopy(config_dict or {})
             )
-        except (NotImplementedError, TypeError, KeyError, RuntimeError) as error:
-            raise ValueError(f"configuration: {error}") from error  # RecBole's checks
+            self._known |= self.final_config_dict.keys()
+            self._settle()
+
+    def _settle(self) -> None:
+        """Check what is federated, and set what follows from other keys."""
+        final = self.final_config_dict
+        federated = issubclass(self.model_class, FederatedRecommender)
         # RecBole ignores use_gpu; binary codes are optimised by compiled code only.
-        if not self.final_config_dict["use_gpu"] or getattr(
-            self.model_class, "binary", False
-        ):
-            self.final_config_dict["device"] = torch.device("cpu")
+        if not final["use_gpu"] or (federated and self.model_class.binary):
+            final["device"] = torch.device("cpu")
+        if federated:
+            rules.check_bases(self)
+            rules.check_compressors(self, self.compressors)
+            self.federation(), self.local_training(), self.local_training(True)
+            self.make_compressors()
+            rules.check_federated(self)
+            final.update(cut(self))
+            rules.check_item_embedding(self, self._item_embedding_class)
+
+    def __getitem__(self, key: str) -> Any:
+        """Return a key's value; one that is unknown is an error, not None.
+
+        RecBole's own code may ask for what nobody sets.
+
+        Raises
+        ------
+        ConfigError
+            That names the nearest key.
+        """
+        if key in self.final_config_dict:
+            return self.final_config_dict[key]
+        if key in self._known or compat.package_of(sys._getframe(1)) == "recbole":
+            return None
+        raise self._unknown(key)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Give RecBole its shims, and let users' modules be imported, for a while."""
+        with compat.recbole(), registry.importable(self._config_files):
+            yield
 
     # What RecBole calls, in this order.
 
     def compatibility_settings(self) -> None:
-        """Nothing: ``recbole_fedras.config.compat`` has done it, for today's numpy."""
+        """Nothing: ``recbole_fedras.config.compat`` does it, for today's numpy."""
+
+    def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
+        """Return a loader of our own; RecBole's changes yaml's for everybody."""
+        return _Loader
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         """Read strings as Python literals, like RecBole, but without ``eval``."""
@@ -124,18 +162,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
     def _load_config_files(self, file_list: Sequence[str] | None) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         for file in file_list or []:
-            try:
-                text = Path(file).read_text(encoding="utf-8")
-                values = yaml.load(text, Loader=self.yaml_loader)  # noqa: S506
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ValueError(
-                    f"config_files: {file!r} is not YAML: {error}"
-                ) from error
-            if not isinstance(values or {}, dict):
-                raise ValueError(
-                    f"config_files: {file!r} does not hold keys and values"
-                )
-            merged = self._merge(merged, values or {})
+            merged = self._merge(merged, registry.read_yaml(file, self.yaml_loader))
         return merged
 
     def _load_cmd_line(self) -> dict[str, Any]:
@@ -143,9 +170,9 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         for argument in self._argv:
             key, equals, value = argument.removeprefix("--").partition("=")
             if not (argument.startswith("--") and key and equals):
-                raise ValueError(f"argument {argument!r} must read --key=value")
+                raise ConfigError(f"argument {argument!r} must read --key=value")
             if values.get(key, value) != value:
-                raise ValueError(f"argument --{key} stands twice with other values")
+                raise ConfigError(f"argument --{key} stands twice with other values")
             values[key] = value
         return self._convert_config_dict(values)
 
@@ -158,17 +185,11 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             self._named,
         ):
             given = self._merge(given, source)
+        if given.get("resume"):
+            saved = read_checkpoint(given["resume"])["config"]
+            _refuse_changes(given, saved)
+            given = self._merge(self._merge({}, saved), given)
         self.external_config_dict = given
-        if not given.get("resume"):
-            return
-        saved = read_checkpoint(given["resume"])["config"]
-        for key in given.keys() - _RESUMABLE:
-            if plain(given[key]) != saved.get(key):
-                raise ValueError(
-                    f"{key}={given[key]!r} cannot change when resuming: the run was "
-                    f"started with {saved.get(key)!r}"
-                )
-        self.external_config_dict = self._merge(self._merge({}, saved), given)
 
     def _merge(self, older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
         """Put ``newer`` over ``older``; a class goes with the name that it came with.
@@ -179,7 +200,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         if newer.get("model_class") not in (None, shipped.get("model_class")):
             self._declared |= newer.keys()
         merged = older | newer
-        for kind in ("model", "item_embedding", *methods.COMPRESSOR_KEYS):
+        for kind in ("model", "item_embedding", *build.COMPRESSOR_KEYS):
             renamed = newer.get(kind, older.get(kind)) != older.get(kind)
             if renamed and f"{kind}_class" not in newer:
                 merged.pop(f"{kind}_class", None)
@@ -192,7 +213,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         model = model or given.get("model") or preset.get("model") or overall["model"]
         dataset = dataset or given.get("dataset") or overall["dataset"]
         if not isinstance(model, str | type):
-            raise ValueError(f"model={model!r} is not allowed; it must be a name")
+            raise ConfigError(f"model={model!r} is not allowed; it must be a name")
         if not isinstance(model, str):
             return model.__name__, model, str(dataset)
         path = given.get("model_class") or registry.read_properties("model", model).get(
@@ -205,7 +226,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             return model, compat.find_recboles_model(model), str(dataset)
         except (ValueError, AttributeError, ImportError) as error:
             valid = list(registry.names("model"))
-            raise ValueError(
+            raise ConfigError(
                 f"model={model!r} is unknown; {registry.nearest(model, valid)}"
                 f"federated models: {', '.join(valid)}, or set model_class"
             ) from error
@@ -222,64 +243,63 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             if f"{kind}_class" in given and kind not in given:
                 given[kind] = str(given[f"{kind}_class"]).rpartition(".")[2]
         federated = issubclass(model_class, FederatedRecommender)
-        of_model = registry.read_properties("model", model) if federated else {}
+        taken = {*overall, *(key for keys in self.parameters.values() for key in keys)}
+        of_model: dict[str, Any] = {}
+        if federated:
+            of_model = build.own_keys("model", model, model_class, taken)
         chosen = overall | of_model | preset | given
         self.compressor_name = str(chosen["compressor"])
-        self.compressors = methods.find_compressors(chosen)
-        self._item_embedding_class = methods.find_item_embedding(chosen)
-        taken = {*overall, *(key for keys in self.parameters.values() for key in keys)}
-        of_items: dict[str, Any] = {"use_base": False}
-        of_items |= methods.own_keys(
+        self.compressors = build.find_compressors(chosen)
+        self._item_embedding_class = build.find_item_embedding(chosen)
+        of_items = {"use_base": False} | build.own_keys(
             "item_embedding",
             str(chosen["item_embedding"]),
             self._item_embedding_class,
             taken,
         )
-        taken |= of_model.keys() | of_items.keys()
+        own = self._keys_of_compressors(taken | of_model.keys() | of_items.keys())
+        of_dataset = registry.read_properties("dataset", dataset)
+        layers = [overall, of_items, own, recbole]
+        if federated:
+            layers = [recbole, overall, of_model, of_items, preset, own, of_dataset]
+        self.internal_config_dict = {
+            key: value for layer in layers for key, value in layer.items()
+        }
+        self._refuse_unknown_keys()
+
+    def _keys_of_compressors(self, taken: set[str]) -> dict[str, Any]:
         own: dict[str, Any] = {}
         for name, compressor_class in self.compressors.values():
-            own |= methods.own_keys("compressor", name, compressor_class, taken)
+            own |= build.own_keys("compressor", name, compressor_class, taken)
         own.pop("compressor_class", None)  # of one of them; the names say which
-        if federated:
-            self.internal_config_dict = {
-                **recbole,
-                **overall,
-                **of_model,
-                **of_items,
-                **preset,
-                **own,
-                **registry.read_properties("dataset", dataset),
-            }
-        else:
-            self.internal_config_dict = {**overall, **of_items, **own, **recbole}
-            compat.trust_recboles_checkpoints()
-        self._refuse_unknown_keys()
+        return own
 
     def _preset(self, name: str | None) -> dict[str, Any]:
         valid = list(registry.names("preset"))
         if name is not None and name not in valid:
-            raise ValueError(
+            raise ConfigError(
                 f"preset={name!r} is unknown; {registry.nearest(str(name), valid)}"
                 f"known: {', '.join(valid)}"
             )
         return registry.read_properties("preset", name) if name else {}
 
     def _refuse_unknown_keys(self) -> None:
-        known = {*self.internal_config_dict, *_RECBOLE_KEYS}
-        known |= {"model_class", *self._declared}
-        known |= {
-            f"{key}_class" for key in ("item_embedding", *methods.COMPRESSOR_KEYS)
-        }
-        for kind in ("model", "item_embedding", "compressor"):  # files may have several
+        kinds = ("model", "item_embedding", *build.COMPRESSOR_KEYS)
+        self._known = {*self.internal_config_dict, *_RECBOLE_KEYS, *self._declared}
+        self._known |= {f"{kind}_class" for kind in kinds}
+        for kind in registry.GIVEN:  # files may have several
             for name in registry.names(kind):
-                known |= registry.read_properties(kind, name).keys()
-        known |= {key for keys in self.parameters.values() for key in keys}
+                self._known |= registry.read_properties(kind, name).keys()
+        self._known |= {key for keys in self.parameters.values() for key in keys}
         for key in self.external_config_dict:
-            if key not in known:
-                near = registry.nearest(key, sorted(known))
-                raise ValueError(
-                    f"unknown config key {key!r}; {near}docs/config.md has all keys"
-                )
+            if key not in self._known:
+                raise self._unknown(key)
+
+    def _unknown(self, key: str) -> ConfigError:
+        near = registry.nearest(key, sorted(self._known))
+        return ConfigError(
+            f"unknown config key {key!r}; {near}docs/config.md has all keys"
+        )
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         final: dict[str, Any] = super()._get_final_config_dict()
@@ -294,59 +314,40 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         return final
 
     def _set_default_parameters(self) -> None:
-        keys.check_common(self)
+        rules.check_common(self)
         super()._set_default_parameters()
-        if issubclass(self.model_class, FederatedRecommender):
-            keys.check_bases(self)
-            keys.check_compressors(self, self.compressors)
-            self.federation(), self.local_training(), self.local_training(True)
-            self.make_compressors()
-            keys.check_federated(self)
-            self._cut()
-            keys.check_item_embedding(self, self._item_embedding_class)
-
-    def _cut(self) -> None:
-        """Let methods that do not compress meet the rate by doing less."""
-        cut = {compressor.cuts for _, compressor in self.compressors.values()}
-        key = cut.pop()
-        if cut:
-            name = self.method.replace("+", " and ")
-            keys.refuse(self, "compressor", f"one that serves both ways, not {name}")
-        if key is None:
-            return
-        if self["bandwidth"] is not None:
-            keys.refuse(self, "bandwidth", f"None: {self.method} cuts {key} for all")
-        left = kept(self["compression_rate"])
-        if key == "epochs":
-            self._cut_rounds(max(1, int(self[key] * left)))
-        elif key == "client_fraction":
-            self.final_config_dict[key] *= 1 - self["compression_rate"]
-        else:
-            if not self.model_class.resizable:
-                allowed = f"another: {self.method} cannot cut the parts of {self.model}"
-                keys.refuse(self, "compressor", allowed)
-            bits = self.compressors["uplink"][1].value_bits
-            embedding = self.make_item_embedding(1, self[key])
-            if embedding is not None and embedding.width != self[key]:
-                keys.refuse(self, "item_embedding", f"one that {self.method} can cut")
-            self.final_config_dict[key] = max(1, int(self[key] * left * 32 / bits))
-
-    def _cut_rounds(self, epochs: int) -> None:
-        """Cut rounds, and evaluate as often as lets the last one be evaluated."""
-        step = min(self["eval_step"], epochs)
-        while step and epochs % step:
-            step -= 1
-        self.final_config_dict |= {"epochs": epochs, "eval_step": step}
 
     # Typed settings.
 
     def federation(self) -> Federation:
         """Return who takes part and how updates are combined."""
-        return keys.federation(self)
+        return schema.federation(self)
 
     def local_training(self, warmup: bool = False) -> LocalTraining:
         """Return how clients train, in a warm-up or not."""
-        return keys.local_training(self, warmup)
+        return schema.local_training(self, warmup)
+
+    def model_settings(self) -> ModelSettings:
+        """Return what every model is made with."""
+        return schema.model_settings(self, self.warmup_rounds)
+
+    def data_settings(self) -> DataSettings:
+        """Return how interactions are read and split."""
+        return schema.data_settings(self)
+
+    def run_settings(self) -> RunSettings:
+        """Return what is run, where, and what it leaves behind."""
+        return schema.run_settings(self, self.resolved)
+
+    def evaluation_settings(self) -> EvaluationSettings:
+        """Return how quality is measured."""
+        return schema.evaluation_settings(self)
+
+    # Objects.
+
+    def make_model(self, dataset: Any) -> Any:
+        """Build the model for a RecBole dataset."""
+        return build.make_model(self, dataset)
 
     @property
     def method(self) -> str:
@@ -356,7 +357,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
     def make_compressors(self) -> tuple[Compressor, Compressor]:
         """Build the uplink's and the downlink's compressor."""
         uplink, downlink = (
-            methods.make_compressor(self, *self.compressors[direction])
+            build.make_compressor(self, *self.compressors[direction])
             for direction in DIRECTIONS
         )
         return uplink, downlink
@@ -374,9 +375,9 @@ class Config(RecBoleConfig):  # type: ignore[misc]
     def make_item_embedding(
         self, n_items: int, dim: int, source: NDArray[np.float32] | None = None
     ) -> ItemEmbedding | None:
-        """Build what items are made of, see ``methods.make_item_embedding``."""
+        """Build what items are made of, see ``build.make_item_embedding``."""
         kind = self._item_embedding_class
-        return methods.make_item_embedding(self, kind, n_items, dim, source)
+        return build.make_item_embedding(self, kind, n_items, dim, source)
 
     def item_embedding_of(self, dataset: Any) -> ItemEmbedding | None:
         """Build it for a dataset, without a warm-up."""
@@ -400,8 +401,22 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _make_importable(config_files: Iterable[str]) -> None:
-    """Let modules beside the config files and in the working folder be imported."""
-    for folder in [*(Path(file).resolve().parent for file in config_files), Path.cwd()]:
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
+def _refuse_changes(given: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Refuse to resume a run with keys by which it would be another."""
+    for key in given.keys() - _RESUMABLE:
+        if plain(given[key]) != saved.get(key):
+            raise ConfigError(
+                f"{key}={given[key]!r} cannot change when resuming: the run was "
+                f"started with {saved.get(key)!r}"
+            )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers may have an exponent without a point, as 1e-3."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from recbole_fedras.errors import ConfigError
+
+#: Kinds of classes, and how many of their constructors' arguments are no keys: config
+#: and dataset of a model; n_items, dim, base and seed of an item embedding.
+GIVEN = {"model": 2, "item_embedding": 4, "compressor": 0}
+
+#: Files of users' classes that were loaded, and the keys that named them.
+_plug_ins: dict[str, str] = {}
 
 
 def properties_folder() -> Path:
@@ -25,11 +37,24 @@ def read_properties(kind: str, name: str) -> dict[str, Any]:
     return read_yaml(path) if path.is_file() else {}
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML file of keys and values."""
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+def read_yaml(path: str | Path, loader: type = yaml.SafeLoader) -> dict[str, Any]:
+    """Read one YAML file of keys and values.
+
+    Raises
+    ------
+    ConfigError
+        If it is missing, or holds something else.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"config_files: there is no file {str(path)!r}")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = yaml.load(text, Loader=loader) or {}  # noqa: S506 - a safe loader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        said = f"config_files: {str(path)!r} is not YAML: {error}"
+        raise ConfigError(said) from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected keys and values")
+        raise ConfigError(f"config_files: {str(path)!r} does not hold keys and values")
     return values
 
 
@@ -39,25 +64,59 @@ def names(kind: str) -> Iterator[str]:
         yield path.stem
 
 
+@contextmanager
+def importable(config_files: Iterable[str]) -> Iterator[None]:
+    """Let modules beside the config files and in the working folder be imported."""
+    before = list(sys.path)
+    for folder in [*(Path(file).resolve().parent for file in config_files), Path.cwd()]:
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
 def load_class(key: str, path: str, base: type) -> type:
     """Import the class that a config key names as ``package.module.Class``.
 
     Raises
     ------
-    ValueError
+    ConfigError
         If it cannot be imported or does not derive from ``base``.
     """
     module_name, _, class_name = str(path).rpartition(".")
     try:
         loaded = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{key}={path!r} cannot be imported: {error}; it must read "
+    except Exception as error:  # whatever the module's own code raises
+        raise ConfigError(
+            f"{key}={path!r} cannot be imported: {_said_where(error)}; it must read "
             "package.module.Class, the module on Python's path or beside the YAML file"
         ) from error
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
-        raise ValueError(f"{key}={path!r} is not a subclass of {base.__name__}")
+        raise ConfigError(f"{key}={path!r} is not a subclass of {base.__name__}")
+    file = getattr(sys.modules[loaded.__module__], "__file__", None)
+    if file and not loaded.__module__.startswith(("recbole_fedras.", "recbole.")):
+        _plug_ins[file] = f"{key}={path!r}"
     return loaded
+
+
+def _said_where(error: Exception) -> str:
+    """Return an error's words, and the line of a user's module that it arose in."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if last.filename == __file__ or last.filename.startswith("<frozen"):
+        return str(error)
+    return f"{type(error).__name__}: {error}, {last.filename}:{last.lineno}"
+
+
+def plug_in_of(error: BaseException | None) -> str | None:
+    """Say which user's class an error, or one that it is from, arose in."""
+    while error is not None:
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if frame.filename in _plug_ins:
+                return f"{_plug_ins[frame.filename]}, {frame.filename}:{frame.lineno}"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def hyper_parameters(cls: type) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit, uint64
 from numpy.typing import NDArray
 
+from recbole_fedras.errors import DataError
 from recbole_fedras.numeric.rng import mix, uniform
 
 Ints = NDArray[np.int64]
@@ -42,7 +43,7 @@ class ClientData:
 
         Raises
         ------
-        ValueError
+        DataError
             If a client interacted with every item, so that no negative is left.
         """
         order = np.lexsort((items, users))
@@ -51,10 +52,10 @@ class ClientData:
         clients = cls(n_clients, n_items, offsets, items[order])
         for client in np.flatnonzero(counts >= n_items):
             if len(np.unique(clients.of(client))) == n_items:
-                raise ValueError(
+                raise DataError(
                     f"user {client + 1} (RecBole's id) interacted with all {n_items} "
                     "items in the training data, so there are no negatives to draw for "
-                    "him; filter him with user_inter_num_interval"
+                    "it; filter it with user_inter_num_interval"
                 )
         return clients
 

@@ -11,6 +11,8 @@ from recbole.utils import FeatureType
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from recbole_fedras.errors import DataError
+
 Floats = NDArray[np.float32]
 
 
@@ -29,7 +31,7 @@ def item_features(dataset: Any, fields: Sequence[str] | None) -> Floats:
 
     Raises
     ------
-    ValueError
+    DataError
         If a field is not there, or none is.
     """
     table = dataset.item_feat
@@ -39,12 +41,12 @@ def item_features(dataset: Any, fields: Sequence[str] | None) -> Floats:
     known = [name for name in own if name not in preloaded] + preloaded
     for field in known if fields is None else fields:
         if field not in known:
-            raise ValueError(
+            raise DataError(
                 f"item_features={fields!r} is not allowed; loaded are {known}"
             )
     chosen = known if fields is None else list(fields)
     if not chosen:
-        raise ValueError(
+        raise DataError(
             "item_base=features needs features of items: set load_col to fields of the "
             ".item file, as {inter: [...], item: [item_id, ...]}, or preload_weight"
         )
@@ -71,7 +73,7 @@ def _field(dataset: Any, field: str) -> Floats:
 def _finite(field: str, values: NDArray[Any]) -> Floats:
     floats: Floats = values.astype(np.float32)
     if not np.isfinite(floats).all():
-        raise ValueError(
+        raise DataError(
             f"item_features: field {field!r} has values that are missing for every "
             "item, not finite, or beyond float32"
         )

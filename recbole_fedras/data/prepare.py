@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from recbole_fedras.errors import DataError
+
 _TAGS = "user_taggedartists.dat"
 _RATINGS = "ratings.dat"
 
@@ -31,24 +33,24 @@ def prepare(dataset: str, source: str | Path, output: str | Path) -> pd.DataFram
 
     Raises
     ------
-    ValueError, FileNotFoundError
+    DataError
         If the dataset is unknown, or the file is missing or of another form.
     """
     if dataset not in SOURCES:
-        raise ValueError(f"dataset={dataset!r} must be one of {', '.join(SOURCES)}")
+        raise DataError(f"dataset={dataset!r} must be one of {', '.join(SOURCES)}")
     name, url = SOURCES[dataset]
     path = Path(source) / name if Path(source).is_dir() else Path(source)
     if not path.is_file():
-        raise FileNotFoundError(
+        raise DataError(
             f"there is no file {path}; download {name} from {url} (its licence forbids "
             "us to pass it on) and give its path or folder"
         )
     try:
         rows = _CONVERTERS[dataset](path)
     except (ValueError, KeyError, UnicodeDecodeError, pd.errors.ParserError) as error:
-        raise ValueError(f"{path} is not the {name} of {url}: {error}") from error
+        raise DataError(f"{path} is not the {name} of {url}: {error}") from error
     if rows.empty:
-        raise ValueError(f"{path} holds no interactions that are kept")
+        raise DataError(f"{path} holds no interactions that are kept")
     folder = Path(output) / dataset
     folder.mkdir(parents=True, exist_ok=True)
     types = {"user_id": "token", "item_id": "token"}

@@ -71,7 +71,7 @@ class ItemEmbedding(nn.Module, ABC):
         return sum(value.numel() for value in self.theta().values())
 
     def validate(self) -> None:
-        """Raise a ValueError if so many items cannot be made this way."""
+        """Raise a ConfigError if so many items cannot be made this way."""
 
     def fit(self, source: NDArray[np.float32], *, features: bool) -> None:
         """Let the server learn what is frozen.

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from recbole_fedras.embedding.base import ItemEmbedding
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.numeric.theta import Theta
 
@@ -54,16 +55,16 @@ class Hash(ItemEmbedding):
     ) -> None:
         for name, value in (("rows", hash_rows), ("functions", hash_functions)):
             if type(value) is not int or value < 1:
-                raise ValueError(
+                raise ConfigError(
                     f"hash_{name}={value!r} is not allowed; it must be an integer >= 1"
                 )
         if type(hash_weights) is not bool:
-            raise ValueError(
+            raise ConfigError(
                 f"hash_weights={hash_weights!r} is not allowed; it must be True or "
                 "False"
             )
         if hash_weights and hash_functions > dim:
-            raise ValueError(
+            raise ConfigError(
                 f"hash_functions={hash_functions} is not allowed; it must be at most "
                 f"embedding_size={dim} with hash_weights"
             )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from recbole_fedras.embedding.base import ItemEmbedding
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.numeric.theta import Theta
 
 
@@ -43,12 +44,12 @@ class LoRA(ItemEmbedding):
         item_alpha: float = 16.0,
     ) -> None:
         if type(item_rank) is not int or not 1 <= item_rank <= dim:
-            raise ValueError(
+            raise ConfigError(
                 f"item_rank={item_rank!r} is not allowed; it must be an integer from 1 "
                 f"to embedding_size={dim}"
             )
         if type(item_alpha) not in (int, float) or not 0 < item_alpha < inf:
-            raise ValueError(
+            raise ConfigError(
                 f"item_alpha={item_alpha!r} is not allowed; it must be a number > 0"
             )
         super().__init__(n_items, dim, base, torch.arange(n_items)[:, None], item_rank)

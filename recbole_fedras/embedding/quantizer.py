@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from torch import nn
 
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.numeric.parallel import single_threaded, threads
 
 Floats = NDArray[np.float32]
@@ -67,13 +68,13 @@ def rq_vae(
 
     Raises
     ------
-    ValueError
+    ConfigError
         If the package ``vector-quantize-pytorch`` is not installed.
     """
     try:
         from vector_quantize_pytorch import ResidualVQ
     except ImportError as missing:
-        raise ValueError(
+        raise ConfigError(
             "item_embedding=rq with item_base=features trains an RQ-VAE, which needs "
             'the package vector-quantize-pytorch: pip install "recbole-fedras[rq]"'
         ) from missing

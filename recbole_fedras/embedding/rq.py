@@ -7,6 +7,7 @@ from torch import Tensor
 
 from recbole_fedras.embedding.base import ItemEmbedding
 from recbole_fedras.embedding.quantizer import residual_kmeans, rq_vae
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.numeric.theta import Theta
 from recbole_fedras.wire.payload import Payload
 
@@ -53,7 +54,7 @@ class RQ(ItemEmbedding):
         given = {"levels": rq_levels, "codes": rq_codes, "epochs": rq_epochs}
         for name, value in given.items():
             if type(value) is not int or value < 1:
-                raise ValueError(
+                raise ConfigError(
                     f"rq_{name}={value!r} is not allowed; it must be an integer >= 1"
                 )
         codes = torch.zeros(n_items, rq_levels, dtype=torch.int64)
@@ -69,7 +70,7 @@ class RQ(ItemEmbedding):
     def validate(self) -> None:
         """Require as many items as codes."""
         if self._n_codes > self.n_items:
-            raise ValueError(
+            raise ConfigError(
                 f"rq_codes={self._n_codes} is not allowed; it must be at most the "
                 f"number of items, {self.n_items}"
             )

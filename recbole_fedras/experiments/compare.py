@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config, registry
-from recbole_fedras.errors import NonFiniteError
+from recbole_fedras.errors import ConfigError, NonFiniteError
 from recbole_fedras.experiments.sweep import (
     RELABELLING,
     Keys,
@@ -67,7 +67,7 @@ def compare(
 
     Raises
     ------
-    ValueError
+    ConfigError
         For a configuration that cannot work, before any run.
     NonFiniteError
         If a run diverged; the others are kept.
@@ -127,14 +127,14 @@ def _declared(keys: Keys) -> dict[str, Keys]:
 
     Raises
     ------
-    ValueError
+    ConfigError
         If a key is given that is what the runs differ in.
     """
     refused = sorted((RELABELLING | {"compression_rate", "seed"}) & keys.keys())
     if "compressor" in keys and "compressor_class" not in keys:
         refused.append("compressor")
     if refused:
-        raise ValueError(
+        raise ConfigError(
             f"{', '.join(refused)} must not be set: that is what is compared, by "
             "--compressors, --compression_rates and --seeds"
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recbole_fedras.config import registry
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.experiments.measures import (
     group_sizes,
     information_loss,
@@ -132,7 +133,7 @@ def read_exhibit(
 
     Raises
     ------
-    ValueError
+    ConfigError
         If there is none of that name, it has not that dataset, model or method, no
         method is left, or a key is what its runs differ in.
     """
@@ -145,7 +146,7 @@ def read_exhibit(
     for option, (values, have) in asked.items():
         for value in values:
             if value not in have:
-                raise ValueError(
+                raise ConfigError(
                     f"--{option}={value!r} is not in {name}, which has "
                     f"{'; '.join(have)}"
                 )
@@ -159,7 +160,7 @@ def read_exhibit(
         title += f", without {method}"
         part.append(f"without-{re.sub(r'[^.0-9A-Za-z-]+', '-', method)}")
     if not text["methods"]:
-        raise ValueError(f"--without leaves no method in {name}")
+        raise ConfigError(f"--without leaves no method in {name}")
     keys = dict(sorted((keys or {}).items()))
     if keys:
         _refuse(keys, name, text)
@@ -195,12 +196,12 @@ def exhibit_keys(name: str) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError
+    ConfigError
         If there is none of that name.
     """
     known = list(registry.names("experiment"))
     if name not in known:
-        raise ValueError(
+        raise ConfigError(
             f"exhibit {name!r} is unknown; {registry.nearest(name, known)}"
             f"known: {', '.join(known)}"
         )
@@ -218,7 +219,7 @@ def _choices(text: dict[str, Any], key: str) -> list[str]:
 
 
 def _refuse(keys: Keys, name: str, text: dict[str, Any]) -> None:
-    """Raise a ValueError for a key by which runs would not be what they are called."""
+    """Raise a ConfigError for a key by which runs would not be what they are called."""
     labelled = {
         key
         for labels in (text["methods"], text["settings"])
@@ -230,7 +231,7 @@ def _refuse(keys: Keys, name: str, text: dict[str, Any]) -> None:
     refused = _REFUSED | dict.fromkeys(labelled, "its methods or settings differ in it")
     for key, why in refused.items():
         if key in keys:
-            raise ValueError(f"--{key}={keys[key]} cannot be set for {name}: {why}")
+            raise ConfigError(f"--{key}={keys[key]} cannot be set for {name}: {why}")
 
 
 def _file_part(keys: Keys) -> str:

@@ -19,6 +19,7 @@ from recbole_fedras.compressor import Budget, Compressor, RoundContext, RowUpdat
 from recbole_fedras.compressor.base import SERVER, empty_update, row_update
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.config import Config, registry
+from recbole_fedras.errors import BudgetError, ConfigError, DataError
 from recbole_fedras.federation.budgets import hold_to, wire_budget
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.quick_start import make_simulation, prepare_data
@@ -125,7 +126,7 @@ def load_update(path: Path) -> tuple[RowUpdate, int]:
 
     Raises
     ------
-    ValueError
+    DataError
         If the file holds neither.
     """
     name = f"--update={str(path)!r}"
@@ -140,18 +141,18 @@ def load_update(path: Path) -> tuple[RowUpdate, int]:
         with np.errstate(over="ignore"):
             rows = rows.astype(np.float32)
     except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
-        raise ValueError(
+        raise DataError(
             f"{name} cannot be read: {error}; it must be .npz with ids, rows and "
             "n_items, or .npy with a change of every row"
         ) from error
     if rows.ndim != 2 or ids.ndim != 1 or len(rows) != len(ids):
-        raise ValueError(f"{name}: rows of shape {rows.shape}, ids of {ids.shape}")
+        raise DataError(f"{name}: rows of shape {rows.shape}, ids of {ids.shape}")
     if not rows.any() or not np.isfinite(rows).all():
-        raise ValueError(f"{name} must hold finite float32 rows, some not zero")
+        raise DataError(f"{name} must hold finite float32 rows, some not zero")
     if ids.dtype.kind not in "iu" or ids[0] < 0 or ids[-1] >= n_items:
-        raise ValueError(f"{name}: ids must be integers from 0 to {n_items - 1}")
+        raise DataError(f"{name}: ids must be integers from 0 to {n_items - 1}")
     if (np.diff(ids.astype(np.int64)) <= 0).any():
-        raise ValueError(f"{name}: ids must increase")
+        raise DataError(f"{name}: ids must increase")
     return row_update(ids, rows), n_items
 
 
@@ -200,7 +201,7 @@ def measure(
             try:
                 budget = wire_budget(n_items, dim, rate, 0)
                 compressor.validate(budget)
-            except ValueError:
+            except BudgetError:
                 continue
             if direction == "downlink":
                 payload = compressor.encode_broadcast(update, [budget], ctx)[0]
@@ -277,15 +278,15 @@ def run_rate_distortion(
 
     Raises
     ------
-    ValueError
+    ConfigError, DataError
         For input that cannot work, before any work.
     """
     if direction not in ("uplink", "downlink"):
-        raise ValueError(f"--direction={direction!r} must be uplink or downlink")
+        raise ConfigError(f"--direction={direction!r} must be uplink or downlink")
     if not rates or not all(0 <= rate < 1 for rate in rates):
-        raise ValueError(f"--rates={list(rates)} must lie in [0, 1)")
+        raise ConfigError(f"--rates={list(rates)} must lie in [0, 1)")
     if n_rounds < 1:
-        raise ValueError(f"--rounds={n_rounds} must be at least 1")
+        raise ConfigError(f"--rounds={n_rounds} must be at least 1")
     folder, compressors = Path(output), methods(config)
     if update_file is None:
         update, n_items = capture(config, direction, n_rounds)

@@ -22,7 +22,7 @@ from joblib import cpu_count
 from tqdm import tqdm
 
 from recbole_fedras.config.checkpoint import plain
-from recbole_fedras.errors import NonFiniteError
+from recbole_fedras.errors import ConfigError, NonFiniteError
 from recbole_fedras.quick_start import run_recbole_fedras
 from recbole_fedras.version import __version__
 
@@ -85,13 +85,13 @@ def run_cells(
 
     Raises
     ------
-    ValueError
+    ConfigError
         If ``n_jobs`` is neither; before any run.
     Exception
         The first that a run raised, when those under way have ended.
     """
     if n_jobs < 1 and n_jobs != -1:
-        raise ValueError(f"n_jobs={n_jobs} must be -1 or at least 1")
+        raise ConfigError(f"n_jobs={n_jobs} must be -1 or at least 1")
     folder.mkdir(parents=True, exist_ok=True)
     measure = measure or train_and_test
     paths = [file_of(cell, folder, measure) for cell in cells]

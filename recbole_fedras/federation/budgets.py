@@ -7,6 +7,7 @@ from collections.abc import Collection
 import numpy as np
 
 from recbole_fedras.compressor.base import Budget, Compressor
+from recbole_fedras.errors import BudgetError
 from recbole_fedras.federation.settings import Federation
 from recbole_fedras.wire.message import Header, Kind, Message
 from recbole_fedras.wire.payload import Payload
@@ -28,7 +29,7 @@ def make_budgets(
 
     Raises
     ------
-    ValueError
+    BudgetError
         If a compressor cannot work with one of them.
     """
     rates = federation.compression_rates
@@ -48,14 +49,14 @@ def hold_to(budget: Budget, payload: Payload, compressor: Compressor) -> None:
 
     Raises
     ------
-    ValueError
+    BudgetError
         If its payload takes more.
     """
     if budget.n_bytes is None or compressor.unbudgeted:
         return
     size = len(payload.to_bytes())
     if size > budget.n_bytes:
-        raise ValueError(
+        raise BudgetError(
             f"{type(compressor).__name__} made a payload of {size} bytes, of at most "
             f"{budget.n_bytes} (budget=wire, compression_rate="
             f"{budget.compression_rate}): it must ask Budget.most what fits"
@@ -88,7 +89,7 @@ def wire_budget(n_rows: int, dim: int, rate: float, n_theta: int) -> Budget:
     rest = headers + (theta - empty if n_theta else 0)
     n_bytes = limit - rest
     if n_bytes < 1:
-        raise ValueError(
+        raise BudgetError(
             f"compression_rate={rate} with budget=wire leaves {limit} bytes for a "
             f"message, but {rest} are taken by the network ({n_theta} "
             "values) and framing: choose a lower compression_rate"

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from recbole_fedras.data.clients import Samples
 from recbole_fedras.data.local import Descent, LocalParameters
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.lightfr.descent import descend
 from recbole_fedras.model.base import FederatedRecommender
+from recbole_fedras.model.settings import ModelConfig
 from recbole_fedras.numeric.theta import Theta
 
 
@@ -34,9 +36,10 @@ class LightFR(FederatedRecommender):
 
     Parameters
     ----------
-    config : recbole.config.Config
-        Also reads ``code_regularization``, lambda.
-    dataset : recbole.data.dataset.Dataset
+    config, dataset
+        As for the base class.
+    code_regularization : float
+        Lambda.
 
     Notes
     -----
@@ -55,11 +58,13 @@ class LightFR(FederatedRecommender):
 
     binary = True
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(
+        self, config: ModelConfig, dataset: Any, code_regularization: float
+    ) -> None:
         super().__init__(config, dataset)
-        regularization = config["code_regularization"]
+        regularization = code_regularization
         if type(regularization) not in (int, float) or not regularization >= 0.5:
-            raise ValueError(
+            raise ConfigError(
                 f"code_regularization={regularization!r} is not allowed; it must be a "
                 "number >= 0.5"
             )

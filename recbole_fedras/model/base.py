@@ -57,8 +57,7 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     Parameters
     ----------
-    config : recbole_fedras.config.merge.Config
-        Reads ``embedding_size``, ``init_std`` and ``seed``; makes the item embedding.
+    config : Config
     dataset : recbole.data.dataset.Dataset
 
     Attributes

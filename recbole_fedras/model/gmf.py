@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_fedras.model.base import FederatedRecommender
+from recbole_fedras.model.settings import ModelConfig
 from recbole_fedras.numeric.theta import Theta
 
 
@@ -18,7 +19,7 @@ class GMF(FederatedRecommender):
     the logit in place of the probability. w starts as ones: as MF.
     """
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: ModelConfig, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.weight = nn.Parameter(torch.ones(self.dim))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from recbole_fedras.data.clients import Samples
 from recbole_fedras.data.local import Descent, Floats, LocalParameters
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.model.base import FederatedRecommender
+from recbole_fedras.model.settings import ModelConfig
 from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.numeric.theta import Theta
 
@@ -287,16 +290,20 @@ class NCF(FederatedRecommender):
     Parameters
     ----------
     config, dataset
-        As for the base class; also reads ``mlp_hidden_size``.
+        As for the base class.
+    mlp_hidden_size : list of int
+        Sizes of the hidden layers.
     """
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(
+        self, config: ModelConfig, dataset: Any, mlp_hidden_size: Sequence[int]
+    ) -> None:
         super().__init__(config, dataset)
-        hidden = config["mlp_hidden_size"]
+        hidden = mlp_hidden_size
         if not isinstance(hidden, list | tuple) or not all(
             type(size) is int and size > 0 for size in hidden
         ):
-            raise ValueError(
+            raise ConfigError(
                 f"mlp_hidden_size={hidden!r} is not allowed; it must be a list of "
                 "positive integers"
             )

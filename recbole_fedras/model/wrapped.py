@@ -15,7 +15,9 @@ from recbole.model.general_recommender import BPR, NeuMF
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.model.base import FederatedRecommender
+from recbole_fedras.model.settings import ModelConfig
 from recbole_fedras.numeric.theta import Theta
 
 #: Copies of networks, which a thread has for itself.
@@ -61,7 +63,7 @@ class WrappedRecommender(FederatedRecommender):
 
     Raises
     ------
-    ValueError
+    ConfigError
         If it cannot be built or federated: its ``forward`` takes or looks up something
         else, it has buffers (graphs, statistics of batches) or parameters of each user
         beside embeddings, or its embeddings do not add up to ``embedding_size``.
@@ -74,7 +76,10 @@ class WrappedRecommender(FederatedRecommender):
 
     recommender: ClassVar[type[GeneralRecommender]]
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    #: The recommender's keys of which only one value can be federated.
+    fixed_keys: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, config: ModelConfig, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.network = self._build(config, dataset)
         self._sizes: dict[str, dict[str, int]] = {}
@@ -94,9 +99,9 @@ class WrappedRecommender(FederatedRecommender):
 
     def _refuse(self, reason: str, cause: Exception | None = None) -> NoReturn:
         name = self.recommender.__name__
-        raise ValueError(f"{name} cannot be federated: {reason}") from cause
+        raise ConfigError(f"{name} cannot be federated: {reason}") from cause
 
-    def _build(self, config: Any, dataset: Any) -> nn.Module:
+    def _build(self, config: ModelConfig, dataset: Any) -> nn.Module:
         """Build the recommender, with numbers of the run's seed."""
         arguments = list(inspect.signature(self.recommender.forward).parameters)
         if arguments[1:] != ["user", "item"]:
@@ -107,7 +112,7 @@ class WrappedRecommender(FederatedRecommender):
                 network: nn.Module = self.recommender(config, dataset)
             except Exception as error:  # whatever its own code raises
                 name = self.recommender.__name__
-                raise ValueError(f"{name} cannot be built: {error!r}") from error
+                raise ConfigError(f"{name} cannot be built: {error!r}") from error
         return network.eval()
 
     def _refuse_what_is_not_shared(self) -> None:
@@ -148,7 +153,7 @@ class WrappedRecommender(FederatedRecommender):
         self._sizes[side] = {key: table.shape[1] for key, table in found.items()}
         size = sum(self._sizes[side].values())
         if size != self.dim:
-            raise ValueError(
+            raise ConfigError(
                 f"embedding_size={self.dim} is not allowed; it must be {size}, the "
                 f"{side} embeddings of {self.recommender.__name__} together"
             )
@@ -207,16 +212,6 @@ class FedNeuMF(WrappedRecommender):
 
     recommender = NeuMF
     resizable = False
-
-    def __init__(self, config: Any, dataset: Any) -> None:
-        fixed = {
-            "mf_train": True, "mlp_train": True, "use_pretrain": False,
-            "dropout_prob": 0,
-        }  # fmt: skip
-        for key, only in fixed.items():
-            if config[key] != only:
-                raise ValueError(
-                    f"{key}={config[key]!r} is not allowed; it must be {only} in "
-                    "federated training"
-                )
-        super().__init__(config, dataset)
+    fixed_keys: ClassVar[dict[str, Any]] = {
+        "mf_train": True, "mlp_train": True, "use_pretrain": False, "dropout_prob": 0,
+    }  # fmt: skip

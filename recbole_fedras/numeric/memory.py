@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_fedras.errors import ConfigError
+
 
 def mapped_zeros(*shape: int) -> Tensor:
     """Return float32 zeros of ``shape``, mapped to a temporary file.
@@ -17,13 +19,13 @@ def mapped_zeros(*shape: int) -> Tensor:
 
     Raises
     ------
-    OSError
+    ConfigError
         If that disk could not hold all of it: to run out later would end the process.
     """
     folder, size = tempfile.gettempdir(), 4 * int(np.prod(shape, dtype=np.int64))
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise OSError(
+        raise ConfigError(
             f"tables of clients may grow to {size / 1e9:.2f} GB, but {folder} has "
             f"{free / 1e9:.2f} GB left: let TMPDIR name a folder on a larger disk"
         )

@@ -13,7 +13,9 @@ from recbole.evaluator import Collector
 from torch import Tensor
 from torch.nn.functional import pad
 
-from recbole_fedras.errors import NonFiniteError
+from recbole_fedras.config import Config
+from recbole_fedras.config.settings import EvaluationSettings
+from recbole_fedras.errors import DataError, NonFiniteError
 from recbole_fedras.numeric.rng import Stream, generator
 
 
@@ -21,7 +23,7 @@ class FixedCandidates:
     """Each user's held-out items among sampled ones, the same at every evaluation.
 
     For every held-out item of a user, ``n_negatives`` items are drawn without
-    replacement from those that he never interacted with, in any part of the data (all
+    replacement from those that it never interacted with, in any part of the data (all
     of them, if there are fewer for a user with several held-out items). Held-out items
     stand at random places among the candidates, so that ties favour neither side: the
     expected metric is that of random tie-breaking.
@@ -44,8 +46,8 @@ class FixedCandidates:
 
     Raises
     ------
-    ValueError
-        If a user has fewer than ``n_negatives`` items that he never interacted with.
+    DataError
+        If a user has fewer than ``n_negatives`` items that it never interacted with.
     """
 
     def __init__(
@@ -73,9 +75,9 @@ class FixedCandidates:
             never = np.setdiff1d(all_items, interacted[user], assume_unique=True)
             if len(never) < n_negatives:
                 name = dataset.id2token(self._user_field, user)
-                raise ValueError(
+                raise DataError(
                     f"eval_args mode uni{n_negatives}: user {name!r} has only "
-                    f"{len(never)} items that he never interacted with; choose uni1 to "
+                    f"{len(never)} items that it never interacted with; choose uni1 to "
                     f"uni{len(never)} or full"
                 )
             size = min(n_negatives * len(own), len(never))
@@ -116,7 +118,9 @@ class FixedCandidates:
             )
 
 
-def fixed_candidates(loader: Any, phase: str, built: list[Any], config: Any) -> Any:
+def fixed_candidates(
+    loader: Any, phase: str, built: list[Any], settings: EvaluationSettings
+) -> Any:
     """Replace a RecBole evaluation loader, if it samples uniformly, by ours.
 
     Parameters
@@ -127,10 +131,10 @@ def fixed_candidates(loader: Any, phase: str, built: list[Any], config: Any) -> 
     phase : {'valid', 'test'}
     built : list of recbole.data.dataset.Dataset
         The training, validation and test parts.
-    config : Config
+    settings : EvaluationSettings
     """
-    mode = config["eval_args"]["mode"][phase]
-    if config["eval_candidates"] != "fixed" or mode[:3] != "uni":
+    mode = settings.mode[phase]
+    if not settings.fixed_candidates or mode[:3] != "uni":
         return loader
     dataset = loader._dataset
     users = np.concatenate([part.inter_feat[part.uid_field] for part in built])
@@ -142,9 +146,9 @@ def fixed_candidates(loader: Any, phase: str, built: list[Any], config: Any) -> 
         dataset,
         [np.unique(own) for own in interacted],
         int(mode[3:]),
-        config["seed"],
+        settings.seed,
         phase,
-        config["eval_batch_size"],
+        settings.batch_size,
     )
 
 
@@ -156,12 +160,13 @@ class FairCollector(Collector):  # type: ignore[misc]
     where RecBole would rank it.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self._seed: int = config["seed"]
-        self._user_field: str = config["USER_ID_FIELD"]
-        self._item_field: str = config["ITEM_ID_FIELD"]
-        #: Of the last evaluation, for each user the place of his first held-out item
+        settings = config.evaluation_settings()
+        self._seed = settings.seed
+        self._user_field = settings.user_field
+        self._item_field = settings.item_field
+        #: Of the last evaluation, for each user the place of its first held-out item
         #: among the first max(topk), from 1; 0 if it is not there. None where no
         #: metric counts hits.
         self.ranks: NDArray[np.int64] | None = None

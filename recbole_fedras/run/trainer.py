@@ -41,7 +41,6 @@ from recbole_fedras.run.report import (
 )
 from recbole_fedras.wire.payload import Payload
 
-
 #: State of a run that is written after every round, unless another step is asked for.
 CHEAP_BYTES = 2**25
 
@@ -394,7 +393,10 @@ def check_after_warmup(config: Config, simulation: Simulation) -> None:
     """
     if not config.warmup_rounds or simulation.embedding is not None:
         return
-    table, n_theta = simulation.server.parameters.item_table, simulation.agreement.n_theta
+    table, n_theta = (
+        simulation.server.parameters.item_table,
+        simulation.agreement.n_theta,
+    )
     embedding = config.make_item_embedding(*table.shape)
     if embedding is None:
         return

@@ -167,7 +167,7 @@ def test_scores_are_those_of_the_definition(run, name, model, replica):
     result = run(model, **keys)
     config = Config(model, "tiny", config_dict=keys, argv=COMMON)
     train, _, _ = prepare_data(config)
-    network = config.model_class(config, train._dataset)
+    network = config.make_model(train._dataset)
     state = read_checkpoint(Path(result["run_folder"]) / "last.pth")["state_dict"]
     network.load_state_dict(state)
     users, items = torch.arange(1, 41), torch.arange(1, 61)
@@ -256,7 +256,7 @@ def test_items_start_as_their_base_and_that_is_of_the_seed(workspace, name):
         config = Config("MF", "tiny", config_dict=keys, argv=COMMON)
         train, _, _ = prepare_data(config)
         torch.manual_seed(len(vectors))  # nothing depends on the global generator
-        network = config.model_class(config, train._dataset)
+        network = config.make_model(train._dataset)
         items = torch.arange(61)[None]
         found = network._vectors(items, torch.zeros_like(items), network._theta_of(
             torch.zeros(1, dtype=torch.int64)))[0].detach()  # fmt: skip

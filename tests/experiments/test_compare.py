@@ -18,6 +18,7 @@ from scipy.stats import wilcoxon
 from recbole_fedras import compare as comparing
 from recbole_fedras.__main__ import main
 from recbole_fedras.config import Config
+from recbole_fedras.errors import DataError
 from recbole_fedras.experiments import sweep
 from recbole_fedras.experiments.measures import information_loss
 
@@ -142,7 +143,7 @@ class Mine(SVD):
 def test_runs_under_way_are_kept_when_another_fails(workspace):
     good = [cell(seed=seed, epochs=30) for seed in (1, 2)]
     cells = [good[0], cell(dataset="nowhere"), good[1]]
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(DataError, match="nowhere"):
         sweep.run_cells(cells, Path("cells"), 3)
     assert len(list(Path("cells").glob("*.json"))) == 2
 

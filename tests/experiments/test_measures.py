@@ -52,7 +52,7 @@ def test_the_loss_meter_changes_no_training(workspace):
         tables = []
         for kind in (Simulation, LossMeter):
             train, _, _ = prepare_data(config)
-            model = config.model_class(config, train._dataset)
+            model = config.make_model(train._dataset)
             simulation = kind(
                 model, client_data(train._dataset), *config.make_compressors(),
                 config.federation(), config.local_training(),
@@ -81,7 +81,7 @@ def downlinks(**keys):
     train, _, _ = prepare_data(config)
     uplink, downlink = config.make_compressors()
     simulation = Simulation(
-        config.model_class(config, train._dataset), client_data(train._dataset),
+        config.make_model(train._dataset), client_data(train._dataset),
         uplink, downlink, config.federation(), config.local_training(),
     )  # fmt: skip
     for _ in range(4):

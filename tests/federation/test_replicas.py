@@ -11,13 +11,18 @@ import pytest
 import torch
 from methods import NAMES, make
 from population import DIM, N_CLIENTS, N_ITEMS, mf, ncf, simulate
+from recbole_fedras.federation.client.store import ClientTables
 
 from recbole_fedras.compressor.fedras.fedras import FedRAS
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.compressor.topk import TopK
-from recbole_fedras.errors import NonFiniteError, PayloadError, VersionError
+from recbole_fedras.errors import (
+    ConfigError,
+    NonFiniteError,
+    PayloadError,
+    VersionError,
+)
 from recbole_fedras.federation import personal
-from recbole_fedras.federation.client.store import ClientTables
 from recbole_fedras.federation.server.selection import select_cohort
 from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.numeric.memory import mapped_zeros
@@ -406,5 +411,5 @@ def test_mapped_memory_takes_no_space_until_it_is_written():
 
 
 def test_a_disk_too_small_is_refused_before_any_work():
-    with pytest.raises(OSError, match=r"may grow to 40000\.00 GB.*TMPDIR"):
+    with pytest.raises(ConfigError, match=r"may grow to 40000\.00 GB.*TMPDIR"):
         mapped_zeros(10**5, 10**6, 100)

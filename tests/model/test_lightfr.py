@@ -10,14 +10,14 @@ import torch
 from conftest import CTX, DIM, N_ITEMS, budget
 
 from recbole_fedras.compressor import RowUpdate
-from recbole_fedras.lightfr.codes import BinaryCodes
 from recbole_fedras.config import Config
 from recbole_fedras.config.checkpoint import read_checkpoint
 from recbole_fedras.data.clients import ClientData, draw_samples
 from recbole_fedras.data.local import LocalParameters
 from recbole_fedras.lightfr.aggregation import CodeDescent
-from recbole_fedras.lightfr.model import _train_clients
+from recbole_fedras.lightfr.codes import BinaryCodes
 from recbole_fedras.lightfr.descent import descend
+from recbole_fedras.lightfr.model import _train_clients
 from recbole_fedras.numeric.rng import Stream, counter_key
 
 

@@ -22,7 +22,7 @@ SIZES = {"embedding_size": 8, "mf_embedding_size": 3, "mlp_embedding_size": 5}
 def build(model, **keys):
     config = Config(model, "tiny", config_dict=SIZES | keys, argv=COMMON)
     train, _, _ = prepare_data(config)
-    network = config.model_class(config, train._dataset)
+    network = config.make_model(train._dataset)
     return network, config, train._dataset
 
 

@@ -61,7 +61,7 @@ def test_gauc_is_the_share_of_candidates_below_the_held_out_item(workspace, mode
     }
     config = Config("MF", "tiny", config_dict=keys)
     train, _, test = prepare_data(config)
-    model = config.model_class(config, train._dataset)
+    model = config.make_model(train._dataset)
     trainer = FederatedTrainer(config, model, train)
     trainer.eval_collector.data_collect(train)
     found = trainer.evaluate(test, load_best_model=False)["gauc"]
@@ -139,7 +139,7 @@ def test_a_collapsed_model_scores_what_chance_does(workspace):
     write_dataset(workspace / "dataset", "many", rows)
     config = Config("MF", "many", argv=[*TINY[1:], "--init_std=0"])
     train, _, test = prepare_data(config)
-    model = config.model_class(config, train._dataset)
+    model = config.make_model(train._dataset)
     trainer = FederatedTrainer(config, model, train)
     trainer.eval_collector.data_collect(train)
     hit = trainer.evaluate(test, load_best_model=False)["hit@10"]

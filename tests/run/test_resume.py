@@ -96,7 +96,7 @@ def test_recbole_reads_our_checkpoints(run, bandwidth):
     })  # fmt: skip
     config = Config(config_file_list=[str(Path(result["run_folder"]) / "config.yaml")])
     _, _, test_data = prepare_data(config)
-    model = config.model_class(config, test_data._dataset)
+    model = config.make_model(test_data._dataset)
     config["learner"] = "adam"
     trainer = Trainer(config, model)
     file = str(Path(result["run_folder"]) / "best.pth")

@@ -12,7 +12,8 @@ import yaml
 from conftest import TINY, rounds_of
 
 from recbole_fedras.__main__ import main
-from recbole_fedras.config import Config, registry
+from recbole_fedras.config import Config, compat, registry
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.numeric.theta import unflatten
 from recbole_fedras.quick_start import (
     objective_function,
@@ -134,8 +135,8 @@ def test_ncf_trains_alike_compiled_and_not(workspace, run):
     (workspace / "slow.py").write_text(
         "from recbole_fedras.model import NCF\n"
         "class Slow(NCF):\n"
-        "    def __init__(self, config, dataset):\n"
-        "        super().__init__(config, dataset)\n"
+        "    def __init__(self, config, dataset, mlp_hidden_size):\n"
+        "        super().__init__(config, dataset, mlp_hidden_size)\n"
     )
     states = []
     for keys in ({}, {"model_class": "slow.Slow"}):
@@ -168,7 +169,7 @@ def test_our_models_train_centrally_with_recboles_trainer(workspace):
         init_seed(1, True)
         train_data, _, _ = prepare_data(config)
         config["learner"], config["learning_rate"] = "adam", 0.01
-        model = config.model_class(config, train_data._dataset)
+        model = config.make_model(train_data._dataset)
         trainer = Trainer(config, model)
         trainer.eval_collector.data_collect(train_data)
         losses = [trainer._train_epoch(train_data, epoch) for epoch in range(3)]
@@ -185,15 +186,18 @@ def test_recboles_own_models_work_through_our_config(workspace, name):
     assert config["learner"] == "adam"  # RecBole's defaults, not ours
     assert config["embedding_size"] == 64
     init_seed(1, True)
-    train_data, valid_data, test_data = data_preparation(config, create_dataset(config))
-    trainer = Trainer(config, config.model_class(config, train_data._dataset))
-    score, result = trainer.fit(train_data, valid_data)
-    assert 0 <= score <= 1
-    assert set(trainer.evaluate(test_data)) == set(result)  # loads RecBole's checkpoint
-    resumed = Trainer(config, config.model_class(config, train_data._dataset))
-    resumed.resume_checkpoint(trainer.saved_model_file)
+    with compat.recbole(), compat.trusted_checkpoints():
+        loaders = data_preparation(config, create_dataset(config))
+        train_data, valid_data, test_data = loaders
+        trainer = Trainer(config, config.make_model(train_data._dataset))
+        score, result = trainer.fit(train_data, valid_data)
+        assert 0 <= score <= 1
+        tested = trainer.evaluate(test_data)  # loads RecBole's checkpoint
+        assert set(tested) == set(result)
+        resumed = Trainer(config, config.make_model(train_data._dataset))
+        resumed.resume_checkpoint(trainer.saved_model_file)
     assert resumed.start_epoch > 0
-    with pytest.raises(ValueError, match=f"model='{name}' is not a federated model"):
+    with pytest.raises(ConfigError, match=f"model='{name}' is not a federated model"):
         run_recbole_fedras(name, "tiny")
 
 
@@ -203,7 +207,7 @@ def test_early_stopping_and_callbacks_are_recboles(workspace):
         "--learning_rate=3",
     ])  # fmt: skip
     train_data, valid_data, _ = prepare_data(config)
-    model = config.model_class(config, train_data._dataset)
+    model = config.make_model(train_data._dataset)
     trainer = FederatedTrainer(config, model, train_data)
     seen = []
     trainer.fit(
@@ -255,7 +259,7 @@ def test_clients_are_evaluated_by_what_they_hold(workspace, policy, model):
     keys = {"replica": policy, "show_progress": False}
     config = Config(model, config_dict=keys, argv=TINY)
     train, _, _ = prepare_data(config)
-    network = config.model_class(config, train._dataset)
+    network = config.make_model(train._dataset)
     trainer = FederatedTrainer(config, network, train)
     with torch.no_grad():
         for _ in range(6):
@@ -405,14 +409,15 @@ def test_recboles_hyper_tuning_works(workspace, algo, capsys):
 
     keys = Config(argv=TINY).external_config_dict | {"compressor": "SVD"}
     Path("fixed.yaml").write_text(yaml.safe_dump(keys))
-    tuning = HyperTuning(
-        objective_function,
-        params_dict={"choice": {"learning_rate": [0.01, 0.2]}},
-        fixed_config_file_list=["fixed.yaml"],
-        algo=algo,
-        max_evals=2,
-    )
-    tuning.run()
+    with compat.hyper_tuning():
+        tuning = HyperTuning(
+            objective_function,
+            params_dict={"choice": {"learning_rate": [0.01, 0.2]}},
+            fixed_config_file_list=["fixed.yaml"],
+            algo=algo,
+            max_evals=2,
+        )
+        tuning.run()
     assert tuning.best_params["learning_rate"] in (0.01, 0.2)
     scores = [own["best_valid_score"] for own in tuning.params2result.values()]
     assert tuning.best_score == max(scores)

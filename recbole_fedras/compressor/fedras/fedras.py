@@ -20,6 +20,7 @@ from recbole_fedras.compressor.base import (
 from recbole_fedras.compressor.fedras.actions import ACTIONS
 from recbole_fedras.compressor.fedras.kmeans import BACKENDS, Floats, Ints, kmeans
 from recbole_fedras.compressor.fedras.splitting import split_groups
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.wire.payload import Layout, Payload
 
 
@@ -90,17 +91,19 @@ class FedRAS(Compressor):
         actions: str = "float32",
     ) -> None:
         if type(alpha) not in (int, float) or not 0 <= alpha < 1:
-            raise ValueError(f"alpha={alpha!r} must be a number in [0, 1)")
+            raise ConfigError(f"alpha={alpha!r} must be a number in [0, 1)")
         if clustering not in ("adaptive", "fixed"):
-            raise ValueError(f"clustering={clustering!r} must be 'adaptive' or 'fixed'")
+            raise ConfigError(
+                f"clustering={clustering!r} must be 'adaptive' or 'fixed'"
+            )
         if kmeans not in BACKENDS:
-            raise ValueError(f"kmeans={kmeans!r} must be one of {BACKENDS}")
+            raise ConfigError(f"kmeans={kmeans!r} must be one of {BACKENDS}")
         if type(kmeans_iterations) is not int or kmeans_iterations < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"kmeans_iterations={kmeans_iterations!r} must be an integer from 1"
             )
         if actions not in ACTIONS:
-            raise ValueError(f"actions={actions!r} must be one of {tuple(ACTIONS)}")
+            raise ConfigError(f"actions={actions!r} must be one of {tuple(ACTIONS)}")
         self.alpha = alpha
         self.clustering = clustering
         self.kmeans = kmeans

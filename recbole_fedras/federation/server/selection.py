@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.numeric.rng import Stream, generator
 
 Ints = NDArray[np.int64]
@@ -15,12 +16,12 @@ def cohort_size(n_eligible: int, client_fraction: float) -> int:
 
     Raises
     ------
-    ValueError
+    ConfigError
         If that is nobody.
     """
     size = int(n_eligible * client_fraction + 1e-9)
     if size < 1:
-        raise ValueError(
+        raise ConfigError(
             f"client_fraction={client_fraction} of {n_eligible} clients selects nobody;"
             f" it must be at least {1 / max(n_eligible, 1):.2g} and at most 1 (RSC cuts"
             " it by compression_rate)"

@@ -1,0 +1,99 @@
+"""What a run and its evaluation are configured by, as plain validated values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Uncut:
+    """What was asked for, where a method does less instead of compressing.
+
+    Attributes
+    ----------
+    rounds : int
+    client_fraction : float
+    dim : int
+    """
+
+    rounds: int
+    client_fraction: float
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What is run, where, and what it leaves behind.
+
+    Attributes
+    ----------
+    model, dataset, item_embedding : str
+        Names.
+    seed : int
+    reproducibility : bool
+        RecBole's: whether torch keeps to deterministic algorithms.
+    device : torch.device
+    rounds : int
+    uncut : Uncut
+        The run without the cut.
+    n_jobs : int
+        Threads over clients; -1: one per core.
+    data_path : str
+        Folder of the dataset.
+    checkpoint_dir : str
+        Folder of runs' folders.
+    resume : str or None
+        Checkpoint of the run to continue.
+    show_progress : bool
+    mb_per_s : dict of str to float
+        What a client's link carries, 10^6 bytes a second, by direction.
+    random_base : bool
+        Whether items' base vectors are drawn from the seed, so that none are sent.
+    """
+
+    model: str
+    dataset: str
+    item_embedding: str
+    seed: int
+    reproducibility: bool
+    device: torch.device
+    rounds: int
+    uncut: Uncut
+    n_jobs: int
+    data_path: str
+    checkpoint_dir: str
+    resume: str | None
+    show_progress: bool
+    mb_per_s: dict[str, float]
+    random_base: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """How quality is measured.
+
+    Attributes
+    ----------
+    seed : int
+    mode : dict of str to str
+        RecBole's, as uni99 or full, by phase: valid, test.
+    fixed_candidates : bool
+        Whether sampled items are drawn once, not anew at each evaluation.
+    batch_size : int
+        Scores computed at a time.
+    topk : tuple of int
+    bigger_is_better : bool
+        Of the metric that validation goes by.
+    user_field, item_field : str
+    """
+
+    seed: int
+    mode: dict[str, str]
+    fixed_candidates: bool
+    batch_size: int
+    topk: tuple[int, ...]
+    bigger_is_better: bool
+    user_field: str
+    item_field: str
