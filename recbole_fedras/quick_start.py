@@ -13,14 +13,13 @@ import recbole.data.dataset
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import init_logger, init_seed
 
-from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config, compat, registry
 from recbole_fedras.config.checkpoint import plain
 from recbole_fedras.data.dataset import FederatedDataset, client_data
 from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.federation.server.selection import cohort_size
 from recbole_fedras.federation.settings import Federation
-from recbole_fedras.federation.simulation import Simulation
+from recbole_fedras.federation.simulation import Methods, Simulation
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.run.evaluation import fixed_candidates
 from recbole_fedras.run.report import (
@@ -165,7 +164,7 @@ def _result(
     best: tuple[float, dict[str, float] | None],
     test_result: Any,
 ) -> dict[str, Any]:
-    settings, federation = config.run_settings(), trainer.simulation.federation
+    settings, federation = config.run_settings(), config.federation()
     return {
         "model": settings.model,
         "dataset": settings.dataset,
@@ -188,15 +187,15 @@ def cost(config: Config, simulation: Simulation) -> dict[str, Any]:
     """Return a run's :func:`communication`, beside that of the run without a cut."""
     settings = config.run_settings()
     uncut = settings.uncut
-    cohort = cohort_size(len(simulation.clients.eligible), uncut.client_fraction)
+    cohort = cohort_size(len(simulation.data.eligible), uncut.client_fraction)
     rounds = simulation.round * uncut.rounds / settings.rounds
-    embedding = simulation.embedding
-    n_theta = len(simulation.server.theta)
+    embedding = simulation.shard.embedding
+    n_theta = simulation.agreement.n_theta
     if embedding is not None:
         n_theta -= embedding.n_theta  # they stand in for items
     return communication(
         simulation.ledger.totals,
-        table_bytes=4 * simulation.clients.n_items * uncut.dim,
+        table_bytes=4 * simulation.data.n_items * uncut.dim,
         theta_bytes=4 * n_theta,
         participations=rounds * cohort,
         mb_per_s=settings.mb_per_s,
@@ -253,7 +252,7 @@ def make_simulation(
     config: Config,
     train_data: Any,
     kind: type[Rounds],
-    compressors: tuple[Compressor, Compressor] | None = None,
+    methods: Methods | None = None,
     federation: Federation | None = None,
 ) -> Rounds:
     """Set up rounds to be run by hand: no evaluation, no checkpoints, no warm-up.
@@ -265,8 +264,8 @@ def make_simulation(
         RecBole's, of :func:`prepare_data`.
     kind : type
         Simulation, or one derived from it.
-    compressors : tuple of Compressor, optional
-        Of uplink and downlink; by default as configured.
+    methods : Methods, optional
+        By default as configured.
     federation : Federation, optional
         Likewise.
 
@@ -278,7 +277,7 @@ def make_simulation(
     return kind(
         config.make_model(train_data._dataset),
         client_data(train_data._dataset),
-        *(compressors or config.make_compressors()),
+        methods or config.make_methods(),
         federation or config.federation(),
         config.local_training(),
         config.run_settings().n_jobs,

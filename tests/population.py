@@ -187,7 +187,7 @@ def federation(fraction=1.0, rates=(0.0,), aggregation="inverse_frequency", **ke
 
 
 def methods(uplink, downlink=None, aggregation="inverse_frequency", **keys) -> Methods:
-    """Objects of a run: of each kind one, the compressor serving both ways."""
+    """Make the objects of a run, one of each kind."""
     aggregator = {"inverse_frequency": InverseFrequency, "fedavg": FedAvg}[aggregation]
     return Methods(uplink, downlink or copy.deepcopy(uplink), aggregator(), **keys)
 
@@ -206,11 +206,11 @@ def simulate(model, data, compressor, training=TRAINING, fraction=0.25, **keys):
 
 
 def tables(simulation: Simulation) -> torch.Tensor:
-    """All tables that clients hold."""
+    """Return all tables that clients hold."""
     return simulation.shard.replicas.tables
 
 
 def held_by(simulation: Simulation, client: int) -> torch.Tensor:
-    """The table that a client holds; a view."""
+    """Return the table that a client holds; a view."""
     replicas = simulation.shard.replicas
     return replicas.tables[int(replicas.table_of([client])[0])]

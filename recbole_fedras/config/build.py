@@ -46,7 +46,7 @@ def find_compressors(chosen: dict[str, Any]) -> dict[str, tuple[str, type[Compre
             key, name = "compressor", common
         if not path and name == common:
             path = chosen.get("compressor_class")
-        found = _find("compressor", key, str(name), path, Compressor)
+        found = registry.find("compressor", key, str(name), path, Compressor)
         compressors[direction] = str(name), found
     return compressors
 
@@ -61,7 +61,7 @@ def find_item_embedding(chosen: dict[str, Any]) -> type[ItemEmbedding]:
     """
     kind, name = "item_embedding", str(chosen["item_embedding"])
     path = chosen.get("item_embedding_class")
-    return _find(kind, kind, name, path, ItemEmbedding)
+    return registry.find(kind, kind, name, path, ItemEmbedding)
 
 
 def own_keys(kind: str, name: str, found: type, taken: set[str]) -> dict[str, Any]:
@@ -126,15 +126,18 @@ def make_model(config: Config, dataset: Any) -> Any:
     )
 
 
-def _find(kind: str, key: str, name: str, path: str | None, base: type) -> type:
-    path = path or registry.read_properties(kind, name).get(f"{kind}_class")
-    if not path:
-        valid = list(registry.names(kind))
-        raise ConfigError(
-            f"{key}={name!r} is unknown; {registry.nearest(name, valid)}"
-            f"known: {', '.join(valid)}, or set {key}_class"
-        )
-    return registry.load_class(f"{key}_class", path, base)
+def make(config: Config, kind: str, name: str, found: type[Made]) -> Made:
+    """Build an object of a kind; its parameters are the keys of their names.
+
+    Raises
+    ------
+    ConfigError
+        For values that it does not take.
+    """
+    arguments = _arguments(config, kind, name, found)
+    return _construct(
+        f"{kind}={name!r} ({found.__module__})", lambda: found(**arguments)
+    )
 
 
 def make_compressor(
@@ -147,11 +150,7 @@ def make_compressor(
     ConfigError
         For values that it does not take.
     """
-    arguments = _arguments(config, "compressor", name, compressor_class)
-    compressor = _construct(
-        f"compressor={name!r} ({compressor_class.__module__})",
-        lambda: compressor_class(**arguments),
-    )
+    compressor = make(config, "compressor", name, compressor_class)
     if config["bandwidth"] is not None and not compressor.heterogeneous:
         refuse(config, "bandwidth", f"None: {name} needs equal rates")
     return compressor

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from recbole.config import Config as RecBoleConfig
 
 from recbole_fedras.compressor import Compressor
-from recbole_fedras.config import build, compat, registry, rules, schema
+from recbole_fedras.config import build, compat, methods, registry, rules, schema
 from recbole_fedras.config.checkpoint import plain, read_checkpoint
 from recbole_fedras.config.cut import cut
 from recbole_fedras.config.settings import EvaluationSettings, RunSettings
@@ -27,6 +27,7 @@ from recbole_fedras.data.features import item_features
 from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.federation.settings import Federation, LocalTraining
+from recbole_fedras.federation.simulation import Methods
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.model.settings import ModelSettings
 from recbole_fedras.wire.ledger import DIRECTIONS
@@ -200,7 +201,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         if newer.get("model_class") not in (None, shipped.get("model_class")):
             self._declared |= newer.keys()
         merged = older | newer
-        for kind in ("model", "item_embedding", *build.COMPRESSOR_KEYS):
+        for kind in (*registry.GIVEN, *build.COMPRESSOR_KEYS):
             renamed = newer.get(kind, older.get(kind)) != older.get(kind)
             if renamed and f"{kind}_class" not in newer:
                 merged.pop(f"{kind}_class", None)
@@ -239,7 +240,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         overall = registry.read_properties(".", "overall")
         given = self.external_config_dict
         preset = self._preset(given.get("preset"))
-        for kind in ("compressor", "item_embedding"):
+        for kind in ("compressor", "item_embedding", "aggregation", "replica"):
             if f"{kind}_class" in given and kind not in given:
                 given[kind] = str(given[f"{kind}_class"]).rpartition(".")[2]
         federated = issubclass(model_class, FederatedRecommender)
@@ -258,6 +259,8 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             taken,
         )
         own = self._keys_of_compressors(taken | of_model.keys() | of_items.keys())
+        self.parts = methods.find_parts(chosen)
+        own |= self.parts.keys(taken | of_model.keys() | of_items.keys() | own.keys())
         of_dataset = registry.read_properties("dataset", dataset)
         layers = [overall, of_items, own, recbole]
         if federated:
@@ -284,7 +287,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         return registry.read_properties("preset", name) if name else {}
 
     def _refuse_unknown_keys(self) -> None:
-        kinds = ("model", "item_embedding", *build.COMPRESSOR_KEYS)
+        kinds = (*registry.GIVEN, *build.COMPRESSOR_KEYS)
         self._known = {*self.internal_config_dict, *_RECBOLE_KEYS, *self._declared}
         self._known |= {f"{kind}_class" for kind in kinds}
         for kind in registry.GIVEN:  # files may have several
@@ -361,6 +364,10 @@ class Config(RecBoleConfig):  # type: ignore[misc]
             for direction in DIRECTIONS
         )
         return uplink, downlink
+
+    def make_methods(self) -> Methods:
+        """Build the parts of a round, compressors among them."""
+        return methods.make_methods(self)
 
     @property
     def warmup_rounds(self) -> int:

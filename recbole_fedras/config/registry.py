@@ -18,7 +18,11 @@ from recbole_fedras.errors import ConfigError
 
 #: Kinds of classes, and how many of their constructors' arguments are no keys: config
 #: and dataset of a model; n_items, dim, base and seed of an item embedding.
-GIVEN = {"model": 2, "item_embedding": 4, "compressor": 0}
+#: Of a replica policy agreement, compressor and parameters.
+GIVEN = {
+    "model": 2, "item_embedding": 4, "compressor": 0, "aggregation": 0, "replica": 3,
+    "transform": 0,
+}  # fmt: skip
 
 #: Files of users' classes that were loaded, and the keys that named them.
 _plug_ins: dict[str, str] = {}
@@ -99,6 +103,24 @@ def load_class(key: str, path: str, base: type) -> type:
     if file and not loaded.__module__.startswith(("recbole_fedras.", "recbole.")):
         _plug_ins[file] = f"{key}={path!r}"
     return loaded
+
+
+def find(kind: str, key: str, name: str, path: str | None, base: type) -> type:
+    """Find the class of a kind that a key names, in our YAML files or at a path.
+
+    Raises
+    ------
+    ConfigError
+        If it is unknown or cannot be imported.
+    """
+    path = path or read_properties(kind, name).get(f"{kind}_class")
+    if not path:
+        valid = list(names(kind))
+        raise ConfigError(
+            f"{key}={name!r} is unknown; {nearest(name, valid)}"
+            f"known: {', '.join(valid)}, or set {key}_class"
+        )
+    return load_class(f"{key}_class", path, base)
 
 
 def _said_where(error: Exception) -> str:

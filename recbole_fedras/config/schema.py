@@ -18,10 +18,8 @@ from recbole_fedras.config.values import refuse as refuse
 from recbole_fedras.data.dataset import DataSettings
 from recbole_fedras.federation.server.optimizer import OPTIMIZERS, ServerOptimization
 from recbole_fedras.federation.settings import (
-    AGGREGATIONS,
     ALL_SAMPLES,
     BUDGETS,
-    REPLICAS,
     USER_OPTIMIZERS,
     Federation,
     LocalTraining,
@@ -36,12 +34,14 @@ def federation(config: Keys) -> Federation:
         seed=integer(config, "seed", 0, 2**32 - 1),
         client_fraction=number(config, "client_fraction", above=0, at_most=1),
         compression_rates=_compression_rates(config),
-        aggregation=choice(config, "aggregation", AGGREGATIONS),
-        replica=choice(config, "replica", REPLICAS),
+        aggregation=str(config["aggregation"]),
+        replica=str(config["replica"]),
         budget=choice(config, "budget", BUDGETS),
         downlink_feedback=_downlink_feedback(config),
         uplink_feedback=boolean(config, "uplink_feedback"),
         optimization=_server_optimization(config),
+        max_update_norm=number(config, "max_update_norm", above=0),
+        report_loss=boolean(config, "report_loss"),
     )
 
 
@@ -191,7 +191,14 @@ def run_settings(config: Keys, asked: Keys) -> RunSettings:
             for direction in DIRECTIONS
         },
         random_base=config["item_base"] == "random",
+        checkpoint_step=_checkpoint_step(config),
     )
+
+
+def _checkpoint_step(config: Keys) -> int | None:
+    if config["checkpoint_step"] is None:
+        return None
+    return integer(config, "checkpoint_step", 1)
 
 
 def evaluation_settings(config: Keys) -> EvaluationSettings:

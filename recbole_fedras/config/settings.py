@@ -51,6 +51,8 @@ class RunSettings:
         What a client's link carries, 10^6 bytes a second, by direction.
     random_base : bool
         Whether items' base vectors are drawn from the seed, so that none are sent.
+    checkpoint_step : int or None
+        Rounds between checkpoints; None: one where that is cheap.
     """
 
     model: str
@@ -68,6 +70,7 @@ class RunSettings:
     show_progress: bool
     mb_per_s: dict[str, float]
     random_base: bool
+    checkpoint_step: int | None
 
 
 @dataclass(frozen=True, slots=True)

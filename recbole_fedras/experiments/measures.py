@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import inf
 from statistics import mean
 from time import perf_counter
@@ -15,7 +17,6 @@ from torch import Tensor
 
 from recbole_fedras.compressor import (
     Budget,
-    CohortUpdate,
     Compressor,
     RoundContext,
     RowUpdate,
@@ -24,11 +25,11 @@ from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.compressor.svd import SVD
 from recbole_fedras.config import Config
 from recbole_fedras.config import schema as keys
-from recbole_fedras.data.clients import Ints
 from recbole_fedras.experiments.sweep import Keys, Outcome
-from recbole_fedras.federation.client.training import Trained
-from recbole_fedras.federation.server.aggregation import aggregate
-from recbole_fedras.federation.simulation import RoundReport, Simulation
+from recbole_fedras.federation.protocol import get_theta
+from recbole_fedras.federation.round import RoundReport
+from recbole_fedras.federation.simulation import Simulation
+from recbole_fedras.numeric.parallel import threads
 from recbole_fedras.quick_start import Rounds, cost, make_simulation, prepare_data
 from recbole_fedras.wire.payload import Payload
 
@@ -43,6 +44,9 @@ GROUP_SIZES = {
 
 class LossMeter(Simulation):
     """A simulation that aggregates what clients would have sent uncompressed, too.
+
+    A second shard with the same clients, and no compression, answers the same
+    invitations.
 
     Source: FedRAS (KDD 2025), Table 3. The client side's loss is the squared error of
     the aggregate of compressed updates against that of the same clients' updates
@@ -67,33 +71,33 @@ class LossMeter(Simulation):
 
     def run_round(self) -> RoundReport:
         """Run a round and note its losses."""
-        table = self.server.item_table
-        before = table.clone()
-        self._exact = aggregate(self.federation.aggregation, before)
+        parameters = self.server.parameters
+        before = parameters.item_table.clone()
+        exact = self._uncompressed()
         report = super().run_round()
-        update = self._exact.update()
-        exact = torch.zeros_like(before)
-        exact[update.ids] = update.rows.to(exact)
-        sent = self.server.item_table - before
-        lacking = self.server.item_table - self.replicas.tables[0]
+        sent = parameters.item_table - before
+        lacking = parameters.item_table - self.shard.replicas.tables[0]
         loss = {"client": _squared(sent - exact), "server": _squared(lacking)}
         self.losses.append(loss)
         return report
 
-    def _train(self, part: Ints) -> Trained:
-        compressor = self.uplink
-        if compressor.gradient_map(self._budgets[0], self._context(0, 0)) is not None:
-            self.uplink = NoCompression()
-            self._note(super()._train(part).updates)
-            self.uplink = compressor
-            return super()._train(part)
-        trained = super()._train(part)
-        self._note(trained.updates)
-        return trained
-
-    def _note(self, updates: CohortUpdate) -> None:
-        for index in range(len(updates)):
-            self._exact.add(updates[index])
+    def _uncompressed(self) -> Tensor:
+        """Return what the aggregate of the round to come would be, shape (N, d)."""
+        aggregator, lossless = copy.deepcopy(self.server.aggregator), NoCompression()
+        table = self.server.parameters.item_table
+        aggregator.begin(table)
+        shard = self.shard.twin(lossless)
+        with torch.no_grad(), threads(1):
+            for message in shard.participate(self.server.invite()):
+                client = message.header.client
+                ctx = self.agreement.context(message.header.round, client)
+                theta = get_theta(message.payload, self.agreement.n_theta)
+                aggregator.add(client, lossless.decode(message.payload, ctx), theta)
+        self.server.rollback()
+        update, _ = aggregator.result()
+        exact = torch.zeros_like(table)
+        exact[update.ids] = update.rows.to(exact)
+        return exact
 
 
 def _squared(error: Tensor) -> float:
@@ -144,7 +148,7 @@ def information_loss(cell: Keys) -> Outcome:
         keys.refuse(config, "server_optimizer", "sgd of rate 1 to compare aggregates")
     meter = _train(config, LossMeter)
     losses: dict[str, float] = {}
-    for unit, size in (("", meter.server.item_table.numel()), (" sum", 1)):
+    for unit, size in (("", meter.server.parameters.item_table.numel()), (" sum", 1)):
         client, server = (
             mean(loss[side] for loss in meter.losses) / size
             for side in ("client", "server")
@@ -239,10 +243,11 @@ def _train(config: Config, kind: type[Rounds], note: Note | None = None) -> Roun
     if note is not None and config["bandwidth"] is not None:
         keys.refuse(config, "bandwidth", "None: downlinks of one rate are noted")
     train_data, _, _ = prepare_data(config)
-    uplink, downlink = config.make_compressors()
+    methods = config.make_methods()
     if note is not None:
-        downlink = cast(Compressor, Observed(downlink, note))
-    simulation = make_simulation(config, train_data, kind, (uplink, downlink))
+        observed = cast(Compressor, Observed(methods.downlink, note))
+        methods = replace(methods, downlink=observed)
+    simulation = make_simulation(config, train_data, kind, methods)
     with torch.no_grad():
         for _ in range(config["epochs"]):
             simulation.run_round()

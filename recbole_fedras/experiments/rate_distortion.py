@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 from zipfile import BadZipFile
 
 import numpy as np
@@ -15,16 +15,17 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm, trange
 
-from recbole_fedras.compressor import Budget, Compressor, RoundContext, RowUpdate
+from recbole_fedras.compressor import Compressor, RoundContext, RowUpdate
 from recbole_fedras.compressor.base import SERVER, empty_update, row_update
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.config import Config, registry
 from recbole_fedras.errors import BudgetError, ConfigError, DataError
 from recbole_fedras.federation.budgets import hold_to, wire_budget
+from recbole_fedras.federation.server.broadcast import Broadcast
 from recbole_fedras.federation.simulation import Simulation
+from recbole_fedras.federation.transforms import SharedUpdate, Transform
 from recbole_fedras.quick_start import make_simulation, prepare_data
 from recbole_fedras.wire.message import Header, Kind, Message
-from recbole_fedras.wire.payload import Payload
 
 RATES = (0.5, 0.75, 0.875, 0.9375, 0.96875, 0.984375)
 
@@ -60,29 +61,26 @@ class Point:
     framing_share: float
 
 
-class Recorder(NoCompression):
-    """Sends everything as it is, and keeps the newest updates that it sent."""
+class Recorder(Transform):
+    """Keeps the newest round's updates, and changes nothing."""
 
     def __init__(self) -> None:
+        self.round = -1
         self.clients: list[RowUpdate] = []
         self.aggregate = empty_update(0)
 
-    def encode_cohort(
-        self, updates: Any, budgets: Sequence[Budget], ctxs: Sequence[RoundContext]
-    ) -> list[Payload]:
-        """Keep a copy of each client's update."""
-        self.clients = [
-            RowUpdate(updates[index].ids.clone(), updates[index].rows.clone())
-            for index in range(len(updates))
-        ]
-        return super().encode_cohort(updates, budgets, ctxs)
+    def on_client(self, update: SharedUpdate, ctx: RoundContext) -> SharedUpdate:
+        """Keep a copy of a client's update."""
+        if ctx.round != self.round:
+            self.round, self.clients = ctx.round, []
+        items = update.items
+        self.clients.append(RowUpdate(items.ids.clone(), items.rows.clone()))
+        return update
 
-    def encode_broadcast(
-        self, update: RowUpdate, budgets: Sequence[Budget], ctx: RoundContext
-    ) -> list[Payload]:
+    def on_aggregate(self, update: SharedUpdate, ctx: RoundContext) -> SharedUpdate:
         """Keep the aggregate."""
-        self.aggregate = update
-        return super().encode_broadcast(update, budgets, ctx)
+        self.aggregate = update.items
+        return update
 
 
 def capture(config: Config, direction: str, n_rounds: int) -> tuple[RowUpdate, int]:
@@ -94,7 +92,14 @@ def capture(config: Config, direction: str, n_rounds: int) -> tuple[RowUpdate, i
         The update of the client with the median number of rows, or the aggregate.
     """
     train_data, _, _ = prepare_data(config)
-    uplink, downlink = Recorder(), Recorder()
+    recorder = Recorder()
+    methods = replace(
+        config.make_methods(),
+        uplink=NoCompression(),
+        downlink=NoCompression(),
+        policy=Broadcast,
+        transforms=(recorder,),
+    )
     plain = replace(
         config.federation(),
         compression_rates=(0.0,),
@@ -103,17 +108,15 @@ def capture(config: Config, direction: str, n_rounds: int) -> tuple[RowUpdate, i
         downlink_feedback=False,
         uplink_feedback=False,
     )
-    simulation = make_simulation(
-        config, train_data, Simulation, (uplink, downlink), plain
-    )
-    with torch.no_grad():
-        for _ in trange(n_rounds, desc="Capture", unit="round"):
-            simulation.run_round()
-    n_items = len(simulation.server.item_table)
+    simulation = make_simulation(config, train_data, Simulation, methods, plain)
+    for _ in trange(n_rounds, desc="Capture", unit="round"):
+        simulation.run_round()
+    n_items = len(simulation.server.parameters.item_table)
     if direction == "uplink":
-        by_size = sorted(uplink.clients, key=len)
+        (on_clients,) = simulation.shard.methods.transforms
+        by_size = sorted(cast(Recorder, on_clients).clients, key=len)
         return by_size[len(by_size) // 2], n_items
-    return downlink.aggregate, n_items
+    return recorder.aggregate, n_items
 
 
 def save_update(path: Path, update: RowUpdate, n_items: int) -> None:

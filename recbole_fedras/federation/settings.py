@@ -10,8 +10,6 @@ from recbole_fedras.federation.server.optimizer import ServerOptimization
 ALL_SAMPLES = 2**62
 
 USER_OPTIMIZERS = ("sgd", "adam")
-AGGREGATIONS = ("inverse_frequency", "fedavg", "discrete")
-REPLICAS = ("broadcast", "stale", "personal")
 BUDGETS = ("nominal", "wire")
 
 

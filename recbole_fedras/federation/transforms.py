@@ -33,8 +33,8 @@ class Transform:
     """Changes updates where they arise, before they are encoded or applied.
 
     A subclass overrides one method or both, and never writes to what it is given; its
-    constructor parameters become config keys. It is named in the list ``transforms``,
-    one of your own as ``package.module.Class``.
+    constructor parameters become config keys. The list ``transforms`` names those that
+    ship, ``transform_class`` one of your own, or several.
 
     Examples
     --------

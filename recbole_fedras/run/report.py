@@ -14,7 +14,8 @@ from recbole.utils import get_local_time
 from tabulate import tabulate
 
 from recbole_fedras.config.checkpoint import plain
-from recbole_fedras.federation.simulation import PHASES, RoundReport
+from recbole_fedras.federation.round import RoundReport
+from recbole_fedras.federation.simulation import PHASES
 from recbole_fedras.wire.ledger import DIRECTIONS
 from recbole_fedras.wire.payload import PARTS
 

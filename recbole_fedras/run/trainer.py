@@ -29,7 +29,8 @@ from recbole_fedras.data.dataset import client_data
 from recbole_fedras.embedding.base import introduction
 from recbole_fedras.errors import DataError, NonFiniteError
 from recbole_fedras.federation.budgets import make_budgets
-from recbole_fedras.federation.simulation import RoundReport, Simulation
+from recbole_fedras.federation.round import RoundReport
+from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.run.evaluation import FairCollector
 from recbole_fedras.run.report import (
@@ -391,13 +392,10 @@ def check_after_warmup(config: Config, simulation: Simulation) -> None:
     ConfigError
         If there are too few items, or a compressor cannot work with their embedding.
     """
-    if not config.warmup_rounds or simulation.embedding is not None:
+    if not config.warmup_rounds or simulation.shard.embedding is not None:
         return
-    table, n_theta = (
-        simulation.server.parameters.item_table,
-        simulation.agreement.n_theta,
-    )
-    embedding = config.make_item_embedding(*table.shape)
+    agreement = simulation.agreement
+    embedding = config.make_item_embedding(agreement.n_items, agreement.dim)
     if embedding is None:
         return
     embedding.validate()
@@ -405,7 +403,7 @@ def check_after_warmup(config: Config, simulation: Simulation) -> None:
         config.federation(),
         embedding.n_rows,
         embedding.width,
-        n_theta + embedding.n_theta,
+        agreement.n_theta + embedding.n_theta,
         config.make_compressors(),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -104,6 +105,7 @@ class Shard:
 
     Attributes
     ----------
+    methods : ClientMethods
     clients : ndarray of int64, shape (n_local,)
         Who they are, increasing.
     user_rows : Tensor, shape (n_local, dim)
@@ -125,6 +127,7 @@ class Shard:
     ) -> None:
         self._agreement, self._data, self._model = agreement, data, model
         self._uplink, self.training = methods.uplink, training
+        self.methods = methods
         self.clients, self.user_rows = start.clients, start.user_rows
         self.user_states: Tensor | None = None
         if training.user_optimizer == "adam":
@@ -145,6 +148,18 @@ class Shard:
     def embedding(self) -> ItemEmbedding | None:
         """What items are made of."""
         return self._model.embedding
+
+    def twin(self, uplink: Compressor) -> Shard:
+        """Return a copy whose clients send by another compressor; nothing is shared."""
+        theta = unflatten(self.replicas.theta, self._model.theta)
+        table = self.replicas.tables[0]
+        start = Start(self.clients, self.user_rows.clone(), table, theta)
+        methods = self.methods._replace(uplink=uplink)
+        shard = Shard(
+            self._agreement, self._data, self._model, start, methods, self.training
+        )
+        shard.load_state_dict(copy.deepcopy(self.state_dict()))
+        return shard
 
     def user_rows_of(self, clients: Ints) -> Tensor:
         """Return private rows in force, shape (n, dim)."""

@@ -63,6 +63,9 @@ class Server:
 
     Attributes
     ----------
+    parameters : SharedParameters
+    policy : DownlinkPolicy
+    aggregator : Aggregator
     transforms : sequence of Transform
         Applied to each aggregate, in their order.
     introduction : Payload or None
@@ -80,7 +83,7 @@ class Server:
         eligible: Ints,
     ) -> None:
         self._agreement, self.parameters = agreement, parameters
-        self.policy, self._uplink, self._aggregator = policy, uplink, aggregator
+        self.policy, self._uplink, self.aggregator = policy, uplink, aggregator
         self._eligible = eligible
         fraction = agreement.federation.client_fraction
         self.cohort_size = cohort_size(len(eligible), fraction)
@@ -101,13 +104,13 @@ class Server:
         self._intake = Intake(
             self._agreement,
             self._uplink,
-            self._aggregator,
+            self.aggregator,
             round,
             cohort,
             self.policy.mirror_of,
         )
         self._cohort = cohort
-        self._aggregator.begin(self.parameters.item_table)
+        self.aggregator.begin(self.parameters.item_table)
         introduction = self._sealed_introduction()
         newcomers = set(cohort[~self._introduced[cohort]].tolist())
         deliveries = self.policy.deliver(cohort.tolist())
@@ -146,7 +149,7 @@ class Server:
             counted = np.array(self._intake.counted, np.int64)
             if not len(counted):
                 raise self._nobody()
-            update = SharedUpdate(*self._aggregator.result())
+            update = SharedUpdate(*self.aggregator.result())
             ctx = self._agreement.context(self.round)
             for transform in self.transforms:
                 update = transform.on_aggregate(update, ctx)
