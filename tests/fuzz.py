@@ -24,11 +24,14 @@ from methods import VARIANTS, make
 from tabulate import tabulate
 from tqdm import tqdm
 
-from recbole_fedras.wire.message import Message
+from recbole_fedras.wire.message import Header, Kind, Message
 from recbole_fedras.wire.payload import PayloadError
 
 ATTACKED = [*VARIANTS, ("BinaryCodes", {})]
 MOST_BYTES = 8 * N_ITEMS * DIM + 2048
+
+
+HEADER = Header(Kind.UPDATE, 3, 0, 4, 3, 1)
 
 
 def seeds() -> dict[str, list[bytes]]:
@@ -43,7 +46,9 @@ def seeds() -> dict[str, list[bytes]]:
                 wire = replace(nominal, n_bytes=int(4 * N_ITEMS * DIM * (1 - rate)))
                 for own in (nominal, wire):
                     payload = compressor.encode(make_update(n_rows), own, CTX)
-                    sent.append(Message.of(payload, 4, 3).data)
+                    sent.append(
+                        Message.of(payload, Header(Kind.UPDATE, 3, 0, 4, 3, 1)).data
+                    )
         messages[" ".join([name, *map(str, keys.values())])] = sent
     return messages
 
@@ -90,7 +95,9 @@ def attack(name: str, keys: dict, data: bytes) -> str:
         If an update does not have its shape. Whatever else is raised is a bug too.
     """
     try:
-        payload = Message(data).open(3, MOST_BYTES)
+        message = Message.from_bytes(data)
+        message.require_size(MOST_BYTES)
+        payload = message.payload
         decoded = make(name, **keys).decode(payload, CTX)
     except PayloadError:
         return "refused"

@@ -11,6 +11,8 @@ from conftest import CTX, DIM, N_ITEMS, budget
 from recbole_fedras.compressor import Compressor, RowUpdate
 from recbole_fedras.compressor.base import Budget
 from recbole_fedras.config import registry
+from recbole_fedras.wire.message import Header, Kind, Message
+from recbole_fedras.wire.payload import Payload
 
 CUTS = ["Base", "BinaryCodes", "RCR", "RSC"]  # do not compress by the rate
 NAMES = [name for name in registry.names("compressor") if name not in CUTS]
@@ -57,3 +59,9 @@ def large_update(n: int = 1900, decay: float = 0.8) -> RowUpdate:
     rotation, _ = np.linalg.qr(rng.standard_normal((16, 16)))
     ids = np.sort(rng.choice(2000, n, replace=False))
     return RowUpdate(torch.from_numpy(ids), torch.from_numpy(rows @ rotation).float())
+
+
+def sent(payload: Payload) -> Message:
+    """Return the message of a payload, as its receiver parses it."""
+    header = Header(Kind.DOWNLINK, 1, 0, 1, 0)
+    return Message.from_bytes(Message.of(payload, header).data)

@@ -24,6 +24,7 @@ from recbole_fedras.model import MF, NCF
 from recbole_fedras.model.settings import ModelSettings
 from recbole_fedras.numeric.parallel import threads
 from recbole_fedras.numeric.rng import Stream, counter_key
+from recbole_fedras.wire.message import Message
 
 N_CLIENTS, N_ITEMS, DIM = 12, 40, 8
 BASE = 0.5 * torch.randn(N_ITEMS, DIM, generator=torch.Generator().manual_seed(3))
@@ -57,7 +58,7 @@ def mf(std: float = 0.5) -> MF:
 
 
 def ncf(hidden=(6, 4)) -> NCF:
-    return NCF(Keys(0.5, mlp_hidden_size=list(hidden)), Catalogue())
+    return NCF(Keys(0.5), Catalogue(), mlp_hidden_size=list(hidden))
 
 
 def make_data() -> ClientData:
@@ -186,22 +187,22 @@ def federation(fraction=1.0, rates=(0.0,), aggregation="inverse_frequency", **ke
     return Federation(1, fraction, rates, aggregation, **keys)
 
 
-def methods(uplink, downlink=None, aggregation="inverse_frequency", **keys) -> Methods:
-    """Make the objects of a run, one of each kind."""
-    aggregator = {"inverse_frequency": InverseFrequency, "fedavg": FedAvg}[aggregation]
-    return Methods(uplink, downlink or copy.deepcopy(uplink), aggregator(), **keys)
-
-
+AGGREGATORS = {"inverse_frequency": InverseFrequency, "fedavg": FedAvg}
 POLICIES = {"broadcast": Broadcast, "stale": Stale, "personal": Personal}
+
+
+def ready_methods(compressor, settings: Federation, transforms=()) -> Methods:
+    """Make the objects of a run, one of each kind."""
+    aggregator = AGGREGATORS[settings.aggregation]()
+    downlink, policy = copy.deepcopy(compressor), POLICIES[settings.replica]
+    return Methods(compressor, downlink, aggregator, policy, transforms)
 
 
 def simulate(model, data, compressor, training=TRAINING, fraction=0.25, **keys):
     """Make a simulation; further keys are those of ``federation``, or of Simulation."""
     more = {key: keys.pop(key) for key in ("n_jobs",) if key in keys}
     settings = federation(fraction, keys.pop("rates", (0.75,)), **keys)
-    made = methods(
-        compressor, aggregation=settings.aggregation, policy=POLICIES[settings.replica]
-    )
+    made = ready_methods(compressor, settings)
     return Simulation(model, data, made, settings, training, **more)
 
 
@@ -214,3 +215,16 @@ def held_by(simulation: Simulation, client: int) -> torch.Tensor:
     """Return the table that a client holds; a view."""
     replicas = simulation.shard.replicas
     return replicas.tables[int(replicas.table_of([client])[0])]
+
+
+def note_messages(simulation: Simulation, monkeypatch) -> list[Message]:
+    """Return a list that all messages go to, as they are booked."""
+    booked: list[Message] = []
+    book = simulation.ledger.book
+
+    def note(message):
+        booked.append(message)
+        book(message)
+
+    monkeypatch.setattr(simulation.ledger, "book", note)
+    return booked

@@ -112,6 +112,11 @@ class PipeTransport:
         for shard in list(self._pipes):
             self._send(shard, "refresh", messages)
 
+    def close(self) -> None:
+        """Tell every shard that nothing more will come."""
+        for shard in list(self._pipes):
+            self._send(shard, "close", ())
+
     def _by_shard(self, messages: Iterable[Message]) -> dict[int, list[Message]]:
         by_shard: dict[int, list[Message]] = {shard: [] for shard in self._pipes}
         for message in messages:
@@ -144,6 +149,8 @@ def serve(shard: Participant, pipe: Connection) -> None:
         except EOFError:
             return
         what, messages = _unpacked(frame)
+        if what == "close":
+            return
         if what == "participate":
             pipe.send_bytes(_packed("answers", list(shard.participate(messages))))
         elif what == "settle":

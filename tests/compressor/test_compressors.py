@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import CTX, DIM, N_ITEMS, budget, make_update
-from methods import CUTS, NAMES, OF_UPDATES, VARIANTS, compatible, make, table
+from methods import CUTS, NAMES, OF_UPDATES, VARIANTS, compatible, make, sent, table
 
 from recbole_fedras.compressor import RowUpdate, check_compressor
 from recbole_fedras.compressor.base import Budget, CohortUpdate, empty_update
 from recbole_fedras.compressor.fedras.fedras import FedRAS
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.wire import bits
-from recbole_fedras.wire.message import Message
 
 
 def through_the_wire(compressor, update, rate, broadcast):
@@ -21,7 +20,7 @@ def through_the_wire(compressor, update, rate, broadcast):
         payload = compressor.encode_broadcast(update, [budget(rate)], CTX)[0]
     else:
         payload = compressor.encode(update, budget(rate), CTX)
-    return Message(Message.of(payload, 1, 0).data)
+    return sent(payload)
 
 
 @pytest.mark.parametrize(("name", "keys"), [*VARIANTS, *((name, {}) for name in CUTS)])
@@ -189,7 +188,7 @@ def test_lossless_at_full_budget(name, keys, broadcast):
     if name == "RankOne":  # of one rank at any rate
         update = RowUpdate(update.ids, update.rows[:, :1] @ torch.ones(1, DIM))
     message = through_the_wire(make(name, **keys), update, 0.0, broadcast)
-    assert sum(message.part_bytes.values()) == len(message.data)
+    assert sum(message.part_bytes().values()) == len(message.data)
     decoded = make(name, **keys).decode(message.payload, CTX)
     error = table(decoded) - table(update)
     if name == "JointRec" and not broadcast:  # eight bits a value at any rate

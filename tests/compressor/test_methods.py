@@ -10,7 +10,7 @@ from conftest import CTX, DIM, N_ITEMS, budget, make_update
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from methods import LARGE, LARGE_CTX, compatible, large_update, make, table
+from methods import LARGE, LARGE_CTX, compatible, large_update, make, sent, table
 
 from recbole_fedras.compressor import RowUpdate
 from recbole_fedras.compressor.base import Budget, largest
@@ -19,7 +19,6 @@ from recbole_fedras.compressor.fedras.fedras import FedRAS
 from recbole_fedras.compressor.svd import SVD
 from recbole_fedras.compressor.topk import TopK
 from recbole_fedras.wire import bits
-from recbole_fedras.wire.message import Message
 
 
 def test_topk_keeps_the_largest_entries():
@@ -171,13 +170,15 @@ def test_klt_fills_its_bytes_and_errs_less_than_clusters(rate):
     update, own = large_update(), Budget(2000, 16, rate)
     errors = {}
     for name in ("KLT", "FedRAS", "SVD"):
-        message = Message.of(make(name).encode(update, own, LARGE_CTX), 1, 0)
+        message = sent(make(name).encode(update, own, LARGE_CTX))
         decoded = make(name).decode(message.payload, LARGE_CTX)
         assert torch.equal(decoded.ids, update.ids)
         errors[name] = float((decoded.rows - update.rows).square().sum())
         if name == "KLT":
-            assert 0.99 * 4 * own.values < message.part_bytes["items"] <= 4 * own.values
-            assert message.part_bytes["ids"] == bits.rows_size(1900, 2000)
+            assert (
+                0.99 * 4 * own.values < message.part_bytes()["items"] <= 4 * own.values
+            )
+            assert message.part_bytes()["ids"] == bits.rows_size(1900, 2000)
     assert errors["KLT"] < 0.5 * min(errors["FedRAS"], errors["SVD"])
 
 
@@ -201,11 +202,11 @@ def test_klt_rounds_every_coefficient_to_the_step():
 def test_klt_sends_the_columns_of_a_low_rank_update_only():
     update = large_update(decay=1.0)
     low = RowUpdate(update.ids, update.rows[:, :1] @ torch.ones(1, 16))
-    message = Message.of(make("KLT").encode(low, LARGE, LARGE_CTX), 1, 0)
+    message = sent(make("KLT").encode(low, LARGE, LARGE_CTX))
     assert message.payload.floats("rotation", None, 16).shape == (1, 16)
     decoded = make("KLT").decode(message.payload, LARGE_CTX)
     assert (decoded.rows - low.rows).norm() < 1e-3 * low.rows.norm()
-    assert message.part_bytes["items"] < 2 * 1900 + 100  # 16 bits a row at most
+    assert message.part_bytes()["items"] < 2 * 1900 + 100  # 16 bits a row at most
 
 
 def test_eden_is_nearly_unbiased_even_where_few_values_are_large():

@@ -6,12 +6,22 @@ import copy
 import shutil
 import tempfile
 
+import msgpack
 import numpy as np
 import pytest
 import torch
 from methods import NAMES, make
-from population import DIM, N_CLIENTS, N_ITEMS, mf, ncf, simulate
-from recbole_fedras.federation.client.store import ClientTables
+from population import (
+    DIM,
+    N_CLIENTS,
+    N_ITEMS,
+    held_by,
+    mf,
+    ncf,
+    note_messages,
+    simulate,
+    tables,
+)
 
 from recbole_fedras.compressor.fedras.fedras import FedRAS
 from recbole_fedras.compressor.none import NoCompression
@@ -22,80 +32,97 @@ from recbole_fedras.errors import (
     PayloadError,
     VersionError,
 )
-from recbole_fedras.federation import personal
+from recbole_fedras.federation.server import personal
 from recbole_fedras.federation.server.selection import select_cohort
 from recbole_fedras.federation.settings import LocalTraining
+from recbole_fedras.federation.store import ClientTables
 from recbole_fedras.numeric.memory import mapped_zeros
-from recbole_fedras.wire.message import Message
+from recbole_fedras.wire.message import Header, Kind, Message
 from recbole_fedras.wire.payload import Payload
 
 LOSSY = ("TopK", "FedRAS", "SVD")
 
 
 def cohort_of(data, round):
-    return torch.from_numpy(select_cohort(data.eligible, 3, 1, round))
+    return select_cohort(data.eligible, 3, 1, round)
 
 
-def held_by(model, client):
-    return model.tables[model.replica[client]]
+def network_of(simulation, client):
+    replicas = simulation.shard.replicas
+    if replicas.networks is None:
+        return replicas.theta
+    return replicas.networks[int(replicas.table_of([client])[0])]
 
 
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
+def server_table(simulation):
+    return simulation.server.parameters.item_table
 
 
 # Versions.
 
 
+def header(base, **keys):
+    return Header(Kind.DOWNLINK, 7, 0, 7, base)._replace(**keys)
+
+
 def test_a_message_on_another_base_is_refused():
     payload = Payload().put_floats("values", np.zeros(3, np.float32))
-    message = Message(Message.of(payload, 7, 6).data)
-    assert message.open(6, 1000).floats("values", 3).shape == (3,)
+    message = Message.from_bytes(Message.of(payload, header(6)).data)
+    message.require_base(6)
+    assert message.payload.floats("values", 3).shape == (3,)
     with pytest.raises(VersionError, match=r"from version 6 to 7.*holds version 4"):
-        message.open(4, 1000)
-    with pytest.raises(PayloadError, match=f"{len(message.data)} bytes, of at most 9"):
-        message.open(6, 9)
-    anywhere = Message(Message.of(payload, 7, None).data)
-    assert anywhere.base is None
-    assert anywhere.open(4, 1000).floats("values", 3).shape == (3,)
+        message.require_base(4)
+    with pytest.raises(PayloadError, match=f"{len(message)} bytes, of at most 9"):
+        message.require_size(9)
+    anywhere = Message.from_bytes(Message.of(payload, header(None)).data)
+    assert anywhere.header.base is None
+    anywhere.require_base(4)
 
 
 @pytest.mark.parametrize(
-    "header", [(-1, None), (1, -1), (1, 2.0), ("1", 0), (2**63, 0)]
+    "fields",
+    [
+        (-1, 0, 0, 1, None, None),
+        (1, 0, 0, 1, -1, None),
+        (1, 0, 0, 1, 2.0, None),
+        (1, 0, 0, "1", 0, None),
+        (1, 0, 0, 2**63, 0, None),
+        (99, 0, 0, 1, 0, None),
+        (5, 0, 0, 1, 0, ()),
+        (5, 0, 0, 1, 0, (1, float("nan"))),
+        (5, 0, 0, 1, 0, (1, 0.5, 2)),
+        (5, 0, 0, 1, 0, "report"),
+        (5, 0, 0, 1, 0),
+    ],
 )
-def test_versions_are_counts(header):
-    import msgpack
-
+def test_headers_are_counts(fields):
     with pytest.raises(PayloadError):
-        Message(msgpack.packb((*header, ()))).open(0, 1000)
+        Message.from_bytes(msgpack.packb((*fields, ())))
+
+
+@pytest.mark.parametrize("data", [b"", b"\x97", b"\x00", b"\x97\x01\x00", b"\xc1" * 9])
+def test_what_is_no_message_is_refused(data):
+    with pytest.raises(PayloadError):
+        Message.from_bytes(data)
 
 
 def test_personal_downlinks_lead_from_what_the_client_holds(data, monkeypatch):
     simulation = simulate(mf(), data, TopK(), replica="personal")
-    sent, send = [], simulation._channel.send
-
-    def note(direction, message, receivers=1):
-        if direction == "downlink":
-            sent.append(message)
-        return send(direction, message, receivers)
-
-    monkeypatch.setattr(simulation._channel, "send", note)
     held: dict[int, int] = {}
+    booked = note_messages(simulation, monkeypatch)
     for round in range(8):
-        sent.clear()
+        booked.clear()
         simulation.run_round()
         cohort = cohort_of(data, round).tolist()
-        assert [message.version for message in sent] == [round] * 3
-        assert [message.base for message in sent] == [held.get(c, 0) for c in cohort]
+        sent = [own.header for own in booked if own.header.kind is Kind.PERSONAL]
+        assert [header.version for header in sent] == [round] * 3
+        assert [header.base for header in sent] == [held.get(c, 0) for c in cohort]
         held |= dict.fromkeys(cohort, round)
-    simulation.replicas.held[:] += 1  # clients and server disagree
-    monkeypatch.setattr(
-        simulation.replicas, "_message", lambda payload, *_: Message.of(payload, 8, 99)
-    )
-    with pytest.raises(VersionError, match="from version 99 to 8"):
+    simulation.server.policy.version_of[:] += 1  # clients and server disagree
+    with pytest.raises(VersionError, match=r"but its receiver holds version"):
         simulation.run_round()
+    simulation.server.policy.version_of[:] -= 1
+    simulation.run_round()
 
 
 # Policies.
@@ -104,25 +131,26 @@ def test_personal_downlinks_lead_from_what_the_client_holds(data, monkeypatch):
 @pytest.mark.parametrize("make_model", [mf, ncf])
 def test_stale_participants_alone_apply_what_is_sent(make_model, data):
     model = make_model()
-    start = model.tables[0].clone()
+    start = model.item_table().clone()
     simulation = simulate(model, data, NoCompression(), replica="stale")
     expected = {client: start.clone() for client in range(N_CLIENTS)}
-    network = {client: simulation.server.theta.clone() for client in range(N_CLIENTS)}
+    first = simulation.server.parameters.theta.clone()
+    network = dict.fromkeys(range(N_CLIENTS), first)
     newest = None
     for round in range(8):
-        before, theta = simulation.server.item_table.clone(), simulation.server.theta
-        theta = theta.clone()
+        before = server_table(simulation).clone()
+        theta = simulation.server.parameters.theta.clone()
         report = simulation.run_round()
         for client in cohort_of(data, round).tolist():
             if newest is not None:
                 expected[client] += newest
             network[client] = theta
-        newest = simulation.server.item_table - before
+        newest = server_table(simulation) - before
         assert report.bytes["catch_up_bytes"] == 0
-        assert report.bytes["downlink_messages"] == 3
+        assert report.bytes["downlink_messages"] == 3 + 3  # and receipts
     for client, table in expected.items():
-        torch.testing.assert_close(held_by(model, client), table)
-        assert torch.equal(model.networks[model.replica[client]], network[client])
+        torch.testing.assert_close(held_by(simulation, client), table)
+        assert torch.equal(network_of(simulation, client), network[client])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -131,24 +159,24 @@ def test_personal_replicas_and_what_they_lack_are_the_servers_table(name, data):
     model = mf()
     simulation = simulate(model, data, make(name), replica="personal")
     for round in range(8):
-        table = simulation.server.item_table.clone()
+        table = server_table(simulation).clone()
         cohort = cohort_of(data, round).tolist()
-        before = {client: held_by(model, client).clone() for client in cohort}
+        before = {client: held_by(simulation, client).clone() for client in cohort}
         others = {
-            client: held_by(model, client).clone()
+            client: held_by(simulation, client).clone()
             for client in set(range(N_CLIENTS)) - set(cohort)
         }
         report = simulation.run_round()
         for client in cohort:
-            held = held_by(model, client)
+            held = held_by(simulation, client)
             if name == "none":
                 torch.testing.assert_close(held, table)
             elif name not in ("CoLR", "CE"):  # random subspaces, whole tables
                 due = (table - before[client]).norm()
                 assert (table - held).norm() <= 1.1 * due + 1e-6
         for client, held in others.items():
-            assert torch.equal(held_by(model, client), held)
-        assert report.bytes["downlink_messages"] == 3
+            assert torch.equal(held_by(simulation, client), held)
+        assert report.bytes["downlink_messages"] == 3 + 3  # and receipts
         assert report.bytes["catch_up_bytes"] == 0
 
 
@@ -159,24 +187,22 @@ def test_personal_replicas_get_the_budget_of_their_tier(data):
     )
     for _ in range(3):
         simulation.run_round()
-    tiers = simulation._tier_of_client
-    drift = [
-        simulation.server.drift(held_by(model, client)) for client in range(N_CLIENTS)
-    ]
+    tiers = torch.from_numpy(simulation.agreement.tier_of_client)
+    drift_of = simulation.server.parameters.drift
+    drift = [drift_of(held_by(simulation, client)) for client in range(N_CLIENTS)]
     drift = torch.tensor(drift)
     assert drift[tiers == 0].max() < drift[tiers == 1].min()
 
 
 def test_personal_replicas_do_not_depend_on_the_chunks(data, monkeypatch):
-    tables = []
+    ended = []
     for size in (2**27, 1):
         monkeypatch.setattr(personal, "CHUNK_BYTES", size)
-        model = mf()
-        simulation = simulate(model, data, FedRAS(), replica="personal")
+        simulation = simulate(mf(), data, FedRAS(), replica="personal")
         for _ in range(4):
             simulation.run_round()
-        tables.append([held_by(model, client) for client in range(N_CLIENTS)])
-    for one, other in zip(*tables, strict=True):
+        ended.append([held_by(simulation, client) for client in range(N_CLIENTS)])
+    for one, other in zip(*ended, strict=True):
         assert torch.equal(one, other)
 
 
@@ -194,7 +220,7 @@ def test_ce_sends_groups_of_embeddings(data):
     simulation = simulate(model, data, make("CE"), downlink_feedback=True, fraction=1.0)
     for _ in range(4):
         simulation.run_round()
-        rows = model.tables[0][simulation.server.item_table.ne(0).any(1)]
+        rows = tables(simulation)[0][server_table(simulation).ne(0).any(1)]
         assert len(torch.unique(rows.round(decimals=4), dim=0)) <= 12  # C_m of C_e = 10
 
 
@@ -223,15 +249,15 @@ def test_downlink_feedback_sends_all_that_replicas_lack(name, rates, data, monke
         )
         for _ in range(8):
             sent.clear()
-            before = model.tables.clone()
+            before = tables(simulation).clone()
             report = simulation.run_round()
-            table = simulation.server.item_table
+            table = server_table(simulation)
             for tier, update in enumerate(sent if feedback else []):
                 due = torch.zeros(N_ITEMS, DIM)
                 due[update.ids] = update.rows
                 torch.testing.assert_close(due, table - before[tier])
-                decoded = model.tables[tier] - before[tier]
-                owed = table - model.tables[tier]
+                decoded = tables(simulation)[tier] - before[tier]
+                owed = table - tables(simulation)[tier]
                 torch.testing.assert_close(decoded + owed, due)
         drift[feedback] = report.metrics["drift"]
     if name in LOSSY:
@@ -244,7 +270,7 @@ def test_uplink_feedback_keeps_what_was_not_sent(name, data, monkeypatch):
     model, compressor = mf(), make(name)
     simulation = simulate(model, data, compressor, uplink_feedback=True)
     trained = {}
-    add_to = simulation.feedback.add_to
+    add_to = simulation.shard.feedback.add_to
 
     def note(updates):
         for index, client in enumerate(updates.clients.tolist()):
@@ -252,19 +278,19 @@ def test_uplink_feedback_keeps_what_was_not_sent(name, data, monkeypatch):
             trained[client] = (own.ids.clone(), own.rows.clone())
         add_to(updates)
 
-    monkeypatch.setattr(simulation.feedback, "add_to", note)
+    monkeypatch.setattr(simulation.shard.feedback, "add_to", note)
     decode, decoded = compressor.decode, []
 
     def note_decoded(payload, ctx):
         decoded.append((ctx.sender, decode(payload, ctx)))
         return decoded[-1][1]
 
-    monkeypatch.setattr(compressor, "decode", note_decoded)
+    monkeypatch.setattr(compressor, "decode", note_decoded)  # the server's
     kept = 0.0
     for _ in range(8):
         decoded.clear()
         residuals = torch.stack(
-            [simulation.feedback.residual(client) for client in range(N_CLIENTS)]
+            [simulation.shard.feedback.residual(client) for client in range(N_CLIENTS)]
         ).clone()
         simulation.run_round()
         for client, update in decoded:
@@ -273,7 +299,7 @@ def test_uplink_feedback_keeps_what_was_not_sent(name, data, monkeypatch):
             due[ids] += rows
             arrived = torch.zeros(N_ITEMS, DIM)
             arrived[update.ids] = update.rows
-            after = simulation.feedback.residual(client)
+            after = simulation.shard.feedback.residual(client)
             torch.testing.assert_close(arrived + after, due, rtol=1e-4, atol=1e-5)
             untouched = torch.ones(N_ITEMS, dtype=torch.bool)
             untouched[ids] = False
@@ -289,7 +315,26 @@ def state_of(simulation):
     """Everything in force; slots that nobody holds may have changed."""
     state = copy.deepcopy(simulation.state_dict())
     clients = range(N_CLIENTS)
-    state["feedback"] = [simulation.feedback.residual(u).clone() for u in clients]
+    state["held"] = [held_by(simulation, client).clone() for client in clients]
+    if simulation.shard.feedback is not None:
+        residual = simulation.shard.feedback.residual
+        state["residuals"] = [residual(client).clone() for client in clients]
+    for half, key in (
+        ("shard", "feedback"),
+        ("shard", "replicas"),
+        ("server", "policy"),
+    ):
+        tables = state[half][key]
+        for name in (
+            "tables",
+            "networks",
+            "mirrors",
+            "slots",
+            "theta",
+            "theta_version",
+        ):
+            tables.pop(name, None)
+        tables.pop("versions", None)
     return state
 
 
@@ -297,7 +342,9 @@ def fail(*_, **__):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("where", ["training", "decoding", "publishing", "committing"])
+@pytest.mark.parametrize(
+    "where", ["training", "encoding", "decoding", "publishing", "receipts"]
+)
 @pytest.mark.parametrize(
     "keys",
     [
@@ -308,40 +355,43 @@ def fail(*_, **__):
     ],
 )
 def test_a_round_that_fails_leaves_nothing(keys, where, data, monkeypatch):
-    model = ncf()
-    simulation = simulate(
-        model, data, FedRAS(), uplink_feedback=True, fraction=0.5, **dict(keys)
-    )
-    for _ in range(4):
-        simulation.run_round()
+    def fresh():
+        model = ncf()
+        keys_of_all = {"uplink_feedback": True, "fraction": 0.5, **keys}
+        simulation = simulate(model, data, FedRAS(), **keys_of_all)
+        for _ in range(4):
+            simulation.run_round()
+        return simulation
+
+    simulation, untouched = fresh(), fresh()
     before = state_of(simulation)
-    held = [held_by(model, client).clone() for client in range(N_CLIENTS)]
-    users, theta = model.users.clone(), copy.deepcopy(model.theta())
     with monkeypatch.context() as patch:
         if where == "training":
             bad = LocalTraining(1e30, 1e30, 1.0, 2, 16, 4)
-            patch.setattr(simulation, "training", bad)
+            patch.setattr(simulation.shard, "training", bad)
+        elif where == "encoding":
+            patch.setattr(simulation.shard.methods.uplink, "encode", fail)
         elif where == "decoding":
-            patch.setattr(simulation.uplink, "decode", fail)
+            patch.setattr(simulation.server._uplink, "decode", fail)
         elif where == "publishing":
-            publish = simulation.replicas.publish
+            publish = simulation.server.policy.publish
 
             def publish_and_fail(update):
                 publish(update)
                 fail()
 
-            patch.setattr(simulation.replicas, "publish", publish_and_fail)
+            patch.setattr(simulation.server.policy, "publish", publish_and_fail)
         else:
-            patch.setattr(simulation, "_commit", fail)
+            patch.setattr(simulation.server, "receipts", fail)
         with pytest.raises((NonFiniteError, KeyboardInterrupt)):
             simulation.run_round()
     torch.testing.assert_close(state_of(simulation), before, rtol=0, atol=0)
-    assert torch.equal(model.users, users)
-    for name, value in model.theta().items():
-        assert torch.equal(value, theta[name])
-    for client, table in enumerate(held):
-        assert torch.equal(held_by(model, client), table)
-    simulation.run_round()
+    reports = [own.run_round() for own in (simulation, untouched)]
+    assert reports[0].bytes == reports[1].bytes
+    assert reports[0].loss == reports[1].loss
+    torch.testing.assert_close(
+        state_of(simulation), state_of(untouched), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("make_model", [mf, ncf])
@@ -358,47 +408,41 @@ def test_a_round_that_fails_leaves_nothing(keys, where, data, monkeypatch):
 )
 def test_state_restores_to_the_bit(keys, make_model, data):
     def fresh():
-        model = make_model()
-        return model, simulate(model, data, FedRAS(), fraction=0.5, **dict(keys))
+        return simulate(make_model(), data, FedRAS(), fraction=0.5, **dict(keys))
 
-    model, simulation = fresh()
+    simulation, half, resumed = fresh(), fresh(), fresh()
     for _ in range(6):
         simulation.run_round()
-    half_model, half = fresh()
     for _ in range(3):
         half.run_round()
-    resumed_model, resumed = fresh()
-    for name in ("tables", "users", "replica", "networks"):
-        if getattr(half_model, name) is not None:
-            getattr(resumed_model, name).copy_(getattr(half_model, name))
-    for name, value in half_model.theta().items():
-        resumed_model.theta()[name].copy_(value)
     resumed.load_state_dict(copy.deepcopy(half.state_dict()))
     for _ in range(3):
         resumed.run_round()
     for client in range(N_CLIENTS):
-        assert torch.equal(held_by(resumed_model, client), held_by(model, client))
-    assert torch.equal(resumed_model.users, model.users)
+        assert torch.equal(held_by(resumed, client), held_by(simulation, client))
+    assert torch.equal(resumed.shard.user_rows, simulation.shard.user_rows)
     assert resumed.ledger.totals == simulation.ledger.totals
 
 
 def test_client_tables_change_all_or_none():
-    slots = mapped_zeros(1 + 3 + 2, 2, 2)
-    slots[0] = 5.0
-    owner = torch.zeros(3, dtype=torch.int64)
-    store = ClientTables(slots, owner)
+    store = ClientTables(3, 2, torch.full((2, 2), 5.0))
     for _ in range(4):  # slots are used again
-        store.slots[store.renew(1)] += 1
-        store.rollback()
-    assert owner.tolist() == [0, 0, 0]
+        store.renew(1).add_(1)
+        store.commit(())
+    assert [store.slot_of(client) for client in range(3)] == [0, 0, 0]
     for value in range(1, 5):
-        new = [store.renew(1), store.renew(2)]
-        store.slots[new] += 1
-        assert store.slots_of(torch.tensor([0, 1])).tolist() == [0, new[0]]
-        store.commit()
-        assert store.slots[owner[1]].unique().tolist() == [5.0 + value]
-        assert store.slots[owner[2]].unique().tolist() == [5.0 + value]
-    assert store.slots[0].unique().tolist() == [5.0]
+        for client in (1, 2):
+            store.renew(client).add_(1)
+        assert store.slot_of(0) == 0
+        assert store.of(1).unique().tolist() == [5.0 + value]
+        store.commit({1} if value == 4 else {1, 2})
+        assert store.of(1).unique().tolist() == [5.0 + value]
+        assert store.of(2).unique().tolist() == [5.0 + min(value, 3)]
+    assert store.of(0).unique().tolist() == [5.0]
+    again = ClientTables(3, 2, torch.full((2, 2), 5.0))
+    again.load_state_dict(copy.deepcopy(store.state_dict()))
+    for client in range(3):
+        assert torch.equal(again.of(client), store.of(client))
 
 
 def test_mapped_memory_takes_no_space_until_it_is_written():

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from methods import sent
 
 from recbole_fedras.wire import bits
-from recbole_fedras.wire.message import Message
 from recbole_fedras.wire.payload import Payload, PayloadError
 
 
@@ -66,8 +66,8 @@ def _payload() -> Payload:
 
 
 def test_parts_add_up_to_the_bytes_sent():
-    message = Message.of(_payload(), 1, 0)
-    parts = message.part_bytes
+    message = sent(_payload())
+    parts = message.part_bytes()
     assert sum(parts.values()) == len(message.data)
     assert parts["items"] == 3 * 2 * 4
     assert parts["theta"] == 5 * 4

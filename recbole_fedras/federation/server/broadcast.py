@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from recbole_fedras.compressor.base import RowUpdate
@@ -103,12 +104,16 @@ class Broadcast(PublishedDownlinks):
         return self._tables[tier]
 
     def newest(self, versions: Sequence[int]) -> list[Message]:
-        """Return, tier by tier, what is missing and the newest message."""
+        """Return, tier by tier, what is missing and the newest message.
+
+        They are addressed to one of the tier's clients, which stands for all.
+        """
+        tiers, clients = np.unique(self._agreement.tier_of_client, return_index=True)
         return [
-            message
-            for tier, version in enumerate(versions)
-            for message in [*self._missed(version, tier), self.messages[tier]]
-            if version < message.header.version
+            message.to(client)
+            for tier, client in zip(tiers.tolist(), clients.tolist(), strict=True)
+            for message in [*self._missed(versions[tier], tier), self.messages[tier]]
+            if versions[tier] < message.header.version
         ]
 
     def publish(self, update: RowUpdate) -> None:

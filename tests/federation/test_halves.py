@@ -1,0 +1,382 @@
+"""Server and shards share nothing but messages: processes, silence, bad answers."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from methods import NAMES, make
+from population import (
+    DIM,
+    N_CLIENTS,
+    N_ITEMS,
+    TRAINING,
+    Catalogue,
+    Keys,
+    federation,
+    make_data,
+    mf,
+    ncf,
+    note_messages,
+    ready_methods,
+    simulate,
+)
+
+from recbole_fedras.compressor.none import NoCompression
+from recbole_fedras.data.clients import ClientData
+from recbole_fedras.embedding.base import introduction
+from recbole_fedras.embedding.hashing import Hash
+from recbole_fedras.embedding.rq import RQ
+from recbole_fedras.errors import FederationError
+from recbole_fedras.federation.client import shard as shards
+from recbole_fedras.federation.client.shard import Shard, Start
+from recbole_fedras.federation.client.training import LocalModel
+from recbole_fedras.federation.protocol import Agreement
+from recbole_fedras.federation.round import run_round
+from recbole_fedras.federation.settings import LocalTraining
+from recbole_fedras.federation.simulation import Simulation, make_server
+from recbole_fedras.model import MF
+from recbole_fedras.numeric.theta import flatten
+from recbole_fedras.wire.ledger import Ledger
+from recbole_fedras.wire.message import Kind, Message
+from recbole_fedras.wire.transport import MemoryTransport, PipeTransport, serve
+
+ADAM = LocalTraining(0.1, 0.07, 0.2, 2, 16, 4, user_optimizer="adam")
+
+#: Which of two shards holds a client; groups are of six numbers, see ``_small_groups``.
+SHARD_OF_CLIENT = [client // 6 % 2 for client in range(N_CLIENTS)]
+
+
+@pytest.fixture(autouse=True)
+def _small_groups(monkeypatch):
+    """Let a shard hold whole groups of clients, as it must."""
+    monkeypatch.setattr(shards, "GROUP", 3)  # of half of the clients
+
+
+def items(kind, fitted: bool):
+    """Items made of the rows of a smaller table; only the server knows codes."""
+    keys = {"rq_codes": 5, "rq_levels": 2} if kind is RQ else {"hash_rows": 11}
+    embedding = kind(N_ITEMS, DIM, None, 7, **keys)
+    if fitted and embedding.fitted:
+        source = np.random.default_rng(0).standard_normal((N_ITEMS, DIM))
+        embedding.fit(source.astype(np.float32), features=True)
+    return embedding
+
+
+class WithItems(Keys):
+    """Keys of a model whose items are made of an embedding."""
+
+    def __init__(self, embedding) -> None:
+        super().__init__(0.5)
+        self._embedding = embedding
+
+    def item_embedding_of(self, dataset):
+        return self._embedding
+
+
+def model_of(name: str, fitted: bool = False):
+    if name in ("MF", "NCF"):
+        return {"MF": mf, "NCF": ncf}[name]()
+    return MF(WithItems(items({"hash": Hash, "rq": RQ}[name], fitted)), Catalogue())
+
+
+def agree(model, settings, compressor):
+    n_theta = len(flatten(model.theta()))
+    return Agreement.of(settings, N_CLIENTS, model.item_table(), n_theta, {compressor})
+
+
+def shard_of(model, data, settings, compressor, training, clients=None):
+    """Make a shard from nothing but what everybody knows, and its own interactions."""
+    clients = np.arange(N_CLIENTS) if clients is None else clients
+    rows = model.initial_users(clients)
+    start = Start(clients, rows, model.item_table(), model.theta())
+    local = LocalModel(model.score, model.theta(), model.train_clients, model.embedding)
+    methods = ready_methods(compressor, settings).on_clients()
+    agreement = agree(model, settings, compressor)
+    return Shard(agreement, data, local, start, methods, training)
+
+
+def only(data: ClientData, clients) -> ClientData:
+    """Leave a shard the interactions of its own clients."""
+    users = np.repeat(np.arange(N_CLIENTS), np.diff(data.offsets))
+    kept = np.isin(users, clients)
+    return ClientData.from_pairs(users[kept], data.items[kept], N_CLIENTS, N_ITEMS)
+
+
+def state_of(shard: Shard, clients) -> list[torch.Tensor]:
+    replicas = shard.replicas
+    places = replicas.table_of(clients.tolist())
+    return [shard.user_rows_of(clients), replicas.tables[places], replicas.theta]
+
+
+def hold(pipe, name, settings, compressor, training, clients) -> None:
+    """Be a process that holds some of the clients; say at the end what they hold."""
+    torch.set_num_threads(1)
+    data = only(make_data(), clients)
+    shard = shard_of(model_of(name), data, settings, compressor, training, clients)
+    with torch.no_grad():
+        serve(shard, pipe)
+    pipe.send([value.numpy() for value in state_of(shard, clients)])
+
+
+CASES = [
+    *((name, "MF", {}, TRAINING) for name in NAMES),
+    ("FedRAS", "NCF", {}, TRAINING),
+    ("SVD", "NCF", {"uplink_feedback": True}, ADAM),
+    ("FedRAS", "MF", {"replica": "stale"}, TRAINING),
+    ("TopK", "NCF", {"replica": "stale"}, TRAINING),
+    ("FedRAS", "NCF", {"replica": "personal", "uplink_feedback": True}, TRAINING),
+    ("KLT", "MF", {"replica": "personal"}, TRAINING),
+    ("KLT", "MF", {"downlink_feedback": True, "rates": (0.5, 0.75)}, TRAINING),
+    ("FedRAS", "MF", {"rates": (0.5, 0.75)}, TRAINING),
+    ("FedRAS", "MF", {"uplink_feedback": True, "downlink_feedback": True}, TRAINING),
+    ("TopK", "hash", {}, TRAINING),
+    ("FedRAS", "rq", {"uplink_feedback": True}, TRAINING),
+]
+
+
+@pytest.mark.parametrize(("name", "model", "keys", "training"), CASES)
+def test_two_processes_end_with_the_simulations_bits(name, model, keys, training, data):
+    """And book the same bytes; each loads its own clients' interactions only."""
+    keys = dict(keys)
+    settings = federation(0.5, keys.pop("rates", (0.5,)), **keys)
+    compressor = make(name)
+    simulated = Simulation(
+        network := model_of(model, fitted=True),
+        data,
+        ready_methods(compressor, settings),
+        settings,
+        training,
+        introduction=introduced(network),
+    )
+    for _ in range(5):
+        expected = simulated.run_round()
+
+    context = multiprocessing.get_context("fork")
+    pipes, processes = [], []
+    for shard in (0, 1):
+        clients = np.flatnonzero(np.array(SHARD_OF_CLIENT) == shard)
+        here, there = context.Pipe()
+        arguments = (there, model, settings, make(name), training, clients)
+        process = context.Process(target=hold, args=arguments, daemon=True)
+        process.start()
+        there.close()
+        pipes.append(here)
+        processes.append(process)
+    fresh = model_of(model, fitted=True)
+    start = Start(np.arange(0), torch.zeros(0, DIM), fresh.item_table(), fresh.theta())
+    methods = ready_methods(make(name), settings)
+    server = make_server(agree(fresh, settings, compressor), data, start, methods)
+    server.introduction = introduced(fresh)
+    ledger, transport = Ledger(), PipeTransport(pipes, SHARD_OF_CLIENT)
+    with torch.no_grad():
+        for _ in range(5):
+            found = run_round(server, transport, ledger)
+        transport.refresh(server.policy.newest([0] * len(settings.compression_rates)))
+    transport.close()
+    for shard, (pipe, process) in enumerate(zip(pipes, processes, strict=True)):
+        clients = np.flatnonzero(np.array(SHARD_OF_CLIENT) == shard)
+        held = state_of(simulated.shard, clients)
+        for value, other in zip(held, pipe.recv(), strict=True):
+            np.testing.assert_array_equal(value.numpy(), other)
+        process.join()
+    assert torch.equal(
+        server.parameters.item_table, simulated.server.parameters.item_table
+    )
+    assert torch.equal(server.parameters.theta, simulated.server.parameters.theta)
+    assert ledger.totals == simulated.ledger.totals
+    assert found.loss == expected.loss
+    assert found.metrics == expected.metrics
+
+
+def introduced(model):
+    embedding = model.embedding
+    return None if embedding is None else introduction(embedding, base_known=True)
+
+
+# Clients that do not answer, or answer badly.
+
+
+class Faulty(MemoryTransport):
+    """Loses, changes and shuffles answers."""
+
+    def __init__(self, shard, change) -> None:
+        super().__init__(shard)
+        self._change = change
+
+    def exchange(self, messages) -> Iterator[Message]:
+        for message in super().exchange(messages):
+            yield from self._change(message)
+
+
+def faulty(simulation, change) -> None:
+    simulation._transport = Faulty(simulation.shard, change)
+
+
+def test_who_does_not_answer_is_left_out_and_keeps_its_state(data):
+    simulation = simulate(ncf(), data, make("FedRAS"), fraction=0.5)
+    silent = set()
+
+    def lose(message):
+        if message.header.client in silent:
+            return []
+        return [message]
+
+    faulty(simulation, lose)
+    for round in range(4):
+        silent.clear()
+        invited = [m.header.client for m in simulation.server.invite()]
+        silent.update(invited[:2])
+        before = simulation.shard.user_rows.clone()
+        report = simulation.run_round()
+        assert (report.n_invited, report.n_clients) == (6, 6 - len(silent))
+        changed = (simulation.shard.user_rows != before).any(1).nonzero().flatten()
+        assert changed.tolist() == sorted(set(invited) - silent)
+        assert simulation.round == round + 1
+    assert report.bytes["uplink_messages"] == 6 - len(silent)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"replica": "personal"}, {"replica": "stale"}, {"uplink_feedback": True}],
+    ids=str,
+)
+def test_absences_end_alike_whenever_answers_are_lost(keys, data):
+    """A client whose answer is lost ends as one that never trained."""
+    ended = []
+    lost = 5
+    for deaf in (True, False):
+        simulation = simulate(mf(), data, make("FedRAS"), fraction=0.5, **keys)
+
+        class Deaf(MemoryTransport):
+            def exchange(self, messages, deaf=deaf):
+                heard = (m for m in messages if not (deaf and m.header.client == lost))
+                for answer in super().exchange(heard):
+                    if answer.header.client != lost:
+                        yield answer
+
+        simulation._transport = Deaf(simulation.shard)
+        for _ in range(6):
+            simulation.run_round()
+        everybody = np.arange(N_CLIENTS)
+        ended.append(state_of(simulation.shard, everybody))
+    for one, other in zip(*ended, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_order_of_answers_changes_no_bit(data):
+    ended = []
+    for order in (1, -1):
+        simulation = simulate(ncf(), data, make("FedRAS"), fraction=1.0)
+
+        class Shuffled(MemoryTransport):
+            def exchange(self, messages, order=order):
+                yield from list(super().exchange(messages))[::order]
+
+        simulation._transport = Shuffled(simulation.shard)
+        reports = [simulation.run_round() for _ in range(4)]
+        ended.append((simulation, reports))
+    (one, first), (other, second) = ended
+    table, theta = one.server.parameters.item_table, one.server.parameters.theta
+    assert torch.equal(table, other.server.parameters.item_table)
+    assert torch.equal(theta, other.server.parameters.theta)
+    assert [report.loss for report in first] == [report.loss for report in second]
+
+
+def with_values(message: Message, value: float) -> Message:
+    payload = message.payload
+    ids = payload.rows("rows", N_ITEMS)
+    rows = payload.floats("values", len(ids), DIM).copy()
+    rows[0, 0] = value
+    forged = type(payload)().put_rows("rows", ids, N_ITEMS)
+    return Message.of(forged.put_floats("values", rows), message.header)
+
+
+def with_header(message: Message, **fields) -> Message:
+    return Message(message.header._replace(**fields), message.body)
+
+
+BAD = {
+    "its values are not all finite": lambda own: [with_values(own, np.nan)],
+    "its values are not all finit": lambda own: [with_values(own, np.inf)],
+    "its norm 1e+38 exceeds max_update_norm=10000": lambda own: [
+        with_values(own, 1e38)
+    ],
+    "it is of round 7, not": lambda own: [with_header(own, round=7)],
+    "from version 3 to": lambda own: [with_header(own, base=3)],
+    "a message of kind RECEIPT is no update": lambda own: [
+        with_header(own, kind=Kind.RECEIPT)
+    ],
+    "not a payload": lambda own: [Message(own.header, b"\xc1")],
+    "no field": lambda own: [Message(own.header, b"\x90")],
+    "bytes, of at most": lambda own: [Message(own.header, bytes(10**6))],
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_bad_message_costs_its_sender_the_round_and_nobody_else(reason, data):
+    good, bad = (
+        simulate(mf(), data, NoCompression(), fraction=0.5, rates=(0.0,))
+        for _ in range(2)
+    )
+    victim = next(bad.server.invite()).header.client
+    faulty(good, lambda own: [] if own.header.client == victim else [own])
+    faulty(bad, lambda own: BAD[reason](own) if own.header.client == victim else [own])
+    good.run_round()
+    report = bad.run_round()
+    ((client, said),) = report.refusals
+    assert client == victim
+    assert reason in said
+    assert report.n_clients == 5
+    assert torch.equal(
+        good.server.parameters.item_table, bad.server.parameters.item_table
+    )
+    assert torch.equal(good.shard.user_rows, bad.shard.user_rows)
+
+
+def test_who_was_not_invited_or_answers_twice_is_refused(data):
+    simulation = simulate(mf(), data, NoCompression(), fraction=0.5, rates=(0.0,))
+    invited = {message.header.client for message in simulation.server.invite()}
+    stranger = min(set(range(N_CLIENTS)) - invited)
+    first = min(invited)
+
+    def forge(message):
+        if message.header.client != first:
+            return [message]
+        return [message, message, with_header(message, client=stranger)]
+
+    faulty(simulation, forge)
+    report = simulation.run_round()
+    assert report.n_clients == len(invited)
+    assert sorted(report.refusals) == sorted(
+        [
+            (first, "the client has answered already"),
+            (stranger, "the client was not invited"),
+        ]
+    )
+
+
+def test_a_round_that_nobody_answers_does_not_count(data):
+    simulation = simulate(mf(), data, NoCompression(), fraction=0.5, rates=(0.0,))
+    faulty(simulation, lambda own: [with_values(own, np.nan)])
+    with pytest.raises(FederationError, match=r"of 6 clients invited, none .* client"):
+        simulation.run_round()
+    assert simulation.round == 0
+    faulty(simulation, lambda own: [own])
+    assert simulation.run_round().n_clients == 6
+
+
+def test_a_loss_is_reported_by_a_key(data, monkeypatch):
+    told = simulate(mf(), data, NoCompression(), rates=(0.0,))
+    silent = simulate(mf(), data, NoCompression(), rates=(0.0,), report_loss=False)
+    booked = note_messages(silent, monkeypatch)
+    reports = [told.run_round(), silent.run_round()]
+    assert reports[0].loss > 0
+    assert reports[1].loss is None
+    updates = [own.header for own in booked if own.header.kind is Kind.UPDATE]
+    assert all(header.loss is None for header in updates)
+    assert all(header.n_samples > 0 for header in updates)
+    assert reports[0].bytes["uplink_bytes"] == reports[1].bytes["uplink_bytes"] + 27
