@@ -161,7 +161,7 @@ def _downlink_feedback(config: Any) -> bool:
             config,
             "downlink_feedback",
             "False with replica=stale, where everybody lacks something else: "
-            "replica=personal sends each client what he lacks",
+            "replica=personal sends each client what it lacks",
         )
     return feedback
 

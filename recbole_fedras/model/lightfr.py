@@ -22,12 +22,12 @@ class LightFR(FederatedRecommender):
     Source: Zhang et al., "LightFR: Lightweight Federated Recommendation with
     Privacy-preserving Matrix Factorization" (TOIS 2023), and the released code. A
     participant descends by coordinates, bit after bit until none changes, on the
-    squared error between ``r'`` (f for his items, -f for negatives) and ``b . d``::
+    squared error between ``r'`` (f for its items, -f for negatives) and ``b . d``::
 
         b_k <- sgn(sum_i (r'_i - b . d_i) d_ik + 2 lambda n b_k)
 
-    with n his items and negatives; a bit stays where the argument is 0. The item code
-    that would suit him alone is ``sgn(r'_i) b``; the change to it is his update, and
+    with n its items and negatives; a bit stays where the argument is 0. The item code
+    that would suit it alone is ``sgn(r'_i) b``; the change to it is its update, and
     the server descends on the cohort's squared error in the same way
     (:class:`~recbole_fedras.federation.server.aggregation.CodeDescent`).
 
@@ -39,12 +39,12 @@ class LightFR(FederatedRecommender):
 
     Notes
     -----
-    **Privacy**: every row that a client sends is his user code or its complement, so
-    the server learns the code and, up to one sign, which items are his. That is the
+    **Privacy**: every row that a client sends is its user code or the complement, so
+    the server learns the code and, up to one sign, which items are the client's. That is the
     source's own message: its released server works on users' codes and ratings.
 
     **Departures**: the released mask drops low ratings and knows no negatives, so that
-    codes collapse on implicit data; here what counts is his items and the negatives
+    codes collapse on implicit data; here what counts is its items and the negatives
     sampled in this participation, each once, and n counts only these. Only lambda of
     at least 1/2 is allowed: below, descent need not end. Items descend without lambda
     (1/2 makes no difference to the error), as in the released code; there the weight

@@ -199,7 +199,7 @@ def _train_clients(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Train clients one by one; see ``FederatedRecommender.train_clients``.
 
-    A client's rows are copied to where their changes are wanted, so that he works in
+    A client's rows are copied to where their changes are wanted, so that it works in
     a compact table which the cache holds.
     """
     loss = 0.0
@@ -227,8 +227,9 @@ def _train_clients(  # type: ignore[no-untyped-def]
 class MF(FederatedRecommender):
     """FedMF: private user vectors, a shared item table, no network.
 
-    Source: Chai et al., "Secure Federated Matrix Factorization" (2020), with implicit
-    feedback and logits as in FedRAS (KDD 2025, section 3).
+    Source: Chai et al., "Secure Federated Matrix Factorization" (IEEE Intelligent
+    Systems 2020), with implicit feedback and binary cross-entropy as in FedRAS (KDD
+    2025, section 2.1).
     """
 
     train_clients = staticmethod(_train_clients)

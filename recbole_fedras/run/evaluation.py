@@ -21,7 +21,7 @@ class FixedCandidates:
     """Each user's held-out items among sampled ones, the same at every evaluation.
 
     For every held-out item of a user, ``n_negatives`` items are drawn without
-    replacement from those that he never interacted with, in any part of the data (all
+    replacement from those that they never interacted with, in any part of the data (all
     of them, if there are fewer for a user with several held-out items). Held-out items
     stand at random places among the candidates, so that ties favour neither side: the
     expected metric is that of random tie-breaking.
@@ -45,7 +45,7 @@ class FixedCandidates:
     Raises
     ------
     ValueError
-        If a user has fewer than ``n_negatives`` items that he never interacted with.
+        If a user has fewer than ``n_negatives`` items that they never interacted with.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class FixedCandidates:
                 name = dataset.id2token(self._user_field, user)
                 raise ValueError(
                     f"eval_args mode uni{n_negatives}: user {name!r} has only "
-                    f"{len(never)} items that he never interacted with; choose uni1 to "
+                    f"{len(never)} items that they never interacted with; choose uni1 to "
                     f"uni{len(never)} or full"
                 )
             size = min(n_negatives * len(own), len(never))
@@ -161,7 +161,7 @@ class FairCollector(Collector):  # type: ignore[misc]
         self._seed: int = config["seed"]
         self._user_field: str = config["USER_ID_FIELD"]
         self._item_field: str = config["ITEM_ID_FIELD"]
-        #: Of the last evaluation, for each user the place of his first held-out item
+        #: Of the last evaluation, for each user the place of their first held-out item
         #: among the first max(topk), from 1; 0 if it is not there. None where no
         #: metric counts hits.
         self.ranks: NDArray[np.int64] | None = None

@@ -19,7 +19,7 @@ Score = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A loss of many clients, each with parameters and samples of his own.
+    """A loss of many clients, each with parameters and samples of its own.
 
     Attributes
     ----------

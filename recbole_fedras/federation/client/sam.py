@@ -21,18 +21,19 @@ def ascend(
     rho_shared: float,
     rho_private: float,
 ) -> Parameters:
-    """Return parameters that lie rho uphill, for each of n clients by himself.
+    """Return parameters that lie rho uphill, for each of n clients by itself.
 
-    Source: Foret et al., "Sharpness-Aware Minimization" (ICLR 2021), equation 2, for
-    two groups as FedRecGEL (WWW 2026): with g the gradient of a group, the private one
-    (his embedding) or the shared one (item rows and network, one norm),
+    Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving
+    Generalization" (ICLR 2021), for two groups as FedRecGEL (WWW 2026): with g the
+    gradient of a group, the private one (the user's embedding) or the shared one (item
+    rows and network, one norm),
     ``eps = rho g / (|g| + 1e-12)``.
 
     Parameters
     ----------
     parameters : tuple
         Users (n, dim); the item rows of all clients (n_rows, dim), of which each has
-        his own; the network by name, shapes (n, ...).
+        its own; the network by name, shapes (n, ...).
     gradients : tuple
         Users' (n, dim), that of each sample's item (n * n_samples, dim), and the
         network's, shapes (n, ...).

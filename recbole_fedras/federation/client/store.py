@@ -12,7 +12,7 @@ class ClientTables:
     """Tables of clients, of which a round changes some, all of them or none.
 
     A table is changed by writing a new one to a free slot; :meth:`commit` puts the new
-    ones into force and frees the old. Until a client's first, he has slot 0.
+    ones into force and frees the old. Until a client's first, it has slot 0.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Local training of a cohort: many clients at once, each for himself."""
+"""Local training of a cohort: many clients at once, each by itself."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ def train_cohort(
     embedding: ItemEmbedding | None = None,
     user_states: Tensor | None = None,
 ) -> Trained:
-    """Train every client of a cohort from the shared parameters that he holds.
+    """Train every client of a cohort from the shared parameters that it has.
 
-    Each client copies the rows that he touches into a compact local table and runs
+    Each client copies the rows that it touches into a compact local table and runs
     ``local_epochs`` of SGD in steps of ``batch_size`` samples. Step k of all clients
     of a group is one tensor operation over a padded batch (n_clients, batch_size).
     Clients never see each other's rows: but for rounding, who else is in the cohort
@@ -181,7 +181,7 @@ def _train_compiled(
     training: LocalTraining,
     gradient_map: Tensor | None,
 ) -> Tensor:
-    """Train client after client, each in his part of ``changes``; return the loss."""
+    """Train client after client, each in its part of ``changes``; return the loss."""
     if gradient_map is None:
         gradient_map = torch.empty(0, 0)
     network, loss, end = flatten(theta).numpy(), 0.0, 0

@@ -14,10 +14,10 @@ from recbole_fedras.numeric.descent import descend
 class RowMean:
     """Running mean of row-sparse updates.
 
-    Source: FedRAS (KDD 2025), section 4.1. With S the cohort and S_i the clients that
+    Source: FedRAS (KDD 2025), section 4.4. With S the cohort and S_i the clients that
     changed row i, ``inverse_frequency`` weighs every update of row i by |S| / |S_i| in
     the mean over S: ``(1 / |S_i|) sum_u delta_i^u``. ``fedavg`` is the plain mean over
-    S, ``(1 / |S|) sum_u delta_i^u`` (the paper's FedRAS-T).
+    S, ``(1 / |S|) sum_u delta_i^u`` (the paper's FedRAS-T, section 5.4.1).
 
     Parameters
     ----------
@@ -49,8 +49,8 @@ class RowMean:
 class CodeDescent:
     """Item codes with the least squared error for a cohort's users.
 
-    Source: LightFR (TOIS 2023). With ``c_u`` what client u would have item i be, his
-    code or its complement, the server descends by coordinates on
+    Source: LightFR (TOIS 2023). With ``c_u`` what client u would have item i be, its
+    user code or the complement, the server descends by coordinates on
     ``sum_u (f - c_u . d_i)^2`` from the code that it has: the error of i's users, as
     ``(sgn(r') f - sgn(r') b_u . d)^2`` is the error of ``b_u . d`` against r'.
 
