@@ -40,8 +40,8 @@ class LightFR(FederatedRecommender):
     Notes
     -----
     **Privacy**: every row that a client sends is its user code or the complement, so
-    the server learns the code and, up to one sign, which items are the client's. That is the
-    source's own message: its released server works on users' codes and ratings.
+    the server learns the code and, up to one sign, which items are the client's. That
+    is the source's own message: its released server works on users' codes and ratings.
 
     **Departures**: the released mask drops low ratings and knows no negatives, so that
     codes collapse on implicit data; here what counts is its items and the negatives

@@ -75,8 +75,8 @@ class FixedCandidates:
                 name = dataset.id2token(self._user_field, user)
                 raise ValueError(
                     f"eval_args mode uni{n_negatives}: user {name!r} has only "
-                    f"{len(never)} items that they never interacted with; choose uni1 to "
-                    f"uni{len(never)} or full"
+                    f"{len(never)} items that they never interacted with; choose uni1 "
+                    f"to uni{len(never)} or full"
                 )
             size = min(n_negatives * len(own), len(never))
             candidates = np.concatenate([own, rng.choice(never, size, replace=False)])
