@@ -13,9 +13,9 @@ from recbole_fedras.numeric.parallel import single_threaded, threads
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-_BATCH = 1024
-_LEARNING_RATE = 1e-3
-_COMMITMENT = 0.25  # as VQ-VAE and RQ-VAE have it
+_BATCH = 1024  # ours
+_LEARNING_RATE = 1e-3  # Adam's default
+_COMMITMENT = 0.25  # latent_loss_weight of the RQ-VAE's released configurations
 
 
 def residual_kmeans(
