@@ -35,6 +35,8 @@ def residual_kmeans(
     codes : ndarray of int64, shape (n, n_levels)
     codebooks : ndarray of float32, shape (n_levels, n_codes, dim)
     """
+    # One thread: more would add up in no certain order. A seed for each level, so that
+    # levels are not drawn alike.
     rest, codes, codebooks = np.array(vectors), [], []
     with threads(1), single_threaded():
         for level in range(n_levels):
@@ -77,8 +79,11 @@ def rq_vae(
             "item_embedding=rq with item_base=features trains an RQ-VAE, which needs "
             'the package vector-quantize-pytorch: pip install "recbole-fedras[rq]"'
         ) from missing
+    # Centre features by column; one scale for all, so that none gains weight by it.
     inputs = torch.from_numpy((features - features.mean(0)) / (features.std() + 1e-12))
     hidden = max(2 * dim, 128)
+    # One thread and a forked generator: the same codes on any number of cores, and no
+    # other draw of the run changes.
     with threads(1), torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         width = inputs.shape[1]
@@ -98,6 +103,8 @@ def rq_vae(
         )
         parameters = [*encoder.parameters(), *decoder.parameters()]
         optimizer = torch.optim.Adam(parameters, lr=_LEARNING_RATE)
+        # What is reconstructed from the codes, and how far vectors are from them; the
+        # codebooks themselves follow as moving averages, inside the quantiser.
         for _ in range(n_epochs):
             for batch in torch.split(torch.randperm(len(inputs)), _BATCH):
                 quantized, _, commitment = quantizer(encoder(inputs[batch]))
@@ -105,6 +112,7 @@ def rq_vae(
                 optimizer.zero_grad()
                 (error + commitment.sum()).backward()
                 optimizer.step()
+        # Codes of all items, from the trained encoder; eval leaves the codebooks alone.
         quantizer.eval()
         with torch.no_grad():
             _, codes, _ = quantizer(encoder(inputs))

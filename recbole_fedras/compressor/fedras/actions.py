@@ -37,7 +37,16 @@ class ActionCode(Protocol):
 
 
 class Float32Code:
-    """The paper's: K centroids in float32."""
+    """The paper's: K centroids in float32.
+
+    Examples
+    --------
+    >>> rows = np.array([[1, 2], [1, 2], [3, 4]], np.float32)
+    >>> payload, assignments = Payload(), np.array([0, 0, 1])
+    >>> Float32Code.put(payload, rows, rows[1:], assignments)
+    >>> payload.part_bytes()["items"], Float32Code.get(payload, n=3, dim=2)[2]
+    (16, array([3., 4.], dtype=float32))
+    """
 
     @staticmethod
     def nominal(n: int, budget: Budget) -> int:
@@ -64,7 +73,18 @@ class Float32Code:
 
 
 class Int8Code:
-    """Centroids rounded to multiples of one step, for all values of all actions."""
+    """Centroids rounded to multiples of one step, for all values of all actions.
+
+    Examples
+    --------
+    A byte for each value, and the step:
+
+    >>> rows = np.array([[1, 2], [1, 2], [3, 4]], np.float32)
+    >>> payload, assignments = Payload(), np.array([0, 0, 1])
+    >>> Int8Code.put(payload, rows, rows[1:], assignments)
+    >>> payload.part_bytes()["items"], Int8Code.get(payload, n=3, dim=2)[2].round(2)
+    (8, array([2.99, 4.  ], dtype=float32))
+    """
 
     @staticmethod
     def nominal(n: int, budget: Budget) -> int:
@@ -101,6 +121,18 @@ class ShapeCode:
     in which a row weighs as its squared norm, from the centroids given. A gain is the
     projection of a row on its direction as sent, rounded on a logarithmic scale; one
     that is not positive is 0.
+
+    Examples
+    --------
+    Two rows share a direction and differ in length. A byte for each value of the
+    direction and its step, a byte for each gain and their range:
+
+    >>> rows = np.array([[3, 4], [30, 40]], np.float32)
+    >>> payload = Payload()
+    >>> ShapeCode.put(payload, rows, rows[:1], np.array([0, 0]))
+    >>> payload.part_bytes()["items"], ShapeCode.get(payload, n=2, dim=2).round()
+    (16, array([[ 3.,  4.],
+           [30., 40.]], dtype=float32))
     """
 
     @staticmethod

@@ -9,6 +9,9 @@ from sklearn.cluster import KMeans
 
 from recbole_fedras.numeric.parallel import single_threaded
 
+# All kernels are in this one file: numba's cache does not see that a function which
+# another file defines has changed.
+
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 

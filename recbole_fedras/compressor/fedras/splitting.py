@@ -34,6 +34,18 @@ class NestedGroups:
         Count at which splitting had reached the threshold or the limit.
     worst_quality : float
         Quality of the worst group when the count was ``n_recorded``, for thresholds.
+
+    Examples
+    --------
+    Four rows, one group at first; the rows that differ most part first:
+
+    >>> rows = np.array([[1, 0], [1, 0.1], [-1, 0], [0, 1]], np.float32)
+    >>> groups = split_groups(rows, np.zeros(4, np.int64), None, n_recorded=3, n_max=3)
+    >>> for count in (1, 2, 3):
+    ...     print(groups.snapshot(count)[1])
+    [0 0 0 0]
+    [0 0 1 0]
+    [0 0 1 2]
     """
 
     rows: Floats
