@@ -26,8 +26,8 @@ class CoLR(Compressor):
     """Correlated low-rank structure: Q + A B with a fresh fixed B in every round.
 
     Source: Nguyen et al., "Towards Efficient Communication and Secure Federated
-    Recommendation System via Low-rank Training" (WWW 2024), section 4, and its
-    released code. ``B`` (r x d) has orthogonal rows with ``B B' = (d / r) I`` and is
+    Recommendation System via Low-rank Training" (WWW 2024), and its released code.
+    ``B`` (r x d) has orthogonal rows with ``B B' = (d / r) I`` and is
     drawn by everybody from the shared seed, so it never travels. Clients train ``A``
     (N x r) only, from zero, with its gradient scaled by ``sqrt(r / d)``; the server
     averages ``A``. The rank is ``r = floor(d (1 - CR))``.
@@ -46,6 +46,21 @@ class CoLR(Compressor):
     **Departures**: the released code counts the elements of the upload only; here ids
     and the downlink are sent and counted too. Weight decay (5e-4 in the code) is not
     applied. A cohort with unequal ranks is refused, as one B must serve all.
+
+    Examples
+    --------
+    An update in the span of B, as training under :meth:`gradient_map` leaves it,
+    arrives exactly: 64 rows, 4 floats each.
+
+    >>> import numpy as np
+    >>> from recbole_fedras.compressor.base import Budget, RoundContext, row_update
+    >>> budget, ctx = Budget(64, 32, 0.875), RoundContext(0, 2020, 64, 32)
+    >>> rows = torch.ones(64, 32) @ CoLR().gradient_map(budget, ctx)
+    >>> payload = CoLR().encode(RowUpdate(torch.arange(64), rows), budget, ctx)
+    >>> payload.part_bytes()["items"]
+    1024
+    >>> torch.allclose(CoLR().decode(payload, ctx).rows, rows, atol=1e-6)
+    True
     """
 
     heterogeneous = False
@@ -56,6 +71,7 @@ class CoLR(Compressor):
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Send A, the coordinates of the update in the rows of B."""
+        # B B' = (d / r) I, so A = (r / d) (A B) B' for an update that is A B.
         basis = _basis(_rank(budget), ctx, update.rows)
         factor = update.rows @ basis.T * (len(basis) / ctx.dim)
         payload = put_update_rows(Payload(), update, ctx.n_items)
@@ -72,6 +88,7 @@ class CoLR(Compressor):
 
     def gradient_map(self, budget: Budget, ctx: RoundContext) -> Tensor:
         """Return ``sqrt(r / d) B' B``."""
+        # A step of A by -lr sqrt(r / d) g B', seen in Q = Q_0 + A B.
         basis = _basis(_rank(budget), ctx, torch.empty(0))
         return basis.T @ basis * sqrt(len(basis) / ctx.dim)
 
@@ -92,6 +109,8 @@ def _rank(budget: Budget) -> int:
 
 def _basis(rank: int, ctx: RoundContext, like: Tensor) -> Tensor:
     """Return B of the round, shape (rank, dim)."""
+    # Sender and receiver make no difference to B: without them one entry of the cache
+    # serves the whole cohort.
     shared = replace(ctx, sender=SERVER, receiver=None, base=None)
     return _draw_basis(rank, shared).to(like)
 
@@ -99,6 +118,8 @@ def _basis(rank: int, ctx: RoundContext, like: Tensor) -> Tensor:
 @lru_cache(maxsize=4)
 def _draw_basis(rank: int, ctx: RoundContext) -> Tensor:
     """Draw B, which a cohort shares: an orthonormalised Gaussian times sqrt(d / r)."""
+    # U V' of the SVD is the nearest matrix with orthonormal rows, and favours none of
+    # them. The factor sqrt(d / r) makes up for the length that a projection loses.
     gaussian = ctx.shared_generator().standard_normal((rank, ctx.dim))
     left, _, right = np.linalg.svd(gaussian, full_matrices=False)
     return torch.from_numpy(left @ right * sqrt(ctx.dim / rank))

@@ -1,4 +1,4 @@
-"""The contract of a compressor, to hold one of your own to."""
+"""The contract of a compressor, for checking one that you wrote."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from recbole_fedras.compressor.base import (
 )
 from recbole_fedras.wire.payload import Payload
 
-_GENEROUS = 0.1  # a rate at which whatever works keeps some of an update
+_GENEROUS = 0.1  # a rate so low that whatever works keeps some of an update
 
 
 def check_compressor(
@@ -46,7 +46,7 @@ def check_compressor(
       low rate something of the update is left, all of it if ``lossless``;
     - where all bytes are budgeted, the payload takes no more, or ``validate`` refuses.
 
-    It is silent if all of this holds.
+    It is silent if all of this is so.
 
     Parameters
     ----------
@@ -68,6 +68,11 @@ def check_compressor(
     -----
     UserWarning
         If it refuses the rate of all bytes, so that it is not checked at that.
+
+    Examples
+    --------
+    >>> from recbole_fedras.compressor.svd import SVD
+    >>> check_compressor(SVD)
     """
     nominal = Budget(n_items, dim, compression_rate)
     n_bytes = int(4 * n_items * dim * (1 - compression_rate))
@@ -177,7 +182,9 @@ class _Check:
                 for update, ctx in zip(updates, ctxs, strict=True)
             ]
             list(sent.decode_cohort(together, ctxs))
-        same = [own.to_bytes() for own in together] == [own.to_bytes() for own in alone]
+        same = list(map(Payload.to_bytes, together)) == list(
+            map(Payload.to_bytes, alone)
+        )
         self._require(same, "encode_cohort does not give what encode gives")
 
     def fidelity(self) -> None:

@@ -24,18 +24,19 @@ from recbole_fedras.wire.payload import Layout, Payload
 
 Floats = NDArray[np.float64]
 
-_MOST_BITS = 8
+_MOST_BITS = 8  # a byte a value leaves 4e-5 of the energy as squared error
 
 
 class EDEN(Compressor):
     """Randomised Hadamard rotation and Lloyd-Max quantisation, nearly unbiased.
 
     Source: Vargaftik et al., "EDEN: Communication-Efficient and Robust Distributed Mean
-    Estimation for Federated Learning" (ICML 2022), of which one bit is DRIVE (NeurIPS
-    2021). The values of the changed rows are rotated, ``y = R x``, each is replaced by
-    the nearest c(y) of the ``2^b`` levels that are best for a Gaussian, and the
-    receiver returns ``s R' c(y)`` with ``s = |x|^2 / <y, c(y)>``. A value takes
-    ``b = floor(32 (1 - CR))`` bits, 8 at most: 1 at 96.88 %, 2 at 93.75 %.
+    Estimation for Federated Learning" (ICML 2022), of which one bit is Vargaftik et
+    al., "DRIVE: One-bit Distributed Mean Estimation" (NeurIPS 2021). The values of the
+    changed rows are rotated, ``y = R x``, each is replaced by the nearest c(y) of the
+    ``2^b`` levels that are best for a Gaussian, and the receiver returns ``s R' c(y)``
+    with ``s = |x|^2 / <y, c(y)>``. A value takes ``b = floor(32 (1 - CR))`` bits, 8 at
+    most: 1 at 96.88 %, 2 at 93.75 %.
 
     Notes
     -----
@@ -56,6 +57,19 @@ class EDEN(Compressor):
     binary, each with a scale of its own. Fractions of a bit come from some values
     having one more, not from dropping some at random. Unbiased is the method under a
     uniformly random rotation; two passes come close to one where pieces are long.
+
+    Examples
+    --------
+    4 bits for each of 2,048 values, one scale, as 2,048 is a power of two:
+
+    >>> import numpy as np
+    >>> from recbole_fedras.compressor.base import Budget, RoundContext, row_update
+    >>> rows = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    >>> update, budget = row_update(np.arange(64), rows), Budget(64, 32, 0.875)
+    >>> ctx = RoundContext(round=0, seed=2020, n_items=64, dim=32)
+    >>> payload = EDEN().encode(update, budget, ctx)
+    >>> payload.part_bytes()["items"], EDEN().decode(payload, ctx).rows.shape
+    (1028, torch.Size([64, 32]))
     """
 
     threaded = True
@@ -67,6 +81,8 @@ class EDEN(Compressor):
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Rotate, quantise and find the scales."""
+        # b bits a value; where bytes are counted, what is left gives the first n_fine
+        # values one bit more. After the rotation no value matters more than another.
         n, m = len(update), update.rows.numel()
         n_bits = self._bits(n, budget)
         roomy = budget.n_bytes is None and m <= budget.values
@@ -80,15 +96,20 @@ class EDEN(Compressor):
         scales: list[float] = []
         codes: Ints = np.zeros(m, np.int64)
         for piece in _pieces(m):
+            # Signs and Hadamard matrix, twice.
             length = piece.stop - piece.start
             rotated = _rotate(
                 _rotate(values[piece] * signs[0, piece]) * signs[1, piece]
             )
+            # Scaled to a variance of 1, rotated values are nearly standard Gaussian,
+            # for which the levels are best.
             size = float(np.linalg.norm(rotated)) or 1.0
             fine = min(max(n_fine - piece.start, 0), length)  # these stand first
             gaussian = rotated * (np.sqrt(length) / size)
             codes[piece][:fine] = _nearest(gaussian[:fine], n_bits + 1)
             codes[piece][fine:] = _nearest(gaussian[fine:], n_bits)
+            # With this scale the result's projection on the piece is the piece itself,
+            # which makes the method unbiased. 0 for a piece of zeros.
             levels = _levels_of(codes[piece], fine, n_bits)
             scales.append(float(rotated @ rotated / (rotated @ levels or 1.0)))
         payload = put_update_rows(Payload(), update, ctx.n_items)
@@ -120,6 +141,7 @@ class EDEN(Compressor):
         values = np.zeros(m)
         with np.errstate(over="ignore", invalid="ignore"):  # whatever was received
             for piece, scale in zip(pieces, scales, strict=True):
+                # The two rotations backwards: both factors are their own inverses.
                 fine = min(max(n_fine - piece.start, 0), piece.stop - piece.start)
                 levels = _levels_of(codes[piece], fine, n_bits)
                 once = _rotate(scale * levels) * signs[1, piece]
@@ -160,6 +182,8 @@ def _signs(m: int, ctx: RoundContext) -> Floats:
 @njit(nogil=True, cache=True)
 def _rotate(values: Floats) -> Floats:
     """Multiply by the orthonormal Hadamard matrix, its own inverse."""
+    # The fast transform: sums and differences of pairs that are 1, 2, 4, ... apart. The
+    # factor that makes it orthonormal is applied once, before.
     result: Floats = values / len(values) ** 0.5
     half = 1
     while half < len(result):
@@ -174,9 +198,14 @@ def _rotate(values: Floats) -> Floats:
 @lru_cache
 def _levels(n_bits: int) -> Floats:
     """Levels of least squared error for a standard Gaussian, by Lloyd's iteration."""
+    # Start from quantiles of a Gaussian of variance 3: where levels are many, the best
+    # ones have the density's cube root as theirs, which is that Gaussian's.
     count = 2**n_bits
     levels: Floats = np.zeros(count)
-    levels[:] = norm.ppf((np.arange(count) + 0.5) / count, 0, 3**0.5)  # nearly
+    levels[:] = norm.ppf((np.arange(count) + 0.5) / count, 0, 3**0.5)
+    # Bounds halfway between levels, levels at the mean of what lies between bounds, in
+    # turn. After 200 times, levels of 4 bits are within 1e-4 of where they end, and 8
+    # bits leave a squared error of 4e-5.
     for _ in range(200):
         bounds = np.concatenate([[-np.inf], (levels[1:] + levels[:-1]) / 2, [np.inf]])
         levels[:] = -np.diff(norm.pdf(bounds)) / np.diff(norm.cdf(bounds))
@@ -184,6 +213,7 @@ def _levels(n_bits: int) -> Floats:
 
 
 def _nearest(values: Floats, n_bits: int) -> Ints:
+    """Find the nearest level of each value, by the bounds halfway between them."""
     levels = _levels(n_bits)
     return np.searchsorted((levels[1:] + levels[:-1]) / 2, values)
 

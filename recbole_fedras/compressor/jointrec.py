@@ -23,15 +23,16 @@ from recbole_fedras.wire.payload import Layout, Payload
 
 Floats = NDArray[np.float32]
 
-_LEVELS = 256
+_LEVELS = 256  # 8 bits
 
 
 class JointRec(Compressor):
     """Truncated SVD of a client's update, both factors quantised probabilistically.
 
     Source: Duan et al., "JointRec: A Deep-Learning-Based Joint Cloud Video
-    Recommendation Framework for Mobile IoT" (IEEE IoT Journal 2020), as FedRAS (KDD
-    2025), Table 5, compares with it; there is no code. A factor's value x becomes
+    Recommendation Framework for Mobile IoT" (IEEE Internet of Things Journal 2020), as
+    FedRAS (KDD 2025, appendix A.1 and Table 5) compares with it; there is no code. A
+    factor's value x becomes
     ``floor((x - min) / s) + Bernoulli(rest)`` steps ``s = (max - min) / 255``, so that
     its expectation is exact. A value takes a quarter of a float, so the rank is
     ``r = floor(4 d (1 - CR))``, d at most.
@@ -47,6 +48,19 @@ class JointRec(Compressor):
     right singular vectors. As there, the downlink is not compressed, but where all
     bytes are budgeted: then r is the largest rank that fits, both ways, and what is
     left is not used.
+
+    Examples
+    --------
+    Rank 16, a byte for each of its ``r (n + d)`` values, and four floats:
+
+    >>> import numpy as np
+    >>> from recbole_fedras.compressor.base import Budget, RoundContext, row_update
+    >>> rows = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    >>> update, budget = row_update(np.arange(64), rows), Budget(64, 32, 0.875)
+    >>> ctx = RoundContext(round=0, seed=2020, n_items=64, dim=32)
+    >>> payload = JointRec().encode(update, budget, ctx)
+    >>> payload.part_bytes()["items"], JointRec().decode(payload, ctx).rows.shape
+    (1552, torch.Size([64, 32]))
     """
 
     threaded = True
@@ -57,9 +71,12 @@ class JointRec(Compressor):
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Factorise, and round at random."""
+        # r (n + d) bytes of levels and 16 of ranges, or 4 n d of the rows as they are.
         n, rank = len(update), self._rank(len(update), budget)
         if rank * (n + ctx.dim) + 16 >= 4 * n * ctx.dim or fits_raw(n, budget):
             return raw_payload(update, ctx.n_items)
+        # The left factor carries the singular values, so it is the wider one in range;
+        # each factor has a range, hence steps, to itself.
         right = leading_right_vectors(update.rows, rank)  # (r, d)
         left = update.rows @ right.T  # (n, r)
         rng = ctx.generator()
@@ -106,6 +123,7 @@ class JointRec(Compressor):
             )
             return whole.floats("ranges", 2, 2)
 
+        # A value takes a byte, a quarter of a float: four times SVD's rank.
         nominal = floor(4 * budget.dim * kept(budget.compression_rate))
         return budget.most(nominal, budget.dim, layout)
 
@@ -114,6 +132,9 @@ def _quantise(
     factor: Floats, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], float, float]:
     """Round to 256 levels at random; return levels, least and largest value."""
+    # In units of the step, rounded down after adding a uniform number: up with the
+    # probability of the fraction, so that errors of many clients average out. An empty
+    # or constant factor has a range of 0, and any step will do.
     low, high = float(factor.min(initial=0)), float(factor.max(initial=0))
     steps = (factor.astype(np.float64) - low) * ((_LEVELS - 1) / ((high - low) or 1.0))
     levels = np.floor(steps + rng.random(steps.shape)).astype(np.int64)

@@ -24,8 +24,8 @@ from recbole_fedras.wire.payload import Layout, Payload
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_CLASSES = 17  # magnitude classes at most: integers of up to 16 bits, and a sign
-_BYTE = 256
+_CLASSES = 17  # magnitude classes at most: 0, and integers of 1 to 16 bits
+_BYTE = 256  # bound of an integer that is a byte
 
 
 class KLT(Compressor):
@@ -57,6 +57,21 @@ class KLT(Compressor):
 
     **Departures**: none from a paper; it is no federated method. At equal bytes it is
     what methods that cluster or truncate should be compared with.
+
+    Examples
+    --------
+    No more than the bytes of 8 of the 64 rows:
+
+    >>> import numpy as np
+    >>> from recbole_fedras.compressor.base import Budget, RoundContext, row_update
+    >>> rows = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    >>> update, budget = row_update(np.arange(64), rows), Budget(64, 32, 0.875)
+    >>> ctx = RoundContext(round=0, seed=2020, n_items=64, dim=32)
+    >>> payload = KLT().encode(update, budget, ctx)
+    >>> payload.part_bytes()["items"] <= 4 * budget.values, 4 * budget.values
+    (True, 1024)
+    >>> KLT().decode(payload, ctx).rows.shape
+    torch.Size([64, 32])
     """
 
     threaded = True
@@ -74,17 +89,22 @@ class KLT(Compressor):
         rows = update.rows.cpu().numpy().astype(np.float64)
         if not np.isfinite(rows).all():
             raise ValueError("KLT: a row is not finite")
+        # Rotate by the eigenvectors: columns of coefficients are uncorrelated, and most
+        # of the energy is in the leading ones.
         _, vectors = np.linalg.eigh(rows.T @ rows)
         vectors = np.ascontiguousarray(vectors[:, ::-1])  # leading first
         coefficients = rows @ vectors
+        # The step is sent in float32, and so must not round to 0.
         tiny = float(np.finfo(np.float32).tiny)
         step = np.float32(max(_find_step(coefficients, limit), tiny))
+        # The step was found by the entropy; the coder takes a few bytes more. A fifth
+        # of a per cent coarser at a time, until what is written fits.
         while True:
             payload = put_update_rows(Payload(), update, ctx.n_items)
             _put_coefficients(payload, coefficients, vectors, step)
             if payload.part_bytes()["items"] <= limit:
                 return payload
-            step = np.float32(step * 1.002)  # the coder took more than the entropy
+            step = np.float32(step * 1.002)
 
     @staticmethod
     def _limit(n: int, budget: Budget) -> int:
@@ -119,6 +139,9 @@ class KLT(Compressor):
 @njit(nogil=True, cache=True)
 def _histograms(coefficients: Floats, step: float) -> Ints:
     """Count the magnitude classes of each column, shape (dim, _CLASSES)."""
+    # The class of an integer is the number of bits of its magnitude, which is the
+    # exponent of the float64 that holds it: no logarithm, only the bits of the number,
+    # read in place. A first loop rounds a row, a second one reads: both vectorise.
     n, dim = coefficients.shape
     counts = np.zeros((dim, _CLASSES), np.int64)
     magnitudes = np.empty(dim)
@@ -126,7 +149,7 @@ def _histograms(coefficients: Floats, step: float) -> Ints:
     for i in range(n):
         for j in range(dim):
             magnitudes[j] = np.rint(abs(coefficients[i, j] / step))
-        for j in range(dim):  # of a float64: 1022 + number of bits, or 0
+        for j in range(dim):  # bits 52 on: 1022 + number of bits, or 0 for 0.0
             counts[j, max((exponents[j] >> 52) - 1022, 0)] += 1
     return counts
 
@@ -136,10 +159,12 @@ def _size(histograms: Ints, n: int) -> float:
     """Bytes of rotation, step, histograms, classes by their entropy, and rest."""
     n_used, n_classes, n_bits = 0, 1, 32.0
     for histogram in histograms:
-        if histogram[0] == n:
+        if histogram[0] == n:  # all zero: the column is not sent
             continue
         n_used += 1
         for size, count in enumerate(histogram):
+            # An integer of class ``size`` takes the entropy of its class, and ``size``
+            # bits: a sign, and those below the leading one, which is known to be 1.
             if count:
                 n_classes = max(n_classes, size + 1)
                 n_bits += count * (size - np.log2(count / n))
@@ -153,9 +178,14 @@ def _find_step(coefficients: Floats, limit: int) -> float:
     most = float(np.abs(coefficients).max())
     if most == 0:
         return 1.0
+    # The finest step leaves the largest coefficient at 2^15 steps, of 16 bits; with the
+    # coarsest everything rounds to 0, and nothing is smaller.
     fine, coarse = most * 2.0 ** (2 - _CLASSES), 4 * most
     if _size(_histograms(coefficients, fine), len(coefficients)) <= limit:
         return fine
+    # ``coarse`` always fits, ``fine`` never does. Geometric means, as steps range over
+    # orders of magnitude; the search ends where 99.8 % of the bytes are used, or 40
+    # halvings have left nothing to choose.
     for _ in range(40):
         step = float(np.sqrt(fine * coarse))
         size = _size(_histograms(coefficients, step), len(coefficients))
@@ -171,11 +201,15 @@ def _find_step(coefficients: Floats, limit: int) -> float:
 def _put_coefficients(
     payload: Payload, coefficients: Floats, vectors: Floats, step: np.float32
 ) -> None:
+    """Round, code and add the fields."""
+    # Columns with anything but zeros, and no more classes than occur (2 at least, as a
+    # model of one symbol is none).
     histograms = _histograms(coefficients, float(step))
     used = np.flatnonzero(histograms[:, 1:].any(axis=1))
     histograms = histograms[used]
     n_classes = 1 + int(np.flatnonzero(histograms.any(axis=0)).max(initial=1))
     histograms = histograms[:, :n_classes]
+    # Column after column, as each has its model. frexp's exponent is the class.
     columns = np.ascontiguousarray(coefficients.T[used])
     integers = np.rint(columns / step).astype(np.int64)
     _, classes = np.frexp(np.abs(integers).astype(np.float64))  # numbers of bits
@@ -184,6 +218,7 @@ def _put_coefficients(
         encoder.encode(column, _model(histogram))
     coded = encoder.get_compressed().astype("<u4").view(np.uint8)
 
+    # The coder's 32-bit words travel as bytes, little-endian on any machine.
     payload.put_floats("rotation", vectors[:, used].T.astype(np.float32))
     payload.put_floats("step", np.array([step], np.float32))
     n = len(coefficients)
@@ -195,6 +230,9 @@ def _put_coefficients(
 
 def _integers(payload: Payload, n: int, n_columns: int) -> Ints:
     """Invert :func:`_put_coefficients`; shape (n, n_columns)."""
+    # Whatever arrives is checked before it is used: histograms that are of n integers,
+    # words that are whole, classes that are those announced, and as many bits as these
+    # need. A forged payload ends in a PayloadError, not in the decoder.
     histograms = payload.ints("histograms", n + 1, n_columns, None)
     n_classes = histograms.shape[1]
     if not 2 <= n_classes <= _CLASSES or (histograms.sum(1) != n).any():
@@ -221,6 +259,7 @@ def _integers(payload: Payload, n: int, n_columns: int) -> Ints:
 
 
 def _model(histogram: Ints) -> constriction.stream.model.Categorical:
+    """Return the coder's model of a column: how often each class occurs in it."""
     shares = histogram / histogram.sum()
     return constriction.stream.model.Categorical(shares, perfect=False)
 
@@ -228,6 +267,8 @@ def _model(histogram: Ints) -> constriction.stream.model.Categorical:
 @njit(nogil=True, cache=True)
 def _write(integers: Ints, classes: NDArray[np.int32]) -> NDArray[np.uint8]:
     """Write what is below each integer's leading bit, and its sign above."""
+    # An integer of class c has its leading bit at c - 1. That one is known, so its
+    # place holds the sign: 0 if positive, 1 if negative. Lowest bits first.
     data = np.zeros((classes.sum() + 7) // 8, np.uint8)
     place = 0
     for i in range(len(integers)):

@@ -20,17 +20,19 @@ from recbole_fedras.errors import PayloadError
 from recbole_fedras.wire.bits import Ints
 from recbole_fedras.wire.payload import Layout, Payload
 
-_MOST_BITS = 16
+_MOST_BITS = 16  # ours: where the rate leaves more, rows travel as they are
 
 
 class Quantize(Compressor):
     """Unbiased stochastic quantisation of each row.
 
-    Source: QSGD (Alistarh et al., NeurIPS 2017), with the row's largest magnitude as
-    its scale, as in TernGrad (Wen et al., NeurIPS 2017), which it is at two bits. A
-    value is sent at ``b = floor(32 (1 - CR))`` bits: 8 at 75 %, 4 at 87.5 %, 2 at
-    93.75 %. With ``L = 2^(b - 1) - 1`` levels to each side, x of scale s becomes
-    ``floor(L x / s + u)``, u uniform in [0, 1), so that its expectation is exact.
+    Source: Alistarh et al., "QSGD: Communication-Efficient SGD via Gradient
+    Quantization and Encoding" (NIPS 2017), with the row's largest magnitude as its
+    scale, as in Wen et al., "TernGrad: Ternary Gradients to Reduce Communication in
+    Distributed Deep Learning" (NIPS 2017), which it is at two bits. A value is sent at
+    ``b = floor(32 (1 - CR))`` bits: 8 at 75 %, 4 at 87.5 %, 2 at 93.75 %. With ``L =
+    2^(b - 1) - 1`` levels to each side, x of scale s becomes ``floor(L x / s + u)``, u
+    uniform in [0, 1), so that its expectation is exact.
 
     Notes
     -----
@@ -43,6 +45,19 @@ class Quantize(Compressor):
 
     **Departures**: QSGD scales by the Euclidean norm of the whole gradient and
     entropy-codes; here each row has a scale of its own and levels are packed.
+
+    Examples
+    --------
+    4 bits a value, and a float for each row's scale:
+
+    >>> import numpy as np
+    >>> from recbole_fedras.compressor.base import Budget, RoundContext, row_update
+    >>> rows = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    >>> update, budget = row_update(np.arange(64), rows), Budget(64, 32, 0.875)
+    >>> ctx = RoundContext(round=0, seed=2020, n_items=64, dim=32)
+    >>> payload = Quantize().encode(update, budget, ctx)
+    >>> payload.part_bytes()["items"], Quantize().decode(payload, ctx).rows.shape
+    (1280, torch.Size([64, 32]))
     """
 
     def validate(self, budget: Budget) -> None:
@@ -56,12 +71,16 @@ class Quantize(Compressor):
         n_bits = self._bits(n, budget)
         if n_bits > _MOST_BITS or fits_raw(n, budget):
             return raw_payload(update, ctx.n_items)
+        # A scale for each row, in float32 as it will be received: both ends find from
+        # the scales alone which rows are fine, so their places need not be sent.
         rows = update.rows.cpu().numpy().astype(np.float64)
         scales = np.abs(rows).max(axis=1, initial=0).astype(np.float32)  # (n,)
         n_fine = budget.most(0, n, partial(self._layout, n, budget, n_bits))
         fine = largest(scales, n_fine)
         n_levels = np.full((n, 1), 2 ** (n_bits - 1) - 1)
         n_levels[fine] = 2**n_bits - 1
+        # Round down after adding a uniform number, so that the expectation is exact. A
+        # row of zeros has scale 0 and stays zero. Levels are shifted to start from 0.
         shares = rows / np.where(scales, scales, 1)[:, None]
         chance = ctx.generator().random(rows.shape)
         levels = np.floor(n_levels * shares + chance).astype(np.int64) + n_levels
@@ -91,6 +110,7 @@ class Quantize(Compressor):
             fine_levels = payload.ints("fine_levels", bound, None, ctx.dim)
         n_coarse = len(ids) - len(fine_levels)
         levels = payload.ints("levels", 2**n_bits - 1, n_coarse, ctx.dim)
+        # Put both kinds of rows back in order.
         fine = largest(scales, len(fine_levels))
         shares = np.empty((len(ids), ctx.dim))
         shares[fine] = fine_levels / (2**n_bits - 1) - 1

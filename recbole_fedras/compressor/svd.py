@@ -25,8 +25,8 @@ from recbole_fedras.wire.payload import Layout, Payload
 class SVD(Compressor):
     """Truncated singular value decomposition of the changed rows.
 
-    Source: the SVD baseline of FedRAS (KDD 2025, section 5.1) and of CoLR (WWW 2024,
-    section 5). The rank is ``r = floor(d (1 - CR))``.
+    Source: the SVD baseline of FedRAS (KDD 2025, section 5.1) and of CoLR's released
+    code (WWW 2024). The rank is ``r = floor(d (1 - CR))``.
 
     Notes
     -----
@@ -43,11 +43,25 @@ class SVD(Compressor):
 
     **Departures**: the papers' cost ``r / d`` leaves out the right factor, here it is
     sent and counted.
+
+    Examples
+    --------
+    Rank 4, ``4 r (n + d)`` bytes of factors:
+
+    >>> import numpy as np
+    >>> from recbole_fedras.compressor.base import Budget, RoundContext, row_update
+    >>> rows = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    >>> update, budget = row_update(np.arange(64), rows), Budget(64, 32, 0.875)
+    >>> ctx = RoundContext(round=0, seed=2020, n_items=64, dim=32)
+    >>> payload = SVD().encode(update, budget, ctx)
+    >>> payload.part_bytes()["items"], SVD().decode(payload, ctx).rows.shape
+    (1536, torch.Size([64, 32]))
     """
 
     def validate(self, budget: Budget) -> None:
         """Require a rank of at least one, of one row where all bytes are budgeted."""
 
+        # Where no whole rank fits, some rows of a first column may.
         def rank(n: int) -> int:
             rows = budget.most(0, n, partial(self._layout, n, budget, 0))
             return self._rank(n, budget) or rows
@@ -68,10 +82,13 @@ class SVD(Compressor):
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Factorise and send both factors."""
+        # Factors that are no smaller than the rows would only lose.
         n = len(update)
         rank = self._rank(n, budget)
         if rank * (n + ctx.dim) >= n * ctx.dim or fits_raw(n, budget):
             return raw_payload(update, ctx.n_items)
+        # What a whole rank leaves of the bytes goes to the rows where one more column
+        # matters most. 0 where bytes are not what counts.
         extra = budget.most(0, n, partial(self._layout, n, budget, rank))
         right = self._right(update.rows, rank + bool(extra))
         left = (update.rows @ right.T).cpu().numpy()
@@ -108,6 +125,8 @@ class SVD(Compressor):
 
 def leading_right_vectors(rows: Tensor, rank: int) -> Tensor:
     """Return the ``rank`` leading right singular vectors, shape (rank, dim)."""
+    # In float64: the Gram matrix squares the rows' condition. A d x d problem, however
+    # many rows there are.
     exact = rows.double()
     _, vectors = torch.linalg.eigh(exact.T @ exact)  # eigenvalues increase
     leading: Tensor = vectors.flip(1)[:, :rank].T

@@ -1,4 +1,4 @@
-"""The interactions of every client, and the training samples he draws from them."""
+"""The interactions of every client, and the training samples drawn from them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ClientData:
                 raise DataError(
                     f"user {client + 1} (RecBole's id) interacted with all {n_items} "
                     "items in the training data, so there are no negatives to draw for "
-                    "it; filter it with user_inter_num_interval"
+                    "it; leave it out with user_inter_num_interval"
                 )
         return clients
 
@@ -123,7 +123,7 @@ def draw_samples(
 
     Negatives are uniform over the items that the client has not interacted with *in
     the training data*; to spare the held-out items too would leak them. What a client
-    draws depends on ``key`` and his number, not on the group.
+    draws depends on ``key`` and its number, not on the group.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def draw_samples(
     offsets = np.concatenate([[0], np.cumsum(counts)])
     per_item = 2 * n_negatives if pairwise else 1 + n_negatives
     sample_offsets = offsets * (n_epochs * per_item)
-    # His items, and negatives that are as many as he can draw or as there are.
+    # Its items, and negatives that are as many as it can draw or as there are.
     most = np.minimum(counts * (1 + n_epochs * n_negatives), clients.n_items)
     ids = np.empty(most.sum(), np.int64)
     rows = np.empty(sample_offsets[-1], np.int32)
@@ -197,7 +197,7 @@ def _draw(  # type: ignore[no-untyped-def]
                 own_ids[n_rows] = item
                 n_rows += 1 - place[item]
                 place[item] = 1
-            # Negatives are exchangeable: it is enough to send each of his items to a
+            # Negatives are exchangeable: it is enough to send each of its items to a
             # uniform place, by a partial Fisher-Yates shuffle inverted.
             if pairwise:
                 # As exchangeable: it is enough to shuffle the items of the pairs.

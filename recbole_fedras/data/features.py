@@ -37,8 +37,9 @@ def item_features(dataset: Any, fields: Sequence[str] | None) -> Floats:
     table = dataset.item_feat
     of_items = {dataset.iid_field, *dataset.alias["item_id"]}
     preloaded = [name for name in dataset._preloaded_weight if name in of_items]
-    own = [] if table is None else [name for name in table if name != dataset.iid_field]
-    known = [name for name in own if name not in preloaded] + preloaded
+    columns = [] if table is None else list(table)
+    columns = [name for name in columns if name != dataset.iid_field]
+    known = [name for name in columns if name not in preloaded] + preloaded
     for field in known if fields is None else fields:
         if field not in known:
             raise DataError(
@@ -54,6 +55,7 @@ def item_features(dataset: Any, fields: Sequence[str] | None) -> Floats:
 
 
 def _field(dataset: Any, field: str) -> Floats:
+    """Return one field's features; row 0 of RecBole's tables is [PAD], no item."""
     if field in dataset._preloaded_weight:
         vectors = dataset.get_preload_weight(field)[1 : dataset.item_num]
         return _finite(field, vectors)

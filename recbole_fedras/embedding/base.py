@@ -39,6 +39,28 @@ class ItemEmbedding(nn.Module, ABC):
         Rows of the table that make up each item.
     width : int
         Columns of the table.
+
+    Examples
+    --------
+    Two neighbours share a row:
+
+    >>> class Paired(ItemEmbedding):
+    ...     def __init__(self, n_items, dim, base, seed):
+    ...         members = torch.arange(n_items)[:, None] // 2
+    ...         super().__init__(n_items, dim, base, members, width=dim)
+    ...
+    ...     @property
+    ...     def n_rows(self):
+    ...         return (self.n_items + 1) // 2
+    ...
+    ...     def compose(self, parts, items, theta):
+    ...         return parts[:, :, 0]
+    >>> embedding = Paired(n_items=6, dim=4, base=None, seed=2020)
+    >>> table = embedding.initial_table(np.random.default_rng(0), std=0.01)
+    >>> items = torch.tensor([[0, 1, 5]])  # of one client
+    >>> parts = table[embedding.members[items]]
+    >>> table.shape, embedding.vectors(parts, items, {}).shape
+    (torch.Size([3, 4]), torch.Size([1, 3, 4]))
     """
 
     #: Whether :meth:`fit` must be called before anything else.
@@ -162,6 +184,16 @@ class LocalRows:
         Rows of the table, increasing within a client.
     members : ndarray of int64, shape (n_local_items, h)
         For each local item of the group the places of its rows in ``ids``.
+
+    Examples
+    --------
+    A client's items 2 and 7, which are made of rows 1 and 4, and 0 and 4:
+
+    >>> members = np.array([[0, 1], [2, 1]])
+    >>> rows = LocalRows(np.array([0, 3]), np.array([1, 4, 0]), members)
+    >>> rows.ids[rows.members]
+    array([[1, 4],
+           [0, 4]])
     """
 
     offsets: Ints
@@ -172,8 +204,8 @@ class LocalRows:
 def local_rows(samples: Samples, embedding: ItemEmbedding | None) -> LocalRows:
     """Find the rows that the items of a group are made of; by default themselves."""
     if embedding is None:
-        own = np.arange(len(samples.ids))[:, None]
-        return LocalRows(samples.row_offsets, samples.ids, own)
+        themselves = np.arange(len(samples.ids))[:, None]
+        return LocalRows(samples.row_offsets, samples.ids, themselves)
     members = embedding.members.cpu().numpy()
     wanted = members[samples.ids]  # (n_local_items, h)
     ids = np.empty(wanted.size, np.int64)
@@ -186,10 +218,15 @@ def local_rows(samples: Samples, embedding: ItemEmbedding | None) -> LocalRows:
 def _find_rows(
     item_offsets: Ints, wanted: Ints, n_rows: int, ids: Ints, places: Ints
 ) -> Ints:
-    """Fill ``ids`` and ``places``; return the offsets."""
+    """Fill ``ids`` and ``places``; return the offsets.
+
+    Compiled, and linear in what clients touch but for the sort: ``place`` is as long as
+    the table, allocated once, and each client clears only what it set.
+    """
     place = np.full(n_rows, -1, np.int64)
     offsets = np.zeros(len(item_offsets), np.int64)
     for c in range(len(item_offsets) - 1):
+        # Collect the client's rows, each once: -1 marks those not seen yet.
         start = n_found = offsets[c]
         for i in range(item_offsets[c], item_offsets[c + 1]):
             for row in wanted[i]:
@@ -197,12 +234,14 @@ def _find_rows(
                     place[row] = 0
                     ids[n_found] = row
                     n_found += 1
+        # In increasing order, as updates travel; then a row's place is known.
         ids[start:n_found].sort()
         for r in range(start, n_found):
             place[ids[r]] = r
         for i in range(item_offsets[c], item_offsets[c + 1]):
             for j in range(wanted.shape[1]):
                 places[i, j] = place[wanted[i, j]]
+        # Leave no trace for the next client.
         for r in range(start, n_found):
             place[ids[r]] = -1
         offsets[c + 1] = n_found

@@ -9,7 +9,7 @@ from recbole_fedras.errors import ConfigError
 from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.numeric.theta import Theta
 
-#: A prime far above any number of items.
+#: The Mersenne prime 2^61 - 1, far above any number of items.
 PRIME = 2**61 - 1
 
 
@@ -18,8 +18,10 @@ class Hash(ItemEmbedding):
 
     Or, with learned weights, their sum, by weights of each item's own.
 
-    Source: FedPEFT (AAAI 2026, arXiv 2512.13734), after Tito Svenstrup et al., "Hash
-    embeddings" (NeurIPS 2017), with a universal family of hash functions.
+    Source: Yuan et al., "Plug-and-Play Parameter-Efficient Tuning of Embeddings for
+    Federated Recommendation" (FedPEFT, AAAI 2026, arXiv 2512.13734), after Svenstrup et
+    al., "Hash Embeddings for Efficient Word Representations" (NIPS 2017), with a
+    universal family of hash functions.
 
     Parameters
     ----------
@@ -34,13 +36,24 @@ class Hash(ItemEmbedding):
     -----
     **Wire**, of all of it: ``4 m d`` bytes. Weights lie in further rows of the table,
     less ``1 / h``, those of ``floor(d / h)`` items in each:
-    ``4 d ceil(N / floor(d / h))`` bytes more, of which a client sends the rows that he
+    ``4 d ceil(N / floor(d / h))`` bytes more, of which a client sends the rows that it
     touched.
 
     **Departures**: FedPEFT's released code hashes with one modulo only, so that items
     share all rows or none; here a and b are drawn for each function. Hash embeddings
     hash their weights too; here each item has its own. Compressors and aggregation see
     a row of weights as one vector, whoever's they are.
+
+    Examples
+    --------
+    A thousand items of 16 rows, two each:
+
+    >>> embedding = Hash(n_items=1000, dim=4, base=None, seed=2020, hash_rows=16)
+    >>> table = embedding.initial_table(np.random.default_rng(0), std=0.01)
+    >>> items = torch.tensor([[0, 999]])  # of one client
+    >>> parts = table[embedding.members[items]]
+    >>> table.shape, embedding.vectors(parts, items, {}).shape
+    (torch.Size([16, 4]), torch.Size([1, 2, 4]))
     """
 
     def __init__(
@@ -68,6 +81,8 @@ class Hash(ItemEmbedding):
                 f"hash_functions={hash_functions} is not allowed; it must be at most "
                 f"embedding_size={dim} with hash_weights"
             )
+        # h functions of a universal family, i -> ((a i + b) mod p) mod m, a not 0. In
+        # Python's integers: a i needs more than 64 bits.
         rng = generator(seed, Stream.HASHES)
         factors = rng.integers(1, PRIME, hash_functions).tolist()
         shifts = rng.integers(0, PRIME, hash_functions).tolist()
@@ -80,6 +95,7 @@ class Hash(ItemEmbedding):
         )
         self._n_hashed, self._h = hash_rows, hash_functions
         self._weighted = hash_weights
+        # An item's weights lie together in one further row, which is its last member.
         if hash_weights:
             row = hash_rows + torch.arange(n_items) // (dim // hash_functions)
             members = torch.cat([members, row[:, None]], dim=1)
@@ -107,7 +123,10 @@ class Hash(ItemEmbedding):
         """Return the mean of an item's rows, or their weighted sum."""
         if not self._weighted:
             return parts.mean(dim=2)
+        # Pick each item's h columns out of the row that it shares. What is kept is the
+        # difference to 1 / h, so that a row of zeros makes the mean.
         rows, weights = parts[:, :, :-1], parts[:, :, -1]
         first = items[..., None] % self._items_per_row * self._h
-        own = weights.gather(2, first + torch.arange(self._h, device=items.device))
-        return ((1 / self._h + own)[..., None] * rows).sum(dim=2)
+        columns = first + torch.arange(self._h, device=items.device)
+        differences = weights.gather(2, columns)
+        return ((1 / self._h + differences)[..., None] * rows).sum(dim=2)

@@ -14,8 +14,10 @@ from recbole_fedras.numeric.theta import Theta
 class LoRA(ItemEmbedding):
     """Low rank: ``C_i = (alpha / r) B a_i``, A (N x r) the table, B (d x r) beside it.
 
-    Source: FedPEFT (AAAI 2026, arXiv 2512.13734), after Hu et al., "LoRA" (ICLR 2022).
-    B is zero at first, A random.
+    Source: Yuan et al., "Plug-and-Play Parameter-Efficient Tuning of Embeddings for
+    Federated Recommendation" (FedPEFT, AAAI 2026, arXiv 2512.13734), after Hu et al.,
+    "LoRA: Low-Rank Adaptation of Large Language Models" (ICLR 2022). B is zero at
+    first, A random.
 
     Parameters
     ----------
@@ -32,6 +34,18 @@ class LoRA(ItemEmbedding):
     **Departures**: the released code of FedPEFT never freezes E0 and does not average
     clients; here E0 is frozen, A is aggregated as items are, B as the network is. The
     factor alpha / r is LoRA's.
+
+    Examples
+    --------
+    Six items of 4 dimensions, a row of 2 coordinates each; items start as zeros:
+
+    >>> embedding = LoRA(n_items=6, dim=4, base=None, seed=2020, item_rank=2)
+    >>> table = embedding.initial_table(np.random.default_rng(0), std=0.01)
+    >>> items = torch.tensor([[0, 5]])  # of one client
+    >>> parts = table[embedding.members[items]]
+    >>> theta = {name: value[None] for name, value in embedding.theta().items()}
+    >>> table.shape, embedding.vectors(parts, items, theta).abs().sum()
+    (torch.Size([6, 2]), tensor(0.))
     """
 
     def __init__(

@@ -14,9 +14,9 @@ from recbole_fedras.numeric.parallel import single_threaded, threads
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-_BATCH = 1024
-_LEARNING_RATE = 1e-3
-_COMMITMENT = 0.25  # as VQ-VAE and RQ-VAE have it
+_BATCH = 1024  # ours
+_LEARNING_RATE = 1e-3  # Adam's default
+_COMMITMENT = 0.25  # latent_loss_weight of the RQ-VAE's released configurations
 
 
 def residual_kmeans(
@@ -36,6 +36,8 @@ def residual_kmeans(
     codes : ndarray of int64, shape (n, n_levels)
     codebooks : ndarray of float32, shape (n_levels, n_codes, dim)
     """
+    # One thread: more would add up in no certain order. A seed for each level, so that
+    # levels are not drawn alike.
     rest, codes, codebooks = np.array(vectors), [], []
     with threads(1), single_threaded():
         for level in range(n_levels):
@@ -78,8 +80,11 @@ def rq_vae(
             "item_embedding=rq with item_base=features trains an RQ-VAE, which needs "
             'the package vector-quantize-pytorch: pip install "recbole-fedras[rq]"'
         ) from missing
+    # Centre features by column; one scale for all, so that none gains weight by it.
     inputs = torch.from_numpy((features - features.mean(0)) / (features.std() + 1e-12))
     hidden = max(2 * dim, 128)
+    # One thread and a forked generator: the same codes on any number of cores, and no
+    # other draw of the run changes.
     with threads(1), torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         width = inputs.shape[1]
@@ -99,6 +104,8 @@ def rq_vae(
         )
         parameters = [*encoder.parameters(), *decoder.parameters()]
         optimizer = torch.optim.Adam(parameters, lr=_LEARNING_RATE)
+        # What is reconstructed from the codes, and how far vectors are from them; the
+        # codebooks themselves follow as moving averages, inside the quantiser.
         for _ in range(n_epochs):
             for batch in torch.split(torch.randperm(len(inputs)), _BATCH):
                 quantized, _, commitment = quantizer(encoder(inputs[batch]))
@@ -106,6 +113,7 @@ def rq_vae(
                 optimizer.zero_grad()
                 (error + commitment.sum()).backward()
                 optimizer.step()
+        # Codes of all items, from the trained encoder; eval leaves the codebooks alone.
         quantizer.eval()
         with torch.no_grad():
             _, codes, _ = quantizer(encoder(inputs))

@@ -15,7 +15,9 @@ from recbole_fedras.wire.payload import Payload
 class RQ(ItemEmbedding):
     """Residual quantisation: ``C_i = sum_l codebook_l[code_il]``, L codebooks of K x d.
 
-    Source: FedPEFT (AAAI 2026, arXiv 2512.13734), after Lee et al., "RQ-VAE" (CVPR
+    Source: Yuan et al., "Plug-and-Play Parameter-Efficient Tuning of Embeddings for
+    Federated Recommendation" (FedPEFT, AAAI 2026, arXiv 2512.13734), after the RQ-VAE
+    of Lee et al., "Autoregressive Image Generation using Residual Quantization" (CVPR
     2022). The server finds codes once: with an RQ-VAE of the items' features, or with
     residual k-means of their warmed-up embeddings. Codebooks are trained federatedly.
 
@@ -32,11 +34,24 @@ class RQ(ItemEmbedding):
     -----
     **Wire**, of all of it: ``4 L K d`` bytes. Once to each client: the codes, ``N L
     ceil(log2 K)`` bits, and the codebooks that they were found with if these are what
-    he starts from, ``4 L K d`` bytes.
+    it starts from, ``4 L K d`` bytes.
 
     **Departures**: the released code of FedPEFT never trains the codebooks; here they
     are the table. Without a base they start as residual k-means found them, or, with
     features, at random: the RQ-VAE's are of another space.
+
+    Examples
+    --------
+    Eight items of two codebooks of 4 rows, fitted to warmed-up vectors:
+
+    >>> warmed_up = np.random.default_rng(0).random((8, 3)).astype(np.float32)
+    >>> embedding = RQ(8, dim=3, base=None, seed=2020, rq_levels=2, rq_codes=4)
+    >>> embedding.fit(warmed_up, features=False)
+    >>> table = embedding.initial_table(np.random.default_rng(0), std=0.01)
+    >>> items = torch.tensor([[0, 5]])  # of one client
+    >>> parts = table[embedding.members[items]]
+    >>> table.shape, embedding.vectors(parts, items, {}).shape
+    (torch.Size([8, 3]), torch.Size([1, 2, 3]))
     """
 
     fitted = True
@@ -87,8 +102,9 @@ class RQ(ItemEmbedding):
         self._set_codes(codes)
 
     def _set_codes(self, codes: NDArray[np.int64]) -> None:
-        own = codes + np.arange(self.n_parts) * self._n_codes
-        self.members = torch.from_numpy(own).to(self.members.device)
+        """Make codes the rows of one table, in which codebooks lie below each other."""
+        rows = codes + np.arange(self.n_parts) * self._n_codes
+        self.members = torch.from_numpy(rows).to(self.members.device)
 
     def put_once(self, payload: Payload) -> None:
         """Add codes, and the codebooks to start from if no seed draws them."""

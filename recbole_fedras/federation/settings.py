@@ -15,7 +15,7 @@ BUDGETS = ("nominal", "wire")
 
 @dataclass(frozen=True, slots=True)
 class LocalTraining:
-    """How a client trains in one participation (FedRAS, Algorithm 1, ClientUpdate).
+    """How a client trains in one participation (FedRAS, Algorithm 1, ClientLocalTrain).
 
     Attributes
     ----------

@@ -38,6 +38,7 @@ class Transform:
 
     Examples
     --------
+    >>> import torch
     >>> class Halve(Transform):
     ...     def on_client(self, update, ctx):
     ...         rows = RowUpdate(update.items.ids, update.items.rows / 2)

@@ -18,9 +18,10 @@ from recbole_fedras.wire.payload import Payload
 class BinaryCodes(Compressor):
     """Codes of -1 and 1 as bits: how LightFR sends what changed.
 
-    Source: LightFR (TOIS 2023). A compression rate sets the length of the codes,
-    ``f = 32 d (1 - CR)`` for d = ``embedding_size``, so that a table of codes takes
-    ``1 - CR`` of one of d floats; nothing is compressed.
+    Source: Zhang et al., "LightFR: Lightweight Federated Recommendation with
+    Privacy-preserving Matrix Factorization" (TOIS 2023). A compression rate sets the
+    length of the codes, ``f = 32 d (1 - CR)`` for d = ``embedding_size``, so that a
+    table of codes takes ``1 - CR`` of one of d floats; nothing is compressed.
 
     Notes
     -----
@@ -29,6 +30,18 @@ class BinaryCodes(Compressor):
 
     **Departures**: rows that did not change are not sent. Both ends know the table
     before the update.
+
+    Examples
+    --------
+    64 codes of 32 bits, of which the receiver knows what they were:
+
+    >>> from recbole_fedras.compressor.base import Budget, RoundContext, RowUpdate
+    >>> codes, flips = -torch.ones(64, 32), torch.full((64, 32), 2.0)
+    >>> update, budget = RowUpdate(torch.arange(64), flips), Budget(64, 32, 0.9375)
+    >>> ctx = RoundContext(0, 2020, 64, 32, base=codes)
+    >>> payload = BinaryCodes().encode(update, budget, ctx)
+    >>> payload.part_bytes()["items"], BinaryCodes().decode(payload, ctx).rows[0, 0]
+    (256, tensor(2.))
     """
 
     cuts = "embedding_size"

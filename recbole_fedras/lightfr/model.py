@@ -30,7 +30,7 @@ class LightFR(FederatedRecommender):
         b_k <- sgn(sum_i (r'_i - b . d_i) d_ik + 2 lambda n b_k)
 
     with n its items and negatives; a bit stays where the argument is 0. The item code
-    that would suit it alone is ``sgn(r'_i) b``; the change to that is its update, and
+    that would suit it alone is ``sgn(r'_i) b``; the change to it is its update, and
     the server descends on the cohort's squared error in the same way
     (:class:`~recbole_fedras.lightfr.aggregation.CodeDescent`).
 
@@ -43,9 +43,9 @@ class LightFR(FederatedRecommender):
 
     Notes
     -----
-    **Privacy**: every row that a client sends is its user code or its complement, so
-    the server learns the code and, up to one sign, which items the client has. That is
-    the source's own message: its released server works on users' codes and ratings.
+    **Privacy**: every row that a client sends is its user code or the complement, so
+    the server learns the code and, up to one sign, which items are the client's. That
+    is the source's own message: its released server works on users' codes and ratings.
 
     **Departures**: the released mask drops low ratings and knows no negatives, so that
     codes collapse on implicit data; here what counts is its items and the negatives

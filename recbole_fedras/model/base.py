@@ -86,8 +86,8 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let nobody inherit compiled training of another score or network.
 
-        Who defines ``score`` or ``__init__`` anew, here or in a base that comes first,
-        says that ``train_clients`` still fits.
+        A class that defines ``score`` or ``__init__`` anew, here or in a base that
+        comes first, must itself say that ``train_clients`` still fits.
         """
         super().__init_subclass__(**kwargs)
 

@@ -254,8 +254,9 @@ def _train_clients(
 class MF(FederatedRecommender):
     """FedMF: private user vectors, a shared item table, no network.
 
-    Source: Chai et al., "Secure Federated Matrix Factorization" (2020), with implicit
-    feedback and logits as in FedRAS (KDD 2025, section 3).
+    Source: Chai et al., "Secure Federated Matrix Factorization" (IEEE Intelligent
+    Systems 2020), with implicit feedback and binary cross-entropy as in FedRAS (KDD
+    2025, section 2.1).
     """
 
     train_clients = staticmethod(_train_clients)

@@ -283,9 +283,9 @@ def _train_clients(
 class NCF(FederatedRecommender):
     """FedNCF: an MLP on ``[p_u, q_i]``; the network is shared and averaged.
 
-    Source: Perifanis and Efraimidis, "Federated Neural Collaborative Filtering" (2022);
-    FedRAS (KDD 2025, section 5.1). With dim 32 and ``mlp_hidden_size: [32, 16]`` the
-    layers are 64-32-16-1, ReLU between them.
+    Source: Perifanis and Efraimidis, "Federated Neural Collaborative Filtering"
+    (Knowledge-Based Systems 2022); FedRAS (KDD 2025, section 5.1). With dim 32 and
+    ``mlp_hidden_size: [32, 16]`` the layers are 64-32-16-1, ReLU between them.
 
     Parameters
     ----------

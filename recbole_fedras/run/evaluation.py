@@ -23,7 +23,7 @@ class FixedCandidates:
     """Each user's held-out items among sampled ones, the same at every evaluation.
 
     For every held-out item of a user, ``n_negatives`` items are drawn without
-    replacement from those that it never interacted with, in any part of the data (all
+    replacement from those that they never interacted with, in any part of the data (all
     of them, if there are fewer for a user with several held-out items). Held-out items
     stand at random places among the candidates, so that ties favour neither side: the
     expected metric is that of random tie-breaking.
@@ -47,7 +47,7 @@ class FixedCandidates:
     Raises
     ------
     DataError
-        If a user has fewer than ``n_negatives`` items that it never interacted with.
+        If a user has fewer than ``n_negatives`` items that they never interacted with.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class FixedCandidates:
                 name = dataset.id2token(self._user_field, user)
                 raise DataError(
                     f"eval_args mode uni{n_negatives}: user {name!r} has only "
-                    f"{len(never)} items that it never interacted with; choose uni1 to "
-                    f"uni{len(never)} or full"
+                    f"{len(never)} items that they never interacted with; choose uni1 "
+                    f"to uni{len(never)} or full"
                 )
             size = min(n_negatives * len(own), len(never))
             candidates = np.concatenate([own, rng.choice(never, size, replace=False)])
@@ -166,7 +166,7 @@ class FairCollector(Collector):  # type: ignore[misc]
         self._seed = settings.seed
         self._user_field = settings.user_field
         self._item_field = settings.item_field
-        #: Of the last evaluation, for each user the place of its first held-out item
+        #: Of the last evaluation, for each user the place of their first held-out item
         #: among the first max(topk), from 1; 0 if it is not there. None where no
         #: metric counts hits.
         self.ranks: NDArray[np.int64] | None = None

@@ -29,12 +29,21 @@ def pack(values: Ints, bound: int) -> bytes:
     ------
     ValueError
         If a value lies outside ``[0, bound)``.
+
+    Examples
+    --------
+    Five integers below 10 take 4 bits each:
+
+    >>> data = pack(np.array([3, 1, 4, 1, 5]), bound=10)
+    >>> len(data), unpack(data, count=5, bound=10)
+    (3, array([3, 1, 4, 1, 5]))
     """
     if values.size and (values.min() < 0 or values.max() >= bound):
         raise ValueError(
             f"values to pack must lie in [0, {bound}), "
             f"got [{values.min()}, {values.max()}]"
         )
+    # A column for each bit of the integers, lowest first, then eight bits to a byte.
     shifts = np.arange(width(bound), dtype=np.uint32)
     bits = (values.astype(np.uint32)[:, None] >> shifts) & 1  # (n, width)
     return np.packbits(bits.astype(np.uint8).ravel(), bitorder="little").tobytes()
@@ -54,6 +63,7 @@ def unpack(data: bytes, count: int, bound: int) -> Ints:
             f"{count} integers below {bound} take {packed_size(count, bound)} bytes, "
             f"got {len(data)}"
         )
+    # Back to a row of bits for each integer; their weights are the powers of two.
     n_bits = width(bound)
     bits = np.unpackbits(
         np.frombuffer(data, np.uint8), count=count * n_bits, bitorder="little"
@@ -79,6 +89,13 @@ def pack_rows(ids: Ints, n_rows: int) -> bytes:
     ------
     ValueError
         If the ids are not strictly increasing or out of range.
+
+    Examples
+    --------
+    Of 100 rows: none takes 0 bytes, three 7 bits each, 50 a bitmap, all 0 bytes.
+
+    >>> [len(pack_rows(np.arange(n), n_rows=100)) for n in (0, 3, 50, 100)]
+    [0, 3, 13, 0]
     """
     if ids.size and (ids[0] < 0 or ids[-1] >= n_rows or (ids[1:] <= ids[:-1]).any()):
         raise ValueError(f"row ids must be strictly increasing in [0, {n_rows})")
@@ -103,6 +120,8 @@ def unpack_rows(data: bytes, count: int, n_rows: int) -> Ints:
         raise ValueError(f"a set of {count} rows does not fit a table of {n_rows}")
     if count == n_rows and not data:
         return np.arange(n_rows)
+    # A bitmap has as many ones as announced, and none beyond the last row; a list of
+    # ids increases. Anything else was never written by pack_rows.
     if count < n_rows and _bitmap_is_smaller(count, n_rows):
         if len(data) != (n_rows + 7) // 8:
             raise ValueError(f"a bitmap of {n_rows} rows, got {len(data)} bytes")

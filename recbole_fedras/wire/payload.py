@@ -36,6 +36,16 @@ class Payload:
     integers, ``data`` the raw bytes: float32 little-endian in C order
     (:meth:`put_floats`), integers packed to the bits of their bound (:meth:`put_ints`)
     or a row set (:meth:`put_rows`), ``part`` the index of the part in :data:`PARTS`.
+
+    Examples
+    --------
+    >>> payload = Payload().put_rows("rows", np.array([2, 5]), n_rows=100)
+    >>> payload = payload.put_floats("values", np.ones((2, 4), np.float32))
+    >>> received = Payload.from_bytes(payload.to_bytes())
+    >>> received.rows("rows", 100), received.floats("values", 2, 4).shape
+    (array([2, 5]), (2, 4))
+    >>> received.part_bytes()
+    {'items': 32, 'ids': 2, 'theta': 0, 'once': 0}
     """
 
     def __init__(self) -> None:
@@ -193,6 +203,14 @@ class Layout:
 
     Each method mirrors the ``put_`` method of :class:`Payload` of that name;
     ``len(payload.to_bytes())`` is the :attr:`size` of its layout, exactly.
+
+    Examples
+    --------
+    >>> payload = Payload().put_rows("rows", np.array([2, 5]), n_rows=100)
+    >>> payload = payload.put_floats("values", np.ones((2, 4), np.float32))
+    >>> layout = Layout().rows("rows", 2, n_rows=100).floats("values", 2, 4)
+    >>> layout.size == len(payload.to_bytes())
+    True
     """
 
     def __init__(self) -> None:
@@ -211,6 +229,7 @@ class Layout:
         return self._add(name, (count,), bits.rows_size(count, n_rows))
 
     def _add(self, name: str, shape: tuple[int, ...], size: int) -> Layout:
+        # msgpack writes a length below 2^8 in one byte, below 2^16 in two, or in four.
         header = len(msgpack.packb((name, shape, b"", 0)))
         header += (size >= 2**8) + 2 * (size >= 2**16)
         self.size += header + size

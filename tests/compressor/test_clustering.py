@@ -21,7 +21,7 @@ def heavy_tailed(n: int, dim: int, seed: int = 0) -> np.ndarray:
 
 
 def nearly_rank_one(n: int, dim: int) -> np.ndarray:
-    """Rows like those of a client of MF: multiples of his user row, and a little."""
+    """Rows like those of a client of MF: multiples of its user row, and a little."""
     rng = np.random.default_rng(1)
     rows = rng.lognormal(0, 1, (n, 1)) * rng.standard_normal((1, dim))
     return (rows + 0.02 * rng.standard_normal((n, dim))).astype("f4")

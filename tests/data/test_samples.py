@@ -1,4 +1,4 @@
-"""Samples and cohorts: who is drawn, and what he trains on."""
+"""Samples and cohorts: who is drawn, and what they train on."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_positives_stand_at_uniform_places():
 
 @pytest.mark.parametrize("n_items", [25, 5000])
 def test_a_client_draws_the_same_in_any_group(n_items):
-    """Whether his rows are found by passing over all items or by sorting."""
+    """Whether its rows are found by passing over all items or by sorting."""
     rng = np.random.default_rng(0)
     users = np.repeat(np.arange(4), 6)
     items = np.concatenate([rng.choice(n_items, 6, replace=False) for _ in range(4)])

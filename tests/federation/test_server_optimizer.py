@@ -22,7 +22,7 @@ ADAPTIVE = [name for name in OPTIMIZERS if name != "sgd"]
 
 
 def naive(kind, changes, rate, betas, tau):
-    """Follow Algorithm 2 of FedOpt, value by value."""
+    """Follow the definition of FedOpt, value by value."""
     steps, mean, squares = [], 0.0, tau**2
     for change in changes:
         mean = betas[0] * mean + (1 - betas[0]) * change

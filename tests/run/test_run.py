@@ -255,7 +255,7 @@ def test_the_ledger_says_what_a_participation_costs(run):
 @pytest.mark.parametrize("model", ["MF", "NCF"])
 @pytest.mark.parametrize("policy", ["stale", "personal"])
 def test_clients_are_evaluated_by_what_they_hold(workspace, policy, model):
-    """Scores by the definition: his row, his table, his network."""
+    """Scores by the definition: its row, its table, its network."""
     keys = {"replica": policy, "show_progress": False}
     config = Config(model, config_dict=keys, argv=TINY)
     train, _, _ = prepare_data(config)

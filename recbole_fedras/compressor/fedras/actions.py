@@ -11,9 +11,9 @@ from recbole_fedras.compressor.base import Budget
 from recbole_fedras.compressor.fedras.kmeans import Floats, Ints, find_nearest
 from recbole_fedras.wire.payload import Layout, Payload
 
-_LEVELS = 127  # to each side of zero
-_GAINS = 255  # and zero
-_ITERATIONS = 5
+_LEVELS = 127  # to each side of zero: with it 255 levels, which 8 bits hold
+_GAINS = 255  # positive ones; with zero 256, which 8 bits hold
+_ITERATIONS = 5  # of spherical k-means; ours: it starts from centroids of k-means
 
 
 class ActionCode(Protocol):
@@ -37,7 +37,16 @@ class ActionCode(Protocol):
 
 
 class Float32Code:
-    """The paper's: K centroids in float32."""
+    """The paper's: K centroids in float32.
+
+    Examples
+    --------
+    >>> rows = np.array([[1, 2], [1, 2], [3, 4]], np.float32)
+    >>> payload, assignments = Payload(), np.array([0, 0, 1])
+    >>> Float32Code.put(payload, rows, rows[1:], assignments)
+    >>> payload.part_bytes()["items"], Float32Code.get(payload, n=3, dim=2)[2]
+    (16, array([3., 4.], dtype=float32))
+    """
 
     @staticmethod
     def nominal(n: int, budget: Budget) -> int:
@@ -64,11 +73,23 @@ class Float32Code:
 
 
 class Int8Code:
-    """Centroids rounded to multiples of one step, for all values of all actions."""
+    """Centroids rounded to multiples of one step, for all values of all actions.
+
+    Examples
+    --------
+    A byte for each value, and the step:
+
+    >>> rows = np.array([[1, 2], [1, 2], [3, 4]], np.float32)
+    >>> payload, assignments = Payload(), np.array([0, 0, 1])
+    >>> Int8Code.put(payload, rows, rows[1:], assignments)
+    >>> payload.part_bytes()["items"], Int8Code.get(payload, n=3, dim=2)[2].round(2)
+    (8, array([2.99, 4.  ], dtype=float32))
+    """
 
     @staticmethod
     def nominal(n: int, budget: Budget) -> int:
         """Return as many groups as cost the bytes of C_e float32 centroids."""
+        # C_e rows in float32, less the step: what is left holds a byte for each value.
         return (4 * budget.rows * budget.dim - 4) // budget.dim
 
     @staticmethod
@@ -94,15 +115,30 @@ class ShapeCode:
     """Gain-shape vector quantisation: directions, and how far each row goes along one.
 
     Source: Sabin and Gray, "Product Code Vector Quantizers for Waveform and Voice
-    Coding" (IEEE TASSP 1984). Directions are refined by spherical k-means (Dhillon and
-    Modha, Machine Learning 2001), in which a row weighs as its squared norm, from the
-    centroids given. A gain is the projection of a row on its direction as sent, rounded
-    on a logarithmic scale; one that is not positive is 0.
+    Coding" (IEEE Transactions on Acoustics, Speech and Signal Processing 1984).
+    Directions are refined by spherical k-means (Dhillon and Modha, "Concept
+    Decompositions for Large Sparse Text Data Using Clustering", Machine Learning 2001),
+    in which a row weighs as its squared norm, from the centroids given. A gain is the
+    projection of a row on its direction as sent, rounded on a logarithmic scale; one
+    that is not positive is 0.
+
+    Examples
+    --------
+    Two rows share a direction and differ in length. A byte for each value of the
+    direction and its step, a byte for each gain and their range:
+
+    >>> rows = np.array([[3, 4], [30, 40]], np.float32)
+    >>> payload = Payload()
+    >>> ShapeCode.put(payload, rows, rows[:1], np.array([0, 0]))
+    >>> payload.part_bytes()["items"], ShapeCode.get(payload, n=2, dim=2).round()
+    (16, array([[ 3.,  4.],
+           [30., 40.]], dtype=float32))
     """
 
     @staticmethod
     def nominal(n: int, budget: Budget) -> int:
         """Return as many groups as cost the bytes of C_e float32 centroids."""
+        # As above, less the range of gains, and a byte a row for its gain.
         return (4 * budget.rows * budget.dim - 4 - 8 - n) // budget.dim
 
     @staticmethod
@@ -117,9 +153,12 @@ class ShapeCode:
         directions, assignments = _refine(rows, _unit(actions))
         _put_levels(payload, directions)
         payload.put_ints("assignments", assignments, len(actions))
+        # Gains belong to the directions that arrive, rounded, not to those found.
         sent = _get_levels(payload, rows.shape[1])[assignments].astype(np.float64)
         squares = np.maximum((sent**2).sum(1), np.finfo(np.float32).tiny)
         gains = (rows * sent).sum(1) / squares  # (n,)
+        # Codes 1 to 255 are evenly spaced in the logarithm: gains span many orders of
+        # magnitude, and a relative error counts the same for all. 0 is no gain.
         low, high = _range(gains)
         codes = np.zeros(len(gains), np.int64)
         positive = gains > 0
@@ -149,6 +188,7 @@ ACTIONS: dict[str, type[ActionCode]] = {
 
 
 def _put_levels(payload: Payload, actions: Floats) -> None:
+    """Round to multiples of one step, the largest magnitude over 127; none is 0."""
     step = np.float32(np.abs(actions).max(initial=0) / _LEVELS)
     levels = np.rint(actions / (step or 1)).astype(np.int64) + _LEVELS
     payload.put_floats("step", np.array([step]))
@@ -156,6 +196,7 @@ def _put_levels(payload: Payload, actions: Floats) -> None:
 
 
 def _get_levels(payload: Payload, dim: int) -> Floats:
+    """Invert :func:`_put_levels`, but for the rounding."""
     levels = payload.ints("levels", 2 * _LEVELS + 1, None, dim) - _LEVELS
     with np.errstate(over="ignore", invalid="ignore"):  # whatever was received
         return levels.astype(np.float32) * payload.floats("step", 1)
@@ -163,6 +204,9 @@ def _get_levels(payload: Payload, dim: int) -> Floats:
 
 def _refine(rows: Floats, directions: Floats) -> tuple[Floats, Ints]:
     """Move directions to those of the rows nearest to them, some times."""
+    # Of unit rows and directions, the nearest is the one of highest cosine, so that the
+    # kernel of k-means serves. A row pulls its direction by its squared norm: the error
+    # that it leaves, once its gain is sent too, is that times the squared sine.
     shapes = _unit(rows)
     norms = np.ones(len(rows), np.float32)
     scaled = rows / (np.abs(rows).max() or 1)  # squares stay in range
@@ -170,6 +214,7 @@ def _refine(rows: Floats, directions: Floats) -> tuple[Floats, Ints]:
     nearest = np.zeros(len(rows), np.int64)
     distances = np.zeros(len(rows), np.float32)
     for iteration in range(_ITERATIONS + 1):
+        # The last pass only assigns, to the directions that are sent.
         find_nearest(shapes, norms, directions, nearest, distances)
         if iteration < _ITERATIONS:
             sums = _sums(weighted, nearest, len(directions))
@@ -189,6 +234,7 @@ def _sums(rows: Floats, groups: Ints, n_groups: int) -> Floats:
 
 
 def _unit(rows: Floats) -> Floats:
+    """Scale rows to length 1, in float64, where no square is lost; zeros stay zeros."""
     norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     unit: Floats = (rows / np.where(norms, norms, 1)).astype(np.float32)
     return np.ascontiguousarray(unit)

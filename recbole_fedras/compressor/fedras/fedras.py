@@ -27,10 +27,11 @@ from recbole_fedras.wire.payload import Layout, Payload
 class FedRAS(Compressor):
     """Federated recommendation with action sharing.
 
-    Source: Li et al., "Federated Recommendation via Action Sharing" (FedRAS, KDD 2025,
-    arXiv 2507.08842), sections 4.2 to 4.4 and Algorithm 1. Rows of an update are
-    clustered; a group's centroid is an *action*, and every row is sent as the index of
-    its action. With ``C_e = floor(N (1 - CR))``:
+    Source: Lu et al., "Gradients as an Action: Towards Communication-Efficient
+    Federated Recommender Systems via Adaptive Action Sharing" (KDD 2025, arXiv
+    2507.08842), sections 4.2 and 4.3 and Algorithm 1. Rows of an update are clustered;
+    a group's centroid is an *action*, and every row is sent as the index of its action.
+    With ``C_e = floor(N (1 - CR))``:
 
     * Uplink: a client with more than ``e_u`` changed rows clusters them into ``e_u``
       groups by k-means; otherwise its rows travel as they are.
@@ -47,7 +48,8 @@ class FedRAS(Compressor):
     alpha : float
         Half width of the range of group counts, in [0, 1).
     clustering : {'adaptive', 'fixed'}
-        ``fixed`` sends exactly ``C_e`` k-means groups: the paper's FedRAS-F.
+        ``fixed`` sends exactly ``C_e`` k-means groups: the paper's FedRAS-F (section
+        5.4.1).
     kmeans : {'fast', 'sklearn'}
         Implementation, see :func:`~recbole_fedras.compressor.fedras.kmeans.kmeans`.
     kmeans_iterations : int
@@ -71,13 +73,36 @@ class FedRAS(Compressor):
     **Departures**: rows that did not change belong to no group (the paper counts
     centroids only, so it does not say). The paper stops when quality "falls below" the
     threshold, but quality rises by splitting: here it stops when it reaches it. With
-    unequal bandwidth the paper gives no count range: k-means starts at
-    ``floor((1 - alpha) min e_u)``, ``C_e`` and ``C_m`` are the largest ``e_u`` below
-    the number of changed rows (tiers above it get the rows as they are). ``fast``
-    k-means seeds by k-means|| and stops when an iteration gains less than 0.5 % of the
-    error; rows are assigned to the centroids that are sent. Where rows x groups x dim
-    exceed 2^30 it is nested in cells, at more error (docs/performance.md); groups of
-    more than 2,048 rows are split around a pair that sweeps find.
+    unequal bandwidth the paper adjusts alpha to reach the range of rates (section 5.5),
+    and does not say to what: k-means starts at ``floor((1 - alpha) min e_u)``, ``C_e``
+    and ``C_m`` are the largest ``e_u`` below the number of changed rows (tiers above it
+    get the rows as they are). ``fast`` k-means seeds by k-means|| and stops when an
+    iteration gains less than 0.5 % of the error; rows are assigned to the centroids
+    that are sent. Where rows x groups x dim exceed 2^30 it is nested in cells, at more
+    error (docs/performance.md); groups of more than 2,048 rows are split around a pair
+    that sweeps find.
+
+    Examples
+    --------
+    A client's 8 actions of 32 floats, and 3 bits for the action of each of 64 rows:
+
+    >>> import numpy as np
+    >>> from recbole_fedras.compressor.base import Budget, RoundContext, row_update
+    >>> rows = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    >>> update, budget = row_update(np.arange(64), rows), Budget(64, 32, 0.875)
+    >>> ctx = RoundContext(round=0, seed=2020, n_items=64, dim=32)
+    >>> payload = FedRAS().encode(update, budget, ctx)
+    >>> payload.part_bytes()["items"], payload.part_bytes()["ids"]
+    (1024, 24)
+    >>> FedRAS().decode(payload, ctx).rows.unique(dim=0).shape
+    torch.Size([8, 32])
+
+    The server's downlink, whose threshold lasts from round to round:
+
+    >>> server = FedRAS()
+    >>> [payload] = server.encode_broadcast(update, [budget], ctx)
+    >>> server.metrics()["groups"], server.state_dict()["threshold_count"]
+    (8.0, 1)
     """
 
     threaded = True
@@ -140,12 +165,16 @@ class FedRAS(Compressor):
         self, update: RowUpdate, budgets: Sequence[Budget], ctx: RoundContext
     ) -> list[Payload]:
         """Cluster the aggregate adaptively; one snapshot per tier."""
+        # Tiers whose budget holds all rows get them as they are, without groups.
         limits = [self._groups(len(update), budget) for budget in budgets]
         raw = [self._is_raw(update, budget) for budget in budgets]
         if self.clustering == "fixed" or all(raw):
             self._metrics = {"groups": float(min(len(update), max(limits)))}
-            return [FedRAS.encode(self, update, own, ctx) for own in budgets]
+            return [FedRAS.encode(self, update, budget, ctx) for budget in budgets]
 
+        # C_e is the largest tier's; k-means starts below the smallest's (C_i). A single
+        # nominal budget may be exceeded, up to C_m, as in the paper. Several budgets
+        # are limits, and so are bytes.
         clustered = [limit for limit, sent in zip(limits, raw, strict=True) if not sent]
         recorded = max(clustered)
         _, assignments = self._kmeans(update, self._first(min(clustered)), ctx)
@@ -163,6 +192,7 @@ class FedRAS(Compressor):
             "groups": float(groups.n_adaptive),
             "worst_quality": groups.worst_quality,
         }
+        # Splits nest: a tier gets the groups as they were at the count that fits it.
         payloads = []
         for limit, sent in zip(limits, raw, strict=True):
             if sent:
@@ -214,6 +244,7 @@ class FedRAS(Compressor):
         return fits_raw(len(update), budget)
 
     def _first(self, n_groups: int) -> int:
+        """Return C_i, the number of groups that k-means starts with."""
         return max(floor(n_groups * (1 - self.alpha)), 1)  # few rows: few groups
 
     def _kmeans(

@@ -9,7 +9,8 @@ from torch import Tensor
 def adam_step(state: Tensor, gradient: Tensor, learning_rate: float) -> Tensor:
     """Return what Adam subtracts from n private vectors; update its state in place.
 
-    Source: Kingma and Ba, "Adam" (ICLR 2015), Algorithm 1, with its defaults.
+    Source: Kingma and Ba, "Adam: A Method for Stochastic Optimization" (ICLR 2015),
+    Algorithm 1, with its defaults.
 
     Parameters
     ----------

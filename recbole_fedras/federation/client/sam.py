@@ -23,9 +23,10 @@ def ascend(
 ) -> Parameters:
     """Return parameters that lie rho uphill, for each of n clients by itself.
 
-    Source: Foret et al., "Sharpness-Aware Minimization" (ICLR 2021), equation 2, for
-    two groups as FedRecGEL (WWW 2026): with g the gradient of a group, the private one
-    (its embedding) or the shared one (item rows and network, one norm),
+    Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving
+    Generalization" (ICLR 2021), for two groups as FedRecGEL (WWW 2026): with g the
+    gradient of a group, the private one (the user's embedding) or the shared one (item
+    rows and network, one norm),
     ``eps = rho g / (|g| + 1e-12)``.
 
     Parameters

@@ -119,7 +119,7 @@ class InverseFrequency(RowMean):
 class FedAvg(RowMean):
     """Plain mean over the cohort: ``(1 / |S|) sum_u delta_i^u``.
 
-    The FedRAS paper's FedRAS-T.
+    The FedRAS paper's FedRAS-T, section 5.4.1.
     """
 
     def _weights(self) -> NDArray[np.float32]:

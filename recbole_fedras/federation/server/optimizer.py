@@ -43,7 +43,7 @@ class ServerOptimization:
 class ServerOptimizer:
     """The FedOpt family, for one tensor of shared parameters.
 
-    Source: Reddi et al., "Adaptive Federated Optimization" (ICLR 2021), Algorithm 2.
+    Source: Reddi et al., "Adaptive Federated Optimization" (ICLR 2021).
     With D the aggregated change of a round::
 
         m <- b1 m + (1 - b1) D
