@@ -1,4 +1,4 @@
-"""Samples and cohorts: who is drawn, and what he trains on."""
+"""Samples and cohorts: who is drawn, and what it trains on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_negatives_are_uniform_over_what_is_left():
     assert np.abs(counts[[1, 2, 4, 5]] - 5000).max() < 300
 
 
-def test_pairs_are_each_item_with_negatives_of_his_in_any_order(data):
+def test_pairs_are_each_item_with_negatives_of_its_in_any_order(data):
     training = replace(TRAINING, pairwise=True)
     for client in range(N_CLIENTS):
         sample = samples_of(data, [client], training)[0]
@@ -102,7 +102,7 @@ def test_positives_stand_at_uniform_places():
 
 @pytest.mark.parametrize("n_items", [25, 5000])
 def test_a_client_draws_the_same_in_any_group(n_items):
-    """Whether his rows are found by passing over all items or by sorting."""
+    """Whether its rows are found by passing over all items or by sorting."""
     rng = np.random.default_rng(0)
     users = np.repeat(np.arange(4), 6)
     items = np.concatenate([rng.choice(n_items, 6, replace=False) for _ in range(4)])
