@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +13,12 @@ from recbole_fedras.numeric.rng import mix, uniform
 
 Ints = NDArray[np.int64]
 
-_SPARSE = 32  # items per row above which sorting rows beats passing over all items
+#: Items per row above which sorting the rows beats passing over all items: a rough
+#: balance of n log n comparisons and one load an item. No result depends on it.
+_SPARSE = 32
 
 
-@dataclass(frozen=True, slots=True)
-class ClientData:
+class ClientData(NamedTuple):
     """Training interactions, grouped by client. Users and items count from 0.
 
     Attributes
@@ -140,95 +140,138 @@ def draw_samples(
         ``n_negatives`` times in an epoch.
     """
     counts = clients.offsets[group + 1] - clients.offsets[group]
-    offsets = np.concatenate([[0], np.cumsum(counts)])
     per_item = 2 * n_negatives if pairwise else 1 + n_negatives
-    sample_offsets = offsets * (n_epochs * per_item)
-    # Its items, and negatives that are as many as it can draw or as there are.
+    offsets = np.concatenate([[0], np.cumsum(counts)]) * (n_epochs * per_item)
+    # A client's items, and as many negatives as it can draw or as there are.
     most = np.minimum(counts * (1 + n_epochs * n_negatives), clients.n_items)
-    ids = np.empty(most.sum(), np.int64)
-    rows = np.empty(sample_offsets[-1], np.int32)
-    labels = np.zeros(sample_offsets[-1], np.float32)
-    row_offsets = _draw(
-        clients.offsets, clients.items, clients.n_items, group, n_negatives, n_epochs,
-        key, sample_offsets, ids, rows, labels, pairwise,
-    )  # fmt: skip
-    return Samples(
-        n_epochs, row_offsets, sample_offsets, ids[: row_offsets[-1]], rows, labels
+    samples = Samples(
+        n_epochs,
+        row_offsets=np.zeros_like(offsets),
+        sample_offsets=offsets,
+        ids=np.empty(most.sum(), np.int64),
+        rows=np.empty(offsets[-1], np.int32),
+        labels=np.zeros(offsets[-1], np.float32),
     )
+    _draw(clients, group, n_negatives, pairwise, key, samples)
+    return samples._replace(ids=samples.ids[: samples.row_offsets[-1]])
 
 
 @njit(nogil=True, cache=True)
 def _draw(  # type: ignore[no-untyped-def]
-    offsets, items, n_items, group, n_negatives, n_epochs, key, sample_offsets, ids,
-    rows, labels, pairwise,
-):  # fmt: skip
-    """Fill ``ids``, ``rows`` and ``labels``; return the row offsets."""
-    place = np.zeros(n_items, np.int32)  # all zero again after each client
-    row_offsets = np.zeros(len(group) + 1, np.int64)
+    clients: ClientData, group: Ints, n_negatives: int, pairwise: bool, key, samples
+) -> None:
+    """Fill all of ``samples`` but the sample offsets, client by client.
+
+    ``place`` has an entry for every item, so that each question about one is a single
+    load: -1, an item of the client's that no sample has yet; 1, an item among its ids;
+    in the end, its row. It is all zero again after each client, at the cost of the
+    client's rows, not of all items.
+    """
+    place = np.zeros(clients.n_items, np.int32)
     for c in range(len(group)):
-        positives = items[offsets[group[c]] : offsets[group[c] + 1]]
-        n, size = len(positives), len(positives) * (1 + n_negatives)
-        if pairwise:
-            size = 2 * n * n_negatives
-        own_ids = ids[row_offsets[c] :]
-        own_rows = rows[sample_offsets[c] : sample_offsets[c + 1]]
-        own_labels = labels[sample_offsets[c] : sample_offsets[c + 1]]
+        items = slice(clients.offsets[group[c]], clients.offsets[group[c] + 1])
+        part = slice(samples.sample_offsets[c], samples.sample_offsets[c + 1])
+        positives, n = clients.items[items], items.stop - items.start
+        ids = samples.ids[samples.row_offsets[c] :]
+        rows, labels = samples.rows[part], samples.labels[part]
         client_key = mix(key ^ mix(uint64(group[c])))
         counter = n_rows = 0
+        size = len(rows) // samples.n_epochs
         for item in positives:
             place[item] = -1
-        for epoch in range(n_epochs):
-            row = own_rows[epoch * size : (epoch + 1) * size]
-            label = own_labels[epoch * size : (epoch + 1) * size]
-            if pairwise:
+        # ``rows`` has items first; they become rows when all ids are known.
+        for epoch in range(samples.n_epochs):
+            row = rows[epoch * size : (epoch + 1) * size]
+            label = labels[epoch * size : (epoch + 1) * size]
+            if pairwise:  # item, negative, item, ...
                 for i in range(0, size, 2):
                     row[i] = positives[i // 2 % n]
                     label[i] = 1
+                negatives = row[1::2]
             else:
                 row[:n] = positives
                 label[:n] = 1
-            for i in range(1 if pairwise else n, size, 2 if pairwise else 1):
-                item = int(uniform(client_key, counter) * n_items)
-                counter += 1
-                while place[item] < 0:
-                    item = int(uniform(client_key, counter) * n_items)
-                    counter += 1
-                row[i] = item
-                own_ids[n_rows] = item
-                n_rows += 1 - place[item]
-                place[item] = 1
-            # Negatives are exchangeable: it is enough to send each of its items to a
-            # uniform place, by a partial Fisher-Yates shuffle inverted.
+                negatives = row[n::1]
+            counter, n_new = _draw_negatives(
+                negatives, place, ids[n_rows:], client_key, counter
+            )
+            n_rows += n_new
             if pairwise:
-                # As exchangeable: it is enough to shuffle the items of the pairs.
-                for i in range(size // 2 - 1, 0, -1):
-                    j = int(uniform(client_key, counter) * (i + 1))
-                    counter += 1
-                    row[2 * i], row[2 * j] = row[2 * j], row[2 * i]
+                counter = _shuffle_pairs(row, client_key, counter)
             else:
-                for i in range(n - 1, -1, -1):
-                    j = i + int(uniform(client_key, counter) * (size - i))
-                    counter += 1
-                    row[i], row[j] = row[j], row[i]
-                    label[i], label[j] = label[j], label[i]
+                counter = _shuffle(row, label, n, client_key, counter)
         for item in positives:
             if place[item] < 0:
-                own_ids[n_rows] = item
+                ids[n_rows] = item
                 n_rows += 1
                 place[item] = 1
-        if n_items > _SPARSE * n_rows:
-            own_ids[:n_rows].sort()
-        else:
-            n_rows = 0
-            for item in range(n_items):
-                if place[item]:
-                    own_ids[n_rows] = item
-                    n_rows += 1
-        for r in range(n_rows):
-            place[own_ids[r]] = r
-        for i in range(len(own_rows)):
-            own_rows[i] = place[own_rows[i]]
-        for r in range(n_rows):
-            place[own_ids[r]] = 0
-        row_offsets[c + 1] = row_offsets[c] + n_rows
-    return row_offsets
+        _number(rows, ids[:n_rows], place)
+        samples.row_offsets[c + 1] = samples.row_offsets[c] + n_rows
+
+
+@njit(nogil=True, cache=True)
+def _draw_negatives(  # type: ignore[no-untyped-def]
+    negatives: NDArray[np.int32], place: NDArray[np.int32], ids: Ints, key, counter: int
+) -> tuple[int, int]:
+    """Draw negatives, and put those not seen before to ``ids``.
+
+    An item of the client's is drawn again. Return the counter and how many are new.
+    """
+    n_new = 0
+    for i in range(len(negatives)):
+        item = int(uniform(key, counter) * len(place))
+        counter += 1
+        while place[item] < 0:
+            item = int(uniform(key, counter) * len(place))
+            counter += 1
+        negatives[i] = item
+        ids[n_new] = item  # without a branch: overwritten unless it is new
+        n_new += 1 - place[item]
+        place[item] = 1
+    return counter, n_new
+
+
+@njit(nogil=True, cache=True)
+def _shuffle(  # type: ignore[no-untyped-def]
+    row: NDArray[np.int32], label: NDArray[np.float32], n: int, key, counter: int
+) -> int:
+    """Shuffle an epoch whose first n samples are the client's items.
+
+    Negatives are exchangeable: it is enough to send each of the items to a uniform
+    place, by a partial Fisher-Yates shuffle inverted.
+    """
+    for i in range(n - 1, -1, -1):
+        j = i + int(uniform(key, counter) * (len(row) - i))
+        counter += 1
+        row[i], row[j] = row[j], row[i]
+        label[i], label[j] = label[j], label[i]
+    return counter
+
+
+@njit(nogil=True, cache=True)
+def _shuffle_pairs(row: NDArray[np.int32], key, counter: int) -> int:  # type: ignore[no-untyped-def]
+    """Shuffle an epoch of pairs: as exchangeable, only the items need to move."""
+    for i in range(len(row) // 2 - 1, 0, -1):
+        j = int(uniform(key, counter) * (i + 1))
+        counter += 1
+        row[2 * i], row[2 * j] = row[2 * j], row[2 * i]
+    return counter
+
+
+@njit(nogil=True, cache=True)
+def _number(rows: NDArray[np.int32], ids: Ints, place: NDArray[np.int32]) -> None:
+    """Sort ``ids``, turn items in ``rows`` into places there, clear ``place``."""
+    if len(place) > _SPARSE * len(ids):
+        ids.sort()
+    else:  # they are where ``place`` is not zero
+        n_rows = 0
+        for item in range(len(place)):
+            if place[item]:
+                ids[n_rows] = item
+                n_rows += 1
+    for r in range(len(ids)):
+        place[ids[r]] = r
+    for i in range(len(rows)):
+        rows[i] = place[rows[i]]
+    for r in range(len(ids)):
+        place[ids[r]] = 0

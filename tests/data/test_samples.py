@@ -1,4 +1,4 @@
-"""Samples and cohorts: who is drawn, and what they train on."""
+"""Samples and cohorts: who is drawn, and what it trains on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_negatives_are_uniform_over_what_is_left():
     assert np.abs(counts[[1, 2, 4, 5]] - 5000).max() < 300
 
 
-def test_pairs_are_each_item_with_negatives_of_his_in_any_order(data):
+def test_pairs_are_each_item_with_negatives_of_its_in_any_order(data):
     training = replace(TRAINING, pairwise=True)
     for client in range(N_CLIENTS):
         sample = samples_of(data, [client], training)[0]

@@ -13,6 +13,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from recbole_fedras.compressor import Budget, RoundContext
 from recbole_fedras.compressor.colr import CoLR
+from recbole_fedras.embedding.base import LocalRows
+from recbole_fedras.federation.client.group import Group
 from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.model import MF, NCF
 from recbole_fedras.model.ncf import _losses
@@ -50,6 +52,55 @@ def test_cohort_training_equals_a_naive_loop_over_clients(
 
 
 @pytest.mark.parametrize("pairwise", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("make", [mf, ncf])
+def test_each_client_has_a_loss_of_its_own(make, compiled, pairwise, data):
+    """With a batch of everything, the first epoch's is that of the start."""
+    training = replace(TRAINING, local_epochs=1, batch_size=10**6, pairwise=pairwise)
+    model, clients = make(), [0, 3, 7, 8, 11]
+    trained = train(model, data, clients, compiled, training, group=3)
+    for index, sample in enumerate(samples_of(data, clients, training)):
+        items = torch.from_numpy(sample.ids[sample.rows[0]])
+        logits = model.score(
+            model.users[clients[index]][None, None],
+            model.tables[0, items][None],
+            {name: value[None] for name, value in model.theta().items()},
+        )[0]
+        expected = bce(logits, torch.from_numpy(sample.labels[0]), reduction="sum")
+        if pairwise:
+            expected = torch.log1p(torch.exp(logits[1::2] - logits[::2])).sum()
+        assert trained.losses[index].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("make", [mf, ncf])
+def test_only_the_client_that_diverged_has_a_loss_that_is_not_finite(
+    make, compiled, data
+):
+    model, clients = make(), [1, 4, 9]
+    model.users[4] = 3e38
+    trained = train(model, data, clients, compiled)
+    assert not trained.losses[1].isfinite()
+    assert trained.losses[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("field", ["users", "changes", "theta_changes"])
+def test_a_result_that_is_not_finite_shows_in_the_clients_loss(field):
+    """Whichever it is, even if the loss was finite when it was added up."""
+    local = LocalRows(np.array([0, 2, 3]), np.arange(3), np.arange(3)[:, None])
+    results = {
+        "users": torch.ones(2, 4),
+        "changes": torch.ones(3, 4),
+        "theta_changes": torch.ones(2, 5),
+    }
+    results[field][-1, 1] = -torch.inf
+    group = Group(None, local, None, None, states=None, **results)
+    losses = group.mark(torch.tensor([1.5, 2.5], dtype=torch.float64))
+    assert losses[0] == 1.5
+    assert losses[1].isnan()
+
+
+@pytest.mark.parametrize("pairwise", [False, True])
 def test_slopes_are_those_of_the_loss_however_far_from_zero(pairwise):
     logits = torch.linspace(-45, 45, 92)[:, None].requires_grad_()
     labels = (torch.arange(92) % 3 == 0).float()
@@ -83,7 +134,7 @@ def test_gradients_of_items_are_mapped(make, compiled, rho, data):
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("make", [mf, ncf])
-def test_a_client_does_not_depend_on_his_cohort(make, compiled, data):
+def test_a_client_does_not_depend_on_its_cohort(make, compiled, data):
     together = train(make(), data, [1, 4, 9], compiled)
     alone = train(make(), data, [4], compiled)
     pairs = [

@@ -54,7 +54,7 @@ def test_descent_follows_the_rule_and_never_gains_error(n, regularization):
         assert float((error**2).sum()) <= before
 
 
-def test_local_training_finds_the_users_code_and_sends_what_would_suit_him():
+def test_local_training_finds_the_users_code_and_sends_what_would_suit_it():
     rng = np.random.default_rng(0)
     users = rng.integers(0, 6, 60)
     data = ClientData.from_pairs(users, rng.integers(0, 40, 60), 6, 40)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from recbole_fedras.compressor.base import CohortUpdate
-from recbole_fedras.data.clients import Samples
+from recbole_fedras.data.clients import Ints, Samples
 from recbole_fedras.data.local import Descent, TrainClients
-from recbole_fedras.embedding.base import ItemEmbedding, local_rows
+from recbole_fedras.embedding.base import ItemEmbedding, LocalRows, local_rows
 from recbole_fedras.federation.client.group import (
     Group,
     train_batched,
@@ -145,49 +145,75 @@ def train_cohort(
     workspace : Workspace, optional
         Holds the updates returned, until it is used again.
     """
-    clients, tables = participants.clients, participants.tables
+    clients, user_rows, user_states, tables, _ = participants
     local = thread_map(lambda samples: local_rows(samples, model.embedding), groups)
-    bounds = np.cumsum([0, *(samples.n_clients for samples in groups)])
-    row_bounds = np.cumsum([0, *(len(rows.ids) for rows in local)])
-    # What is returned; groups write their results into it, side by side.
-    user_rows, user_states = participants.user_rows.clone(), participants.user_states
-    user_states = None if user_states is None else user_states.clone()
-    rows = (workspace or Workspace()).rows(
-        int(row_bounds[-1]), tables.shape[-1], tables.device
-    )
+    n_rows = sum(len(rows.ids) for rows in local)
     n_theta = sum(value.numel() for value in model.theta.values())
-    theta_changes = torch.empty(len(clients), n_theta, device=tables.device)
-    train_group = _trainer(model, participants, training, gradient_map)
-
-    def train(index: int) -> Tensor:
-        part = slice(*bounds[index : index + 2])
-        group = Group(
-            groups[index],
-            local[index],
-            tables,
-            participants.table_of_client[part],
-            user_rows[part],
-            None if user_states is None else user_states[part],
-            rows[slice(*row_bounds[index : index + 2])],
-            theta_changes[part],
-        )
-        return group.mark(train_group(group))
-
-    losses = torch.cat(thread_map(train, range(len(groups)))).cpu()
-    offsets = [
-        rows_of.offsets[:-1] + start
-        for rows_of, start in zip(local, row_bounds, strict=False)
-    ]
+    # What is returned: groups write their results into it, side by side.
+    results = _Results(
+        user_rows.clone(),
+        None if user_states is None else user_states.clone(),
+        (workspace or Workspace()).rows(n_rows, tables.shape[-1], tables.device),
+        torch.empty(len(clients), n_theta, device=tables.device),
+    )
+    train = _trainer(model, participants, training, gradient_map)
+    losses = thread_map(
+        lambda group: group.mark(train(group)),
+        _split(participants, groups, local, results),
+    )
     updates = CohortUpdate(
         clients=clients,
-        offsets=torch.from_numpy(np.concatenate([*offsets, row_bounds[-1:]])),
-        ids=torch.from_numpy(np.concatenate([rows_of.ids for rows_of in local])),
-        rows=rows,
-        theta=theta_changes,
+        offsets=_join([rows.offsets for rows in local]),
+        ids=torch.from_numpy(np.concatenate([rows.ids for rows in local])),
+        rows=results.changes,
+        theta=results.theta_changes,
     )
-    counts = np.concatenate([np.diff(samples.sample_offsets) for samples in groups])
-    n_samples = torch.from_numpy(counts // (1 + training.pairwise))
-    return Trained(user_rows, updates, losses, n_samples, user_states)
+    n_samples = _join([samples.sample_offsets for samples in groups]).diff()
+    return Trained(
+        results.users,
+        updates,
+        torch.cat(losses).cpu(),
+        n_samples // (1 + training.pairwise),
+        results.states,
+    )
+
+
+class _Results(NamedTuple):
+    """What becomes of a cohort's parameters; see :class:`Group`."""
+
+    users: Tensor
+    states: Tensor | None
+    changes: Tensor
+    theta_changes: Tensor
+
+
+def _split(
+    participants: Participants,
+    groups: Sequence[Samples],
+    local: Sequence[LocalRows],
+    results: _Results,
+) -> Iterator[Group]:
+    """Yield groups, with views of their parts of the results."""
+    start = first = 0
+    for samples, rows in zip(groups, local, strict=True):
+        stop, last = start + samples.n_clients, first + len(rows.ids)
+        yield Group(
+            samples,
+            rows,
+            participants.tables,
+            participants.table_of_client[start:stop],
+            results.users[start:stop],
+            None if results.states is None else results.states[start:stop],
+            results.changes[first:last],
+            results.theta_changes[start:stop],
+        )
+        start, first = stop, last
+
+
+def _join(offsets: Sequence[Ints]) -> Tensor:
+    """Return the offsets of groups that lie one behind the other, as of one."""
+    counts = np.concatenate([np.diff(of_group) for of_group in offsets])
+    return torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
 
 
 def _trainer(
