@@ -20,7 +20,7 @@ from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.wire.ledger import DIRECTIONS
 
 if TYPE_CHECKING:
-    from recbole_fedras.config.merge import Config
+    from recbole_fedras.config.config import Config
 
 Floats = NDArray[np.float32]
 Made = TypeVar("Made")

@@ -8,7 +8,7 @@ from recbole_fedras.compressor.base import kept
 from recbole_fedras.config.values import refuse
 
 if TYPE_CHECKING:
-    from recbole_fedras.config.merge import Config
+    from recbole_fedras.config.config import Config
 
 
 def cut(config: Config) -> dict[str, Any]:

@@ -1,43 +1,27 @@
-"""Configuration: RecBole's, with our defaults, strict keys and typed settings."""
+"""Which source of a key wins: defaults, YAML files by name, files, dict, arguments."""
 
 from __future__ import annotations
 
-import ast
 import copy
-import re
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
-import yaml
-from numpy.typing import NDArray
 from recbole.config import Config as RecBoleConfig
 
-from recbole_fedras.compressor import Compressor
-from recbole_fedras.config import build, compat, methods, registry, rules, schema
+from recbole_fedras.config import build, compat, methods, registry, rules
 from recbole_fedras.config.checkpoint import plain, read_checkpoint
-from recbole_fedras.config.cut import cut
-from recbole_fedras.config.settings import EvaluationSettings, RunSettings
-from recbole_fedras.data.dataset import DataSettings
-from recbole_fedras.data.features import item_features
-from recbole_fedras.embedding import ItemEmbedding
+from recbole_fedras.config.sources import Loader, literal, read_arguments
 from recbole_fedras.errors import ConfigError
-from recbole_fedras.federation.settings import Federation, LocalTraining
-from recbole_fedras.federation.simulation import Methods
 from recbole_fedras.model import FederatedRecommender
-from recbole_fedras.model.settings import ModelSettings
-from recbole_fedras.wire.ledger import DIRECTIONS
 
 #: Keys that RecBole reads although none of its YAML files sets them.
 _RECBOLE_KEYS = {
     "additional_feat_suffix", "benchmark_filename", "config_files", "discretization",
     "double_tower", "encoding", "group_offset", "ip", "local_rank", "loss_type",
     "neg_sampling", "nproc", "numerical_features", "port", "reg_weight", "save_step",
-    "token_num_threshold", "training_neg_sample_num", "world_size",
+    "tail_ratio", "token_num_threshold", "training_neg_sample_num", "world_size",
 }  # fmt: skip
 
 #: Keys that may differ when a run is resumed: they do not change what was computed.
@@ -49,34 +33,10 @@ _RESUMABLE = {
 }  # fmt: skip
 
 
-class Config(RecBoleConfig):  # type: ignore[misc]
-    """RecBole's ``Config`` with our defaults beneath the user's values.
+class MergedConfig(RecBoleConfig):  # type: ignore[misc]
+    """RecBole's ``Config``, filled from the sources that are named; strict about keys.
 
-    For federated models the order is, later over earlier: RecBole's defaults, our
-    ``overall.yaml``, ``model/``, ``item_embedding/``, ``preset/``, ``compressor/`` and
-    ``dataset/``, each a YAML file of the name chosen; then config files,
-    ``config_dict``, command line.
-    For RecBole's own models RecBole's defaults win over ours.
-
-    Parameters
-    ----------
-    model, dataset, config_file_list, config_dict
-        As in RecBole.
-    argv : sequence of str
-        Command line arguments ``--key=value``; never taken from ``sys.argv``.
-
-    Raises
-    ------
-    ConfigError
-        For unknown keys and for values that are not allowed, by name.
-
-    Attributes
-    ----------
-    compressors : dict of str to tuple
-        Name and class of the ``uplink``'s and the ``downlink``'s compressor.
-    resolved : dict
-        Every key and value that defines the run, as plain types, before RecBole adds
-        derived ones; a run started from it alone is the same run.
+    Parameters and attributes are those of :class:`recbole_fedras.config.Config`.
     """
 
     external_config_dict: dict[str, Any]
@@ -104,23 +64,6 @@ class Config(RecBoleConfig):  # type: ignore[misc]
                 model, dataset, config_file_list, copy.deepcopy(config_dict or {})
             )
             self._known |= self.final_config_dict.keys()
-            self._settle()
-
-    def _settle(self) -> None:
-        """Check what is federated, and set what follows from other keys."""
-        final = self.final_config_dict
-        federated = issubclass(self.model_class, FederatedRecommender)
-        # RecBole ignores use_gpu; binary codes are optimised by compiled code only.
-        if not final["use_gpu"] or (federated and self.model_class.binary):
-            final["device"] = torch.device("cpu")
-        if federated:
-            rules.check_bases(self)
-            rules.check_compressors(self, self.compressors)
-            self.federation(), self.local_training(), self.local_training(True)
-            self.make_compressors()
-            rules.check_federated(self)
-            final.update(cut(self))
-            rules.check_item_embedding(self, self._item_embedding_class)
 
     def __getitem__(self, key: str) -> Any:
         """Return a key's value; one that is unknown is an error, not None.
@@ -149,14 +92,14 @@ class Config(RecBoleConfig):  # type: ignore[misc]
     def compatibility_settings(self) -> None:
         """Nothing: ``recbole_fedras.config.compat`` does it, for today's numpy."""
 
-    def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
+    def _build_yaml_loader(self) -> type[Loader]:
         """Return a loader of our own; RecBole's changes yaml's for everybody."""
-        return _Loader
+        return Loader
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         """Read strings as Python literals, like RecBole, but without ``eval``."""
         return {
-            key: _literal(value) if isinstance(value, str) else value
+            key: literal(value) if isinstance(value, str) else value
             for key, value in config_dict.items()
         }
 
@@ -167,15 +110,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         return merged
 
     def _load_cmd_line(self) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for argument in self._argv:
-            key, equals, value = argument.removeprefix("--").partition("=")
-            if not (argument.startswith("--") and key and equals):
-                raise ConfigError(f"argument {argument!r} must read --key=value")
-            if values.get(key, value) != value:
-                raise ConfigError(f"argument --{key} stands twice with other values")
-            values[key] = value
-        return self._convert_config_dict(values)
+        return self._convert_config_dict(read_arguments(self._argv))
 
     def _merge_external_config_dict(self) -> None:
         given: dict[str, Any] = {}
@@ -320,93 +255,6 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         rules.check_common(self)
         super()._set_default_parameters()
 
-    # Typed settings.
-
-    def federation(self) -> Federation:
-        """Return who takes part and how updates are combined."""
-        return schema.federation(self)
-
-    def local_training(self, warmup: bool = False) -> LocalTraining:
-        """Return how clients train, in a warm-up or not."""
-        return schema.local_training(self, warmup)
-
-    def model_settings(self) -> ModelSettings:
-        """Return what every model is made with."""
-        return schema.model_settings(self, self.warmup_rounds)
-
-    def data_settings(self) -> DataSettings:
-        """Return how interactions are read and split."""
-        return schema.data_settings(self)
-
-    def run_settings(self) -> RunSettings:
-        """Return what is run, where, and what it leaves behind."""
-        return schema.run_settings(self, self.resolved)
-
-    def evaluation_settings(self) -> EvaluationSettings:
-        """Return how quality is measured."""
-        return schema.evaluation_settings(self)
-
-    # Objects.
-
-    def make_model(self, dataset: Any) -> Any:
-        """Build the model for a RecBole dataset."""
-        return build.make_model(self, dataset)
-
-    @property
-    def method(self) -> str:
-        """Name of the compressor, or of the uplink's and the downlink's."""
-        return "+".join(dict.fromkeys(name for name, _ in self.compressors.values()))
-
-    def make_compressors(self) -> tuple[Compressor, Compressor]:
-        """Build the uplink's and the downlink's compressor."""
-        uplink, downlink = (
-            build.make_compressor(self, *self.compressors[direction])
-            for direction in DIRECTIONS
-        )
-        return uplink, downlink
-
-    def make_methods(self) -> Methods:
-        """Build the parts of a round, compressors among them."""
-        return methods.make_methods(self)
-
-    @property
-    def warmup_rounds(self) -> int:
-        """Rounds that train the whole table first, for a base or codes; or 0."""
-        warm = self._embedding_needs_source and self["item_base"] == "warmup"
-        return int(self["warmup_rounds"]) if warm else 0
-
-    @property
-    def _embedding_needs_source(self) -> bool:
-        return bool(self["use_base"] or self._item_embedding_class.fitted)
-
-    def make_item_embedding(
-        self, n_items: int, dim: int, source: NDArray[np.float32] | None = None
-    ) -> ItemEmbedding | None:
-        """Build what items are made of, see ``build.make_item_embedding``."""
-        kind = self._item_embedding_class
-        return build.make_item_embedding(self, kind, n_items, dim, source)
-
-    def item_embedding_of(self, dataset: Any) -> ItemEmbedding | None:
-        """Build it for a dataset, without a warm-up."""
-        source = None
-        if self["item_base"] == "features" and self._embedding_needs_source:
-            source = item_features(dataset, self["item_features"])
-        return self.make_item_embedding(
-            dataset.item_num - 1, self["embedding_size"], source
-        )
-
-
-def _literal(text: str) -> Any:
-    """Read ``text`` as a Python literal, true or false; else leave it a string."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)
-            return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
-
 
 def _refuse_changes(given: dict[str, Any], saved: dict[str, Any]) -> None:
     """Refuse to resume a run with keys by which it would be another."""
@@ -416,14 +264,3 @@ def _refuse_changes(given: dict[str, Any], saved: dict[str, Any]) -> None:
                 f"{key}={given[key]!r} cannot change when resuming: the run was "
                 f"started with {saved.get(key)!r}"
             )
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose numbers may have an exponent without a point, as 1e-3."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)

@@ -13,7 +13,7 @@ from recbole_fedras.federation.simulation import Methods
 from recbole_fedras.federation.transforms import Transform
 
 if TYPE_CHECKING:
-    from recbole_fedras.config.merge import Config
+    from recbole_fedras.config import Config
 
 
 class Parts(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -131,14 +132,17 @@ def _said_where(error: Exception) -> str:
     return f"{type(error).__name__}: {error}, {last.filename}:{last.lineno}"
 
 
-def plug_in_of(error: BaseException | None) -> str | None:
-    """Say which user's class an error, or one that it is from, arose in."""
-    while error is not None:
-        for frame in reversed(traceback.extract_tb(error.__traceback__)):
-            if frame.filename in _plug_ins:
-                return f"{_plug_ins[frame.filename]}, {frame.filename}:{frame.lineno}"
-        error = error.__cause__ or error.__context__
-    return None
+def plug_in_of(error: BaseException) -> str | None:
+    """Say which user's class an error arose in, by its traceback.
+
+    The text holds the frames of other processes and of the errors that it is from.
+    """
+    text = "".join(traceback.format_exception(error))
+    found = None
+    for file, line in re.findall(r'File "(.+?)", line (\d+)', text):
+        if file in _plug_ins:
+            found = f"{_plug_ins[file]}, {file}:{line}"
+    return found
 
 
 def hyper_parameters(cls: type) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.errors import ConfigError
 
 if TYPE_CHECKING:
-    from recbole_fedras.config.merge import Config
+    from recbole_fedras.config.config import Config
 
 #: RecBole's training options that a federated client does not have, and their values.
 _UNSUPPORTED = {

@@ -77,7 +77,7 @@ def test_training_equals_autograd_through_the_definition(kind, keys, base, make,
         LocalModel(model.score, theta, embedding=embedding),
         Participants(
             torch.tensor(clients),
-            model.users[clients],
+            model.user_rows()[clients],
             None,
             table[None],
             torch.zeros(3, dtype=torch.int64),
@@ -87,7 +87,7 @@ def test_training_equals_autograd_through_the_definition(kind, keys, base, make,
     )
     for index, client in enumerate(clients):
         sample = samples_of(data, [client])[0]
-        leaves = [model.users[client], table, *theta.values()]
+        leaves = [model.user_rows()[client], table, *theta.values()]
         leaves = [leaf.clone().requires_grad_() for leaf in leaves]
         for rows, labels in zip(sample.rows, sample.labels, strict=True):
             for start in range(0, len(rows), TRAINING.batch_size):

@@ -37,7 +37,7 @@ def test_what_is_sent_is_minus_the_gradient(make, compiled, rho, data):
         sample = samples_of(data, [client], GRADIENT)[0]
         items = torch.from_numpy(sample.ids[sample.rows[0]])
         label = torch.from_numpy(sample.labels[0])
-        leaves = [model.users[client], model.tables[0], *model.theta().values()]
+        leaves = [model.user_rows()[client], model.item_table(), *model.theta().values()]
 
         def gradients(at, items=items, label=label):
             leaves = [leaf.clone().requires_grad_() for leaf in at]
@@ -115,7 +115,7 @@ def test_each_users_adam_goes_on_where_it_was(data):
         replace(GRADIENT, user_optimizer="adam"),
         states=torch.zeros(1, 2 * DIM + 1),
     )
-    moved = (one.user_rows[0] - model.users[2]).abs()
+    moved = (one.user_rows[0] - model.user_rows()[2]).abs()
     torch.testing.assert_close(moved, torch.full((DIM,), 0.07), rtol=1e-3, atol=1e-5)
 
 

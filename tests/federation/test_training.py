@@ -62,8 +62,8 @@ def test_each_client_has_a_loss_of_its_own(make, compiled, pairwise, data):
     for index, sample in enumerate(samples_of(data, clients, training)):
         items = torch.from_numpy(sample.ids[sample.rows[0]])
         logits = model.score(
-            model.users[clients[index]][None, None],
-            model.tables[0, items][None],
+            model.user_rows()[clients[index]][None, None],
+            model.item_table()[None][0, items][None],
             {name: value[None] for name, value in model.theta().items()},
         )[0]
         expected = bce(logits, torch.from_numpy(sample.labels[0]), reduction="sum")
@@ -78,7 +78,7 @@ def test_only_the_client_that_diverged_has_a_loss_that_is_not_finite(
     make, compiled, data
 ):
     model, clients = make(), [1, 4, 9]
-    model.users[4] = 3e38
+    model.user_rows()[4] = 3e38
     trained = train(model, data, clients, compiled)
     assert not trained.losses[1].isfinite()
     assert trained.losses[[0, 2]].isfinite().all()
@@ -160,14 +160,14 @@ def test_colr_trains_the_factor(compiled, data):
     torch.testing.assert_close(
         basis @ basis.T, torch.eye(rank) * DIM / rank, rtol=1e-4, atol=1e-4
     )
-    user = model.users[5].clone().requires_grad_()
+    user = model.user_rows()[5].clone().requires_grad_()
     factor = torch.zeros(N_ITEMS, rank, requires_grad=True)
     sample = samples_of(data, [5])[0]
     for rows, labels in zip(sample.rows, sample.labels, strict=True):
         for start in range(0, len(rows), TRAINING.batch_size):
             own = slice(start, start + TRAINING.batch_size)
             items = torch.from_numpy(sample.ids[rows[own]])
-            logits = ((model.tables[0] + factor @ basis)[items] * user).sum(1)
+            logits = ((model.item_table() + factor @ basis)[items] * user).sum(1)
             loss = bce(logits, torch.from_numpy(labels[own]), reduction="sum")
             user_gradient, gradient = torch.autograd.grad(loss, [user, factor])
             with torch.no_grad():

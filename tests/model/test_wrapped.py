@@ -188,10 +188,8 @@ class FedWithNorm(WrappedRecommender):
 def test_what_cannot_be_federated_says_why(workspace, model, keys, said):
     argv = [argument for argument in TINY if "embedding_size" not in argument]
     given = SIZES | {"mlp_hidden_size": [4]} if model is FedNeuMF else {}
-    config = Config(model, "tiny", config_dict=given | keys, argv=argv)
-    train, _, _ = prepare_data(config)
     with pytest.raises(ValueError, match=said):
-        model(config, train._dataset)
+        run_recbole_fedras(model, "tiny", config_dict=given | keys, argv=argv)
 
 
 def test_a_recommender_of_ones_own(run, workspace):

@@ -1,0 +1,181 @@
+"""Keys: read once, unknown ones refused, classes of users named where they err."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import COMMON, TINY
+
+from recbole_fedras.__main__ import main
+from recbole_fedras.config import Config, registry
+from recbole_fedras.config.listing import describe, listing
+from recbole_fedras.config.sources import Loader
+from recbole_fedras.errors import BudgetError, ConfigError, DataError
+from recbole_fedras.quick_start import prepare_data, run_recbole_fedras
+
+
+def test_reading_an_unknown_key_names_the_nearest():
+    config = Config(argv=TINY)
+    with pytest.raises(ConfigError, match="'lerning_rate'; did you mean 'learning_ra"):
+        _ = config["lerning_rate"]
+    assert config["loss_type"] is None  # RecBole's, which nobody sets
+    config["mine"] = 3
+    assert config["mine"] == 3
+    with pytest.raises(ConfigError, match="unknown config key 'yours'"):
+        _ = config["yours"]
+
+
+def test_recboles_own_code_may_ask_for_any_key():
+    from recbole.data.utils import _get_AE_dataloader  # of no interest but its module
+
+    config = Config(argv=TINY)
+    names = {"__name__": _get_AE_dataloader.__module__, "config": config}
+    assert eval("config['kge_interval']", names) is None  # noqa: S307
+    with pytest.raises(ConfigError, match="kge_interval"):
+        _ = config["kge_interval"]
+
+
+def test_settings_are_what_keys_say():
+    keys = ["--n_jobs=2", "--init_std=0.5", "--topk=[5,10]", "--downlink_mb_per_s=3"]
+    config = Config(argv=[*TINY, *keys, "--valid_metric=hit@5"])
+    run, model = config.run_settings(), config.model_settings()
+    assert (run.model, run.dataset, run.rounds, run.n_jobs) == ("MF", "tiny", 3, 2)
+    assert run.mb_per_s == {"uplink": 0.25, "downlink": 3.0}
+    assert (model.dim, model.init_std, model.warmup_rounds) == (8, 0.5, 0)
+    evaluated = config.evaluation_settings()
+    assert evaluated.mode == {"valid": "uni20", "test": "uni20"}
+    assert (evaluated.topk, evaluated.fixed_candidates) == ((5, 10), True)
+    data = config.data_settings()
+    assert (data.by_time, data.leave_out) == (True, "valid_and_test")
+    with pytest.raises(AttributeError):
+        run.seed = 1
+
+
+def test_settings_tell_what_was_asked_before_a_cut():
+    keys = ["--compressor=RSC", "--compression_rate=0.75"]
+    config = Config(argv=[*COMMON, *keys])
+    assert config.run_settings().uncut.client_fraction == 0.25
+    assert config.federation().client_fraction == 0.0625
+
+
+def test_a_models_keys_are_its_constructors_parameters(workspace, capsys):
+    Path("deep.py").write_text(
+        "from recbole_fedras.model import MF\n"
+        "class Deep(MF):\n"
+        '    """MF with a depth."""\n'
+        "    def __init__(self, config, dataset, n_deep=2, *, n_wide):\n"
+        "        super().__init__(config, dataset)\n"
+        "        self.sizes = n_deep, n_wide\n"
+    )
+    own = {"model": "Deep", "model_class": "deep.Deep", "dataset": "tiny"}
+    config = Config(config_dict=own | {"n_wide": 5}, argv=TINY)
+    train, _, _ = prepare_data(config)
+    assert config.make_model(train._dataset).sizes == (2, 5)
+    config = Config(config_dict=own, argv=TINY)
+    with pytest.raises(ConfigError, match="n_wide must be set: model='Deep' has no"):
+        config.make_model(train._dataset)
+    Path("deep.yaml").write_text(yaml.safe_dump(own))
+    rows = {row.name: row for row in listing(["deep.yaml"])}
+    assert rows["Deep"] == (
+        "model",
+        "Deep",
+        "MF with a depth.",
+        "n_deep=2, n_wide=None",
+    )
+
+
+@pytest.mark.parametrize("kind", list(registry.GIVEN))
+def test_sources_describe_classes_as_they_are(kind):
+    for name in registry.names(kind):
+        path = registry.read_properties(kind, name)[f"{kind}_class"]
+        found = registry.load_class(f"{kind}_class", path, object)
+        what, parameters = describe(path)
+        assert what == found.__doc__.partition("\n")[0]
+        n = registry.GIVEN[kind]
+        expected = list(registry.hyper_parameters(found).items())[n:]
+        assert list(parameters.items())[n:] == expected
+
+
+BUGGY = """
+from recbole_fedras.compressor.svd import SVD
+import numpy as np
+
+class Buggy(SVD):
+    def __init__(self, strength=1):
+        if strength > 9:
+            raise ValueError("strength is too much")
+
+    def encode(self, update, budget, ctx):
+        return np.zeros(3) + np.zeros(4)
+"""
+
+
+def test_a_bug_in_a_users_class_keeps_its_traceback(workspace, capsys):
+    Path("buggy.py").write_text(BUGGY)
+    own = [*TINY, "--compressor_class=buggy.Buggy"]
+    assert main(own) == 1
+    *traceback, last = capsys.readouterr().err.strip().splitlines()
+    assert "Traceback (most recent call last):" in traceback
+    assert traceback[-1].startswith("ValueError: operands could not be broadcast")
+    file = workspace / "buggy.py"
+    assert last == (
+        f"recbole-fedras: the error arose in compressor_class='buggy.Buggy', {file}:11"
+    )
+    compared = [*COMMON, own[-1], "--compressors=Buggy", "--compression_rates=0.75"]
+    assert main(["compare", *compared, "--jobs=1"]) == 1  # in another process
+    assert capsys.readouterr().err.strip().splitlines()[-1] == last
+    assert main([*own, "--strength=10"]) == 2
+    assert capsys.readouterr().err == (
+        "recbole-fedras: error: compressor='Buggy' (buggy): strength is too much\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import nothing_like_it", "No module named 'nothing_like_it'"),
+        ("class Mine(:", "invalid syntax (bad_12.py, line 1)"),
+        ("x = y", "NameError: name 'y' is not defined, "),
+        ("Mine = 3", "is not a subclass of Compressor"),
+        ("Other = 3", "has no attribute 'Mine'"),
+    ],
+)
+def test_a_users_module_that_cannot_be_imported(workspace, capsys, text, said):
+    module = f"bad_{len(text)}"
+    Path(f"{module}.py").write_text(text)
+    assert main([*TINY, f"--compressor_class={module}.Mine"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert f"compressor_class='{module}.Mine'" in error
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        ({"topk": [-1]}, ConfigError),  # RecBole's own check
+        ({"compression_rate": 0.99}, BudgetError),
+        ({"data_path": "nowhere"}, DataError),
+        ({"user_inter_num_interval": "[99,inf)"}, DataError),  # RecBole's own
+        ({"resume": "nowhere.pth"}, DataError),
+    ],
+)
+def test_errors_say_what_is_to_be_mended(workspace, keys, kind):
+    rest = [argument for argument in TINY if argument[2:].split("=")[0] not in keys]
+    with pytest.raises(kind) as raised:
+        run_recbole_fedras(config_dict=keys | {"show_progress": False}, argv=rest)
+    assert type(raised.value) is kind
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001), ("-1.5e3", -1500.0), (".5E2", 50.0), ("1.5", 1.5), ("3", 3),
+        ("e3", "e3"), ("1e", "1e"), ("true", True), ("~", None),
+    ],
+)  # fmt: skip
+def test_yaml_reads_numbers_as_people_write_them(text, value):
+    read = yaml.load(f"key: {text}", Loader=Loader)["key"]  # noqa: S506
+    assert read == value
+    assert type(read) is type(value)
