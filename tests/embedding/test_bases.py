@@ -301,7 +301,7 @@ def test_what_would_fail_after_the_warm_up_is_refused_before(
 def test_users_keep_their_adam_at_the_end_of_the_warm_up(run):
     result = run(epochs=5, item_embedding="hash", user_optimizer="adam", **WARM)
     path = Path(result["run_folder"]) / "last.pth"
-    states = read_checkpoint(path)["simulation"]["user_states"]
+    states = read_checkpoint(path)["simulation"]["shard"]["user_states"]
     steps = 5 * 2  # one batch in each of two epochs
     assert (states[:, -1] == steps).all()
 

@@ -162,5 +162,5 @@ def test_a_message_over_its_budget_is_an_error(replica, data):
 
 
 def test_a_network_that_takes_the_whole_budget_is_refused(data):
-    with pytest.raises(ValueError, match=r"566 are taken by the network \(135 values"):
+    with pytest.raises(ValueError, match=r"597 are taken by the network \(135 values"):
         simulate(ncf(), data, make("TopK"), rates=(0.75,), budget="wire")

@@ -16,7 +16,7 @@ from recbole_fedras.federation.server.optimizer import (
     ServerOptimization,
     ServerOptimizer,
 )
-from recbole_fedras.federation.server.state import Server
+from recbole_fedras.federation.server.state import SharedParameters
 
 ADAPTIVE = [name for name in OPTIMIZERS if name != "sgd"]
 
@@ -75,7 +75,7 @@ def test_bias_correction_is_adams_only(workspace):
 def test_a_step_says_what_changed_and_can_be_undone(kind):
     rng = torch.Generator().manual_seed(0)
     table, theta = torch.randn(6, 3, generator=rng), torch.randn(4, generator=rng)
-    server = Server(table, theta, ServerOptimization(kind, 0.5))
+    server = SharedParameters(table, theta, ServerOptimization(kind, 0.5))
     updates = [
         (RowUpdate(torch.tensor(ids), torch.randn(2, 3, generator=rng)),
          torch.randn(4, generator=rng))
@@ -97,7 +97,7 @@ def test_a_step_says_what_changed_and_can_be_undone(kind):
     torch.testing.assert_close(server.item_table - before, change)
     # What was sent once goes on moving items of which nothing is sent now.
     assert applied.ids.tolist() == ([1, 2] if kind == "sgd" else [0, 1, 2])
-    again = Server(table, theta, ServerOptimization(kind, 0.5))
+    again = SharedParameters(table, theta, ServerOptimization(kind, 0.5))
     again.load_state_dict(saved)
     again.step(*updates[2])
     changes = np.stack([change.numpy() for _, change in (updates[0], updates[2])])
@@ -111,7 +111,7 @@ def test_a_step_says_what_changed_and_can_be_undone(kind):
 
 
 def test_a_step_that_fails_within_leaves_round_and_tables(monkeypatch):
-    server = Server(torch.ones(3, 2), torch.ones(2), ServerOptimization("adam"))
+    server = SharedParameters(torch.ones(3, 2), torch.ones(2), ServerOptimization("adam"))
     update = RowUpdate(torch.tensor([1]), torch.ones(1, 2))
     for name in ("item_table", "theta"):
         with monkeypatch.context() as patch:
