@@ -16,7 +16,7 @@ BACKENDS = ("fast", "sklearn")
 
 _TOLERANCE = 0.005  # relative gain in error below which iterations stop
 _RESOLUTION = 1e-7  # of the rows' energy: what float32 distances resolve
-_FLAT = 2**30  # default of ``flat``
+_FLAT = 2**30  # rows x groups x dim up to which all rows meet all centroids
 _MOST = 4096  # groups up to which all candidates of seeds are compared
 
 
@@ -26,7 +26,6 @@ def kmeans(
     rng: np.random.Generator,
     n_iterations: int,
     backend: str = "fast",
-    flat: int = _FLAT,
 ) -> tuple[Floats, Ints]:
     """Cluster rows into at most ``n_groups`` non-empty groups.
 
@@ -44,8 +43,6 @@ def kmeans(
         (Bahmani et al., VLDB 2012), then Lloyd, nested in cells where rows and groups
         are many. ``sklearn`` is :class:`sklearn.cluster.KMeans` with its greedy
         k-means++ and default tolerance.
-    flat : int
-        Rows x groups x dim up to which all rows meet all centroids.
 
     Returns
     -------
@@ -79,13 +76,13 @@ def kmeans(
         centroids = model.cluster_centers_
         assignments = model.labels_.astype(np.int64)
     else:
-        centroids, assignments = _cluster(scaled, n_groups, n_iterations, rng, flat)
+        centroids, assignments = _cluster(scaled, n_groups, n_iterations, rng)
     used, assignments = np.unique(assignments, return_inverse=True)
     return centroids[used] / scale, assignments
 
 
 def _cluster(
-    rows: Floats, n_groups: int, n_iterations: int, rng: np.random.Generator, flat: int
+    rows: Floats, n_groups: int, n_iterations: int, rng: np.random.Generator
 ) -> tuple[Floats, Ints]:
     """Cluster at once where that is cheap, else in ``2 sqrt(n_groups)`` cells.
 
@@ -94,8 +91,8 @@ def _cluster(
     own: an iteration over all cells takes O(n sqrt(n_groups) dim) time.
     """
     n = len(rows)
-    at_once = rows.size * n_groups <= flat and n_groups <= _MOST
-    if at_once or n_groups < 16:
+    flat = rows.size * n_groups <= _FLAT and n_groups <= _MOST
+    if flat or n_groups < 16:
         return _lloyd(rows, n_groups, n_iterations, rng)
     n_cells = int(2 * np.sqrt(n_groups))
     norms = np.einsum("ij,ij->i", rows, rows)
@@ -112,7 +109,7 @@ def _cluster(
     for own, count in zip(np.split(order, ends[:-1]), counts, strict=True):
         if len(own):
             size = min(int(count), len(own))
-            found, nearest = _cluster(rows[own], size, n_iterations, rng, flat)
+            found, nearest = _cluster(rows[own], size, n_iterations, rng)
             assignments[own] = n_found + nearest
             centroids.append(found)
             n_found += len(found)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-_EXACT = 2048  # default of ``exact``
+_EXACT = 2048  # rows up to which all pairs are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +59,14 @@ def split_groups(
     threshold: float | None,
     n_recorded: int,
     n_max: int,
-    exact: int = _EXACT,
 ) -> NestedGroups:
     """Split the worst group in two, again and again.
 
     Source: FedRAS (KDD 2025), section 4.2 and Algorithm 1. The quality of a group is
     the mean cosine of its rows with its centroid. The two rows of lowest mutual cosine
     of the worst group are the seeds, each other row joins the seed of higher cosine.
-    In groups above ``exact`` rows the seeds are found by sweeps: each is then the row
-    of lowest cosine with the other, but another pair's may be lower.
+    In groups above 2,048 rows the seeds are found by sweeps: each is then the row of
+    lowest cosine with the other, but another pair's may be lower.
     Splitting stops when the worst quality reaches the threshold or ``n_max`` groups
     exist; if that is before ``n_recorded`` groups, it goes on to that count only to
     record the worst quality there.
@@ -82,8 +81,6 @@ def split_groups(
         None in the first round: stop at ``n_recorded``.
     n_recorded, n_max : int
         C_e and C_m of the paper.
-    exact : int
-        Rows of a group up to which all pairs are compared.
     """
     tiny = np.finfo(np.float32).tiny  # a row of zeros has no direction
     scaled = rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True), tiny)
@@ -108,7 +105,7 @@ def split_groups(
                 n_adaptive = count
         if n_adaptive is not None and count >= n_recorded:
             break
-        first, second = _split(units[members[group]], exact)
+        first, second = _split(units[members[group]])
         own = members[group]
         members[group] = own[first]
         members.append(own[second])
@@ -138,9 +135,9 @@ def _quality(rows: Floats, units: Floats, own: Ints) -> float:
     return float(units[own].sum(axis=0, dtype=np.float64) @ total / norm / len(own))
 
 
-def _split(units: Floats, exact: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _split(units: Floats) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Masks of the two halves around the pair of lowest cosine."""
-    first, second = (_opposite if len(units) <= exact else _nearly_opposite)(units)
+    first, second = (_opposite if len(units) <= _EXACT else _nearly_opposite)(units)
     joins_second = units @ units[second] > units @ units[first]
     joins_second[first], joins_second[second] = False, True
     return ~joins_second, joins_second
