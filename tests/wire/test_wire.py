@@ -23,7 +23,9 @@ def messages():
     return fuzz.seeds()
 
 
-@pytest.mark.parametrize("count", [100, slow(10_000)])
+# Of a signalling NaN; that values are finite is for the server to check, not to decode.
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+@pytest.mark.parametrize("count", [100, slow(3000)])
 @pytest.mark.parametrize("variant", fuzz.ATTACKED, ids=fuzz.label)
 def test_mutated_messages_are_refused_or_decode_within_their_shape(
     messages, variant, count
