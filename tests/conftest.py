@@ -32,6 +32,11 @@ BASE = torch.randn(N_ITEMS, DIM, generator=torch.Generator().manual_seed(5))
 CTX = RoundContext(round=3, seed=7, n_items=N_ITEMS, dim=DIM, sender=5, base=BASE)
 
 
+def slow(*values: Any) -> Any:
+    """Parameters of a test that belong to the slow tier."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def make_update(n_rows: int, seed: int = 0, scale: float = 1.0) -> RowUpdate:
     """Random update whose rows have unequal norms."""
     rng = np.random.default_rng(seed)

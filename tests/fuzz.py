@@ -34,8 +34,14 @@ MOST_BYTES = 8 * N_ITEMS * DIM + 2048
 HEADER = Header(Kind.UPDATE, 3, 0, 4, 3, 1)
 
 
+def label(variant: tuple[str, dict]) -> str:
+    """Name of a compressor and its settings."""
+    name, keys = variant
+    return " ".join([name, *map(str, keys.values())])
+
+
 def seeds() -> dict[str, list[bytes]]:
-    """Messages of every compressor, nominal and wire, by its name and settings."""
+    """Messages of every compressor, nominal and wire, by :func:`label`."""
     messages = {}
     for name, keys in ATTACKED:
         compressor = make(name, **keys)
@@ -46,10 +52,8 @@ def seeds() -> dict[str, list[bytes]]:
                 wire = replace(nominal, n_bytes=int(4 * N_ITEMS * DIM * (1 - rate)))
                 for own in (nominal, wire):
                     payload = compressor.encode(make_update(n_rows), own, CTX)
-                    sent.append(
-                        Message.of(payload, Header(Kind.UPDATE, 3, 0, 4, 3, 1)).data
-                    )
-        messages[" ".join([name, *map(str, keys.values())])] = sent
+                    sent.append(Message.of(payload, HEADER).data)
+        messages[label((name, keys))] = sent
     return messages
 
 
@@ -120,17 +124,18 @@ def main(argv: list[str]) -> None:
     everything = [data for sent in messages.values() for data in sent]
     rows = []
     with tqdm(total=args.mutations, unit="mutation") as bar:
-        for (name, keys), (label, sent) in zip(ATTACKED, messages.items(), strict=True):
+        for variant in ATTACKED:
+            sent = messages[label(variant)]
             outcomes: Counter[str] = Counter()
             slowest = 0.0
             for _ in range(-(-args.mutations // len(ATTACKED))):
                 data = mutate(sent[rng.integers(len(sent))], everything, rng)
                 start = perf_counter()
-                outcomes[attack(name, keys, data)] += 1
+                outcomes[attack(*variant, data)] += 1
                 slowest = max(slowest, perf_counter() - start)
                 bar.update()
-            rows.append((label, *(outcomes[key] for key in ("refused", "decoded")),
-                         f"{1e3 * slowest:.1f}"))  # fmt: skip
+            counts = outcomes["refused"], outcomes["decoded"]
+            rows.append((label(variant), *counts, f"{1e3 * slowest:.1f}"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(tabulate(rows, ("compressor", "refused", "decoded", "slowest ms"), "github"))
     print(f"{args.mutations:,} mutations, seed {args.seed}; peak memory {peak:.0f} MB")

@@ -7,8 +7,8 @@ import pytest
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from recbole_fedras.compressor import kmeans as module
-from recbole_fedras.compressor import splitting
+from recbole_fedras.compressor.fedras import kmeans as module
+from recbole_fedras.compressor.fedras import splitting
 from recbole_fedras.compressor.fedras.kmeans import kmeans
 from recbole_fedras.compressor.fedras.splitting import split_groups
 from recbole_fedras.embedding.quantizer import residual_kmeans

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import COMMON, rounds_of
+from conftest import COMMON, rounds_of, slow
 
 from recbole_fedras.config import Config, registry
 from recbole_fedras.config.checkpoint import read_checkpoint
@@ -27,26 +27,25 @@ def state_of(result, name="last"):
     return read_checkpoint(Path(result["run_folder"]) / f"{name}.pth")["state_dict"]
 
 
-@pytest.mark.parametrize("compressor", ["none", "FedRAS"])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_warm_up_is_full_training_and_then_the_base(run, name, compressor):
-    keys = WARM | {"item_embedding": name, "compressor": compressor}
+@pytest.mark.parametrize("compressor", ["FedRAS", slow("none")])
+def test_a_warm_up_is_full_training_and_then_the_base(run, compressor):
     full = run(compressor=compressor, epochs=2, client_fraction=1.0)
-    warmed = run(epochs=4, **keys)
-    before, after = rounds_of(full), rounds_of(warmed)
-    for old, new in zip(before, after, strict=False):
-        for key in ("loss", "uplink_bytes", "downlink_bytes"):
-            assert old[key] == new[key]
     path = Path(full["run_folder"]) / "last.pth"
     exact = read_checkpoint(path)["simulation"]["server"]["item_table"]
-    assert torch.equal(state_of(warmed)["embedding.base"], exact)
-    # E0 reaches every client once, and so do codes.
-    sizes = [int(row["downlink_once_bytes"]) for row in after]
-    codes = 60 * 4 * 3 // 8 if name == "rq" else 0
-    assert sizes == [0, 0, 40 * (4 * 60 * 8 + codes), 0]
-    assert warmed["rounds"] == 4
-    total = sum(int(row["downlink_bytes"]) for row in after)
-    assert warmed["communication"]["downlink_bytes"] == total
+    for name in NAMES:
+        warmed = run(epochs=4, item_embedding=name, compressor=compressor, **WARM)
+        before, after = rounds_of(full), rounds_of(warmed)
+        for old, new in zip(before, after, strict=False):
+            for key in ("loss", "uplink_bytes", "downlink_bytes"):
+                assert old[key] == new[key], name
+        assert torch.equal(state_of(warmed)["embedding.base"], exact), name
+        # E0 reaches every client once, and so do codes.
+        sizes = [int(row["downlink_once_bytes"]) for row in after]
+        codes = 60 * 4 * 3 // 8 if name == "rq" else 0
+        assert sizes == [0, 0, 40 * (4 * 60 * 8 + codes), 0], name
+        assert warmed["rounds"] == 4
+        total = sum(int(row["downlink_bytes"]) for row in after)
+        assert warmed["communication"]["downlink_bytes"] == total, name
 
 
 @pytest.mark.parametrize("replica", ["broadcast", "stale", "personal"])
@@ -61,11 +60,15 @@ def test_who_takes_part_later_is_sent_it_later(run, replica):
     assert [size % (4 * 60 * 8) for size in sizes] == [0] * 8
 
 
-@pytest.mark.parametrize("use_base", [True, False])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "use_base"),  # without a base nothing remains of a warm-up but rq's codes
+    [
+        ("full", True),
+        ("rq", False),
+        *(slow(name, True) for name in NAMES[1:]),
+    ],
+)
 def test_a_resumed_run_ends_like_the_whole(run, name, use_base):
-    if not use_base and name != "rq":
-        return  # nothing would remain of the warm-up
     keys = WARM | {"item_embedding": name, "warmup_rounds": 3, "use_base": use_base}
     keys |= {"user_optimizer": "adam"}
     keys |= {"client_fraction": 0.25, "compressor": "EDEN"}
@@ -80,7 +83,7 @@ def test_a_resumed_run_ends_like_the_whole(run, name, use_base):
     assert resumed["communication"] == whole["communication"]
 
 
-@pytest.mark.parametrize("name", ["full", "rq"])
+@pytest.mark.parametrize("name", ["rq", slow("full")])
 def test_a_run_stopped_in_its_warm_up_goes_on(run, name, monkeypatch):
     keys = WARM | {"item_embedding": name, "warmup_rounds": 3}
     whole = run(epochs=5, **keys)

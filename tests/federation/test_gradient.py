@@ -37,7 +37,11 @@ def test_what_is_sent_is_minus_the_gradient(make, compiled, rho, data):
         sample = samples_of(data, [client], GRADIENT)[0]
         items = torch.from_numpy(sample.ids[sample.rows[0]])
         label = torch.from_numpy(sample.labels[0])
-        leaves = [model.user_rows()[client], model.item_table(), *model.theta().values()]
+        leaves = [
+            model.user_rows()[client],
+            model.item_table(),
+            *model.theta().values(),
+        ]
 
         def gradients(at, items=items, label=label):
             leaves = [leaf.clone().requires_grad_() for leaf in at]
@@ -132,7 +136,9 @@ def test_the_preset_is_fedrecgel(run):
     assert federation.optimization.learning_rate == 1e-3
     assert federation.aggregation == "fedavg"
     assert result["model"] == "FedNeuMF"
-    state = read_checkpoint(Path(result["run_folder"]) / "last.pth")["simulation"]
+    state = read_checkpoint(Path(result["run_folder"]) / "last.pth")["simulation"][
+        "shard"
+    ]
     steps = state["user_states"][:, -1]
     assert int(steps.sum()) == 3 * 10  # a step each time that a user takes part
 

@@ -111,7 +111,9 @@ def test_a_step_says_what_changed_and_can_be_undone(kind):
 
 
 def test_a_step_that_fails_within_leaves_round_and_tables(monkeypatch):
-    server = SharedParameters(torch.ones(3, 2), torch.ones(2), ServerOptimization("adam"))
+    server = SharedParameters(
+        torch.ones(3, 2), torch.ones(2), ServerOptimization("adam")
+    )
     update = RowUpdate(torch.tensor([1]), torch.ones(1, 2))
     for name in ("item_table", "theta"):
         with monkeypatch.context() as patch:
