@@ -15,10 +15,10 @@ import pytest
 from conftest import COMMON
 from scipy.stats import wilcoxon
 
-from recbole_fedras import compare as comparing
 from recbole_fedras.__main__ import main
 from recbole_fedras.config import Config
 from recbole_fedras.errors import DataError
+from recbole_fedras.experiments import compare as comparing
 from recbole_fedras.experiments import sweep
 from recbole_fedras.experiments.measures import information_loss
 
@@ -115,6 +115,7 @@ def test_compare_runs_in_processes_and_reports(workspace, capsys):
     assert float(rows[2]["uplink MB"]) == pytest.approx(np.mean(sizes) / 1e6)
 
 
+@pytest.mark.slow
 def test_ones_own_compressor_compares_with_ours(workspace):
     (workspace / "own").mkdir()
     (workspace / "own" / "stronger.py").write_text(
@@ -140,6 +141,7 @@ class Mine(SVD):
     assert rows[0]["uplink MB"] == rows[1]["uplink MB"]
 
 
+@pytest.mark.slow
 def test_runs_under_way_are_kept_when_another_fails(workspace):
     good = [cell(seed=seed, epochs=30) for seed in (1, 2)]
     cells = [good[0], cell(dataset="nowhere"), good[1]]
@@ -152,6 +154,7 @@ def end_the_process(keys):
     os._exit(1)
 
 
+@pytest.mark.slow
 def test_a_process_that_was_killed_is_an_error_with_a_remedy(workspace):
     with pytest.raises(OSError, match="killed, maybe for want of memory: try fewer"):
         sweep.run_cells([cell()], Path("cells"), 1, measure=end_the_process)
@@ -167,6 +170,7 @@ def sweep_for_ever(pipe):
     sweep.run_cells([{"pipe": pipe}], Path("cells"), 1, measure=wait_for_ever)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_nobody_works_on_for_a_sweep_that_was_killed(workspace):
     pipe = str(workspace / "pipe")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from recbole_fedras import figures
+from recbole_fedras.experiments import figures
 from recbole_fedras.experiments.exhibits import read_exhibit
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import rounds_of
+from conftest import rounds_of, slow
 
 from recbole_fedras.compressor import RowUpdate
 from recbole_fedras.config import Config
@@ -126,8 +126,13 @@ def test_a_step_that_fails_within_leaves_round_and_tables(monkeypatch):
         assert torch.equal(server.theta, torch.ones(2))
 
 
-@pytest.mark.parametrize("model", ["MF", "NCF"])
-@pytest.mark.parametrize("kind", ADAPTIVE)
+@pytest.mark.parametrize(
+    ("kind", "model"),
+    [
+        *zip(ADAPTIVE, ["MF", "NCF", "MF"], strict=True),
+        *map(slow, ADAPTIVE, ["NCF", "MF", "NCF"]),
+    ],
+)
 def test_runs_with_it_resume_and_replicas_follow(run, model, kind):
     keys = {"server_optimizer": kind, "server_learning_rate": 0.01}
     keys |= {"compressor": "none"}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from population import DIM, N_ITEMS, TRAINING, mf, naive_client, ncf, samples_of, train
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
@@ -19,36 +21,40 @@ from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.model import MF, NCF
 from recbole_fedras.model.ncf import _losses
 
+close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
+
 
 @pytest.mark.parametrize("pairwise", [False, True])
-@pytest.mark.parametrize("rhos", [(0, 0), (0.3, 0.2), (0.3, 0), (0, 0.2)])
-@pytest.mark.parametrize(("group", "n_jobs"), [(64, 1), (4, 1), (1, 3)])
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("make", [mf, ncf, partial(ncf, ()), partial(ncf, (5, 4, 3))])
-def test_cohort_training_equals_a_naive_loop_over_clients(
-    make, compiled, group, n_jobs, rhos, pairwise, data
-):
+@pytest.mark.parametrize("rhos", [(0, 0), (0.3, 0.2), slow((0.3, 0)), slow((0, 0.2))])
+@pytest.mark.parametrize(
+    "make", [mf, ncf, slow(partial(ncf, ())), slow(partial(ncf, (5, 4, 3)))]
+)
+def test_cohort_training_equals_a_naive_loop_over_clients(make, rhos, pairwise, data):
     training = replace(
         TRAINING, rho_shared=rhos[0], rho_private=rhos[1], pairwise=pairwise
     )
     model, clients = make(), [0, 2, 3, 7, 8, 11]
-    trained = train(
-        model, data, clients, compiled, training, group=group, n_jobs=n_jobs
-    )
-    for index, client in enumerate(clients):
-        sample = samples_of(data, [client], training)[0]
-        assert trained.n_samples[index] == sample.rows.size // (1 + pairwise)
-        user, change, theta = naive_client(model, client, sample, training)
-        update = trained.updates[index]
-        torch.testing.assert_close(trained.user_rows[index], user, rtol=1e-4, atol=1e-5)
-        dense = torch.zeros(N_ITEMS, DIM)
-        dense[update.ids] = update.rows
-        torch.testing.assert_close(dense, change, rtol=1e-4, atol=1e-5)
-        assert update.ids.tolist() == sample.ids.tolist()
-        if theta is not None:
-            torch.testing.assert_close(
-                trained.updates.theta[index], theta, rtol=1e-3, atol=1e-5
-            )
+    samples = samples_of(data, clients, training)
+    naive = [
+        naive_client(model, client, sample, training)
+        for client, sample in zip(clients, samples, strict=True)
+    ]
+    counts = [sample.rows.size // (1 + pairwise) for sample in samples]
+    groups = (64, 1), (4, 1), (1, 3)  # of clients, in threads
+    for (group, n_jobs), compiled in product(groups, (False, True)):
+        trained = train(
+            model, data, clients, compiled, training, group=group, n_jobs=n_jobs
+        )
+        assert trained.n_samples.tolist() == counts
+        for index, (user, change, theta) in enumerate(naive):
+            update = trained.updates[index]
+            close(trained.user_rows[index], user)
+            dense = torch.zeros(N_ITEMS, DIM)
+            dense[update.ids] = update.rows
+            close(dense, change)
+            assert update.ids.tolist() == samples[index].ids.tolist()
+            if theta is not None:
+                close(trained.updates.theta[index], theta, rtol=1e-3)
 
 
 @pytest.mark.parametrize("pairwise", [False, True])

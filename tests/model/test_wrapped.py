@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import COMMON, TINY
+from conftest import COMMON, TINY, slow
 from recbole.model.general_recommender import BPR, ItemKNN, LightGCN, NeuMF
 
 from recbole_fedras.config import Config
@@ -73,8 +73,17 @@ def test_bpr_scores_as_recboles(workspace):
     assert config["local_loss"] == "bpr"
 
 
-@pytest.mark.parametrize("replica", ["broadcast", "personal"])
-@pytest.mark.parametrize("model", ["FedBPR", "FedNeuMF", "GMF"])
+@pytest.mark.parametrize(
+    ("model", "replica"),
+    [
+        ("FedBPR", "personal"),
+        ("FedNeuMF", "broadcast"),
+        ("GMF", "personal"),
+        slow("FedBPR", "broadcast"),
+        slow("FedNeuMF", "personal"),
+        slow("GMF", "broadcast"),
+    ],
+)
 def test_threads_change_no_bit(run, monkeypatch, model, replica):
     from recbole_fedras.federation import simulation
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, rounds_of
+from conftest import ROOT, TINY, rounds_of, slow
 
 from recbole_fedras.__main__ import main
 from recbole_fedras.config import Config, compat
@@ -31,16 +31,21 @@ def same_but_for_time(first: list[dict], second: list[dict]) -> bool:
     return clean(first) == clean(second)
 
 
-@pytest.mark.parametrize("model", ["MF", "NCF"])
+RESUMED = [
+    {"eval_candidates": "fixed"},
+    {"eval_candidates": "recbole"},
+    {"replica": "stale", "uplink_feedback": True},
+    {"replica": "personal", "compressor": "EDEN"},
+    {"downlink_feedback": True, "bandwidth": [0.5, 0.75]},
+    {"preset": "best", "compression_rate": 0.1, "uplink_compressor": "SVD"},
+]
+
+
 @pytest.mark.parametrize(
-    "keys",
+    ("model", "keys"),
     [
-        {"eval_candidates": "fixed"},
-        {"eval_candidates": "recbole"},
-        {"replica": "stale", "uplink_feedback": True},
-        {"replica": "personal", "compressor": "EDEN"},
-        {"downlink_feedback": True, "bandwidth": [0.5, 0.75]},
-        {"preset": "best", "compression_rate": 0.1, "uplink_compressor": "SVD"},
+        *zip(["MF", "NCF"] * 3, RESUMED, strict=True),
+        *map(slow, ["NCF", "MF"] * 3, RESUMED),
     ],
 )
 def test_a_resumed_run_ends_with_the_same_bits(run, workspace, model, keys):
@@ -155,6 +160,7 @@ def test_a_score_that_is_not_finite_stops_the_run(workspace, monkeypatch):
         run_recbole_fedras(argv=TINY)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_that_continues(workspace):
     """Interrupt a real process; its last.pth continues to the uninterrupted end."""
     import os

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import TINY, rounds_of
+from conftest import TINY, rounds_of, slow
 
 from recbole_fedras.__main__ import main
 from recbole_fedras.config import Config, compat, registry
@@ -23,7 +23,7 @@ from recbole_fedras.quick_start import (
 from recbole_fedras.run.trainer import FederatedTrainer
 
 
-@pytest.mark.parametrize("model", ["MF", "NCF"])
+@pytest.mark.parametrize("model", ["NCF", slow("MF")])
 @pytest.mark.parametrize(
     "compressor", sorted({*registry.names("compressor")} - {"BinaryCodes"})
 )
