@@ -75,20 +75,18 @@ def test_scikit_learn_adds_up_in_one_thread(monkeypatch):
     assert set(counts) == {1}
 
 
-def test_nested_clustering_is_nearly_as_good_and_keeps_to_the_budget(monkeypatch):
+def test_nested_clustering_is_nearly_as_good_and_keeps_to_the_budget():
     rows = heavy_tailed(4000, 8)
     flat = kmeans(rows, 200, np.random.default_rng(0), 10)
-    monkeypatch.setattr(module, "_FLAT", 4000 * 8 * 20)
-    nested = kmeans(rows, 200, np.random.default_rng(0), 10)
+    nested = kmeans(rows, 200, np.random.default_rng(0), 10, flat=4000 * 8 * 20)
     assert 190 <= len(nested[0]) <= 200
     assert sorted(set(nested[1])) == list(range(len(nested[0])))
     assert error(rows, *nested) < 1.3 * error(rows, *flat)
 
 
-def test_nested_clustering_of_coinciding_rows_ends(monkeypatch):
-    monkeypatch.setattr(module, "_FLAT", 64)
+def test_nested_clustering_of_coinciding_rows_ends():
     rows = np.repeat(heavy_tailed(5, 4), 100, axis=0)
-    found, nearest = kmeans(rows, 60, np.random.default_rng(0), 10)
+    found, nearest = kmeans(rows, 60, np.random.default_rng(0), 10, flat=64)
     np.testing.assert_allclose(found[nearest], rows, rtol=1e-5, atol=1e-6)
 
 
@@ -108,12 +106,11 @@ def test_samples_are_distinct_and_the_heaviest_certain(count):
 
 
 @pytest.mark.parametrize("exact", [10**6, 1])
-def test_splits_are_those_of_the_definition(exact, monkeypatch):
+def test_splits_are_those_of_the_definition(exact):
     """Against a loop that scores every group anew; sweeps find an opposite pair."""
-    monkeypatch.setattr(splitting, "_EXACT", exact)
     rows = heavy_tailed(120, 6)
     _, nearest = kmeans(rows, 5, np.random.default_rng(0), 10)
-    groups = split_groups(rows, nearest, 2.0, 8, 12)
+    groups = split_groups(rows, nearest, 2.0, 8, 12, exact)
     assert groups.n_adaptive == 12
     units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
@@ -147,11 +144,10 @@ def test_splits_are_those_of_the_definition(exact, monkeypatch):
 
 
 @pytest.mark.parametrize("exact", [10**6, 1])
-def test_rows_of_zeros_have_no_direction(exact, monkeypatch):
-    monkeypatch.setattr(splitting, "_EXACT", exact)
+def test_rows_of_zeros_have_no_direction(exact):
     rows = heavy_tailed(50, 4)
     rows[::7] = 0
-    groups = split_groups(rows, np.zeros(50, np.int64), 2.0, 5, 8)
+    groups = split_groups(rows, np.zeros(50, np.int64), 2.0, 5, 8, exact)
     centroids, nearest = groups.snapshot(8)
     assert np.isfinite(centroids).all()
     assert sorted(set(nearest)) == list(range(8))

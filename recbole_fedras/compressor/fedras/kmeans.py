@@ -38,6 +38,7 @@ def kmeans(
     rng: np.random.Generator,
     n_iterations: int,
     backend: str = "fast",
+    flat: int = _FLAT,
 ) -> tuple[Floats, Ints]:
     """Cluster rows into at most ``n_groups`` non-empty groups.
 
@@ -55,6 +56,8 @@ def kmeans(
         (Bahmani et al., "Scalable K-Means++", VLDB 2012), then Lloyd, nested in cells
         where rows and groups are many. ``sklearn`` is :class:`sklearn.cluster.KMeans`
         with its greedy k-means++ and default tolerance.
+    flat : int
+        Rows x groups x dim up to which all rows meet all centroids.
 
     Returns
     -------
@@ -88,13 +91,13 @@ def kmeans(
         centroids = model.cluster_centers_
         assignments = model.labels_.astype(np.int64)
     else:
-        centroids, assignments = _cluster(scaled, n_groups, n_iterations, rng)
+        centroids, assignments = _cluster(scaled, n_groups, n_iterations, rng, flat)
     used, assignments = np.unique(assignments, return_inverse=True)
     return centroids[used] / scale, assignments
 
 
 def _cluster(
-    rows: Floats, n_groups: int, n_iterations: int, rng: np.random.Generator
+    rows: Floats, n_groups: int, n_iterations: int, rng: np.random.Generator, flat: int
 ) -> tuple[Floats, Ints]:
     """Cluster at once where that is cheap, else in ``2 sqrt(n_groups)`` cells.
 
@@ -103,8 +106,8 @@ def _cluster(
     iteration over all cells takes O(n sqrt(n_groups) dim) time.
     """
     n = len(rows)
-    flat = rows.size * n_groups <= _FLAT and n_groups <= _MOST
-    if flat or n_groups < 16:  # fewer are too few to spread over cells
+    at_once = rows.size * n_groups <= flat and n_groups <= _MOST
+    if at_once or n_groups < 16:  # fewer are too few to spread over cells
         return _lloyd(rows, n_groups, n_iterations, rng)
 
     # Cells come from a sample, as many rows as there will be groups. Sampling by norm
@@ -128,7 +131,7 @@ def _cluster(
     for cell_rows, count in zip(np.split(order, ends[:-1]), counts, strict=True):
         if len(cell_rows):
             size = min(int(count), len(cell_rows))
-            found, nearest = _cluster(rows[cell_rows], size, n_iterations, rng)
+            found, nearest = _cluster(rows[cell_rows], size, n_iterations, rng, flat)
             assignments[cell_rows] = n_found + nearest
             centroids.append(found)
             n_found += len(found)

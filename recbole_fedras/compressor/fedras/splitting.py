@@ -80,14 +80,15 @@ def split_groups(
     threshold: float | None,
     n_recorded: int,
     n_max: int,
+    exact: int = _EXACT,
 ) -> NestedGroups:
     """Split the worst group in two, again and again.
 
     Source: FedRAS (KDD 2025), section 4.3. The quality of a group is
     the mean cosine of its rows with its centroid. The two rows of lowest mutual cosine
     of the worst group are the seeds, each other row joins the seed of higher cosine.
-    In groups above 2,048 rows the seeds are found by sweeps: each is then the row of
-    lowest cosine with the other, but another pair's may be lower.
+    In groups above ``exact`` rows the seeds are found by sweeps: each is then the row
+    of lowest cosine with the other, but another pair's may be lower.
     Splitting stops when the worst quality reaches the threshold or ``n_max`` groups
     exist; if that is before ``n_recorded`` groups, it goes on to that count only to
     record the worst quality there.
@@ -102,6 +103,8 @@ def split_groups(
         None in the first round: stop at ``n_recorded``.
     n_recorded, n_max : int
         C_e and C_m of the paper.
+    exact : int
+        Rows of a group up to which all pairs are compared.
     """
     # Unit rows, for cosines. Rows are first scaled by their largest magnitude, as the
     # squares of very small or large ones leave float32. A row of zeros has no direction
@@ -137,7 +140,7 @@ def split_groups(
             break
         # One half keeps the group's number, the other gets the next.
         halved = members[group]
-        first, second = _split(units[halved])
+        first, second = _split(units[halved], exact)
         members[group] = halved[first]
         members.append(halved[second])
         parents.append(group)
@@ -169,9 +172,9 @@ def _quality(rows: Floats, units: Floats, members: Ints) -> float:
     return float(directions @ total / norm / len(members))
 
 
-def _split(units: Floats) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _split(units: Floats, exact: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Masks of the two halves around the pair of lowest cosine."""
-    first, second = (_opposite if len(units) <= _EXACT else _nearly_opposite)(units)
+    first, second = (_opposite if len(units) <= exact else _nearly_opposite)(units)
     # Ties stay with the first, as in the paper. The seeds themselves are set by hand:
     # two rows of zeros tie everywhere, and neither half may be empty.
     joins_second = units @ units[second] > units @ units[first]
