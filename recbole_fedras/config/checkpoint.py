@@ -28,7 +28,10 @@ def plain(value: Any) -> Any:
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write to a temporary file, then replace: a crash leaves the old one whole."""
     temporary = path.with_name(f".{path.name}.tmp")
-    torch.save(state, temporary)
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
@@ -48,6 +51,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise DataError(f"resume={str(path)!r} is damaged or no checkpoint") from error
     if not isinstance(state, dict) or "simulation" not in state:
         raise DataError(f"resume={str(path)!r} is not a checkpoint of a federated run")
+    if "shard" not in state["simulation"]:
+        raise DataError(
+            f"resume={str(path)!r} is of an earlier version, which kept server and "
+            "clients together; finish the run with that version, or start anew"
+        )
     return state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import sys
@@ -35,10 +36,8 @@ from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.run.evaluation import FairCollector
 from recbole_fedras.run.report import (
     RunFolder,
-    columns_of,
     megabytes,
     round_row,
-    rows_of,
 )
 from recbole_fedras.wire.payload import Payload
 
@@ -211,7 +210,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
                 f"{self._settings.data_path!r}: {error}"
             ) from error
         self.model.load_other_parameter(state["other_parameter"])
-        self.rows = rows_of(state["rows"])
+        self.rows = json.loads(state["rows"])
         _restore_random_state(state["random"])
         best = best_of(resume_file)
         if best.name != "best.pth":
@@ -318,7 +317,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             "other_parameter": self.model.other_parameter(),
             "optimizer": {},
             "simulation": self.simulation.state_dict(),
-            "rows": columns_of(self.rows),
+            "rows": json.dumps(self.rows),
             "random": _random_state(),
         }
 

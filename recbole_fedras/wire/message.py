@@ -33,6 +33,9 @@ class Kind(IntEnum):
     RECEIPT = 6
 
 
+_KINDS = frozenset(map(int, Kind))
+
+
 class Header(NamedTuple):
     """What stands in front of a payload.
 
@@ -217,6 +220,6 @@ def _checked(head: tuple[Any, ...]) -> Header:
         raise PayloadError(f"not a message: its numbers are {counts}")
     if loss is not None and not (type(loss) is float and isfinite(loss)):
         raise PayloadError(f"its loss is {loss!r}")
-    if type(kind) is not int or kind not in set(Kind):
+    if type(kind) is not int or kind not in _KINDS:
         raise PayloadError(f"not a message: its kind is {kind!r}")
     return Header(Kind(kind), round, client, version, base, n_samples, loss)

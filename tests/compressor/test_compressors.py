@@ -275,7 +275,7 @@ def test_bytes_equal_the_documented_formulas(n):
     expected["CE"] = expected["FedRAS"]
     assert {*expected, "KLT"} == set(NAMES)  # KLT's: below
     for name, (items, ids) in expected.items():
-        parts = through_the_wire(make(name), update, rate, False).part_bytes
+        parts = through_the_wire(make(name), update, rate, False).part_bytes()
         assert (parts["items"], parts["ids"]) == (items, ids), name
         assert parts["framing"] < 80
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from recbole_fedras.compressor.base import Compressor, RowUpdate, empty_update
@@ -98,13 +99,13 @@ class DownlinkPolicy(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return what the next round depends on."""
         return {
-            "version_of": self.version_of.tolist(),
+            "version_of": torch.from_numpy(self.version_of),
             "compressor": self._compressor.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.version_of[:] = state["version_of"]
+        self.version_of[:] = state["version_of"].numpy()
         self._compressor.load_state_dict(state["compressor"])
         self._compressor_before = self._compressor.state_dict()
 

@@ -73,6 +73,7 @@ class Intake:
         self._due.reverse()
         self._invited = set(self._due)
         self._waiting: dict[int, Message] = {}
+        self._waiting_bytes = 0
         self._answered: set[int] = set()
         self._loss, self._n_samples, self._n_losses = 0.0, 0, 0
         self.refusals: list[Refusal] = []
@@ -88,8 +89,10 @@ class Intake:
             return
         self._answered.add(client)
         self._waiting[client] = message
-        if sum(map(len, self._waiting.values())) > WAITING_BYTES:
+        self._waiting_bytes += len(message)
+        if self._waiting_bytes > WAITING_BYTES:
             self._add(list(self._in_order()))
+            self._waiting_bytes = sum(map(len, self._waiting.values()))
 
     def finish(self) -> float | None:
         """Add all that have come; return the mean loss of a sample, if reported."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from recbole_fedras.compressor.base import Compressor
 from recbole_fedras.errors import FederationError
@@ -191,7 +192,7 @@ class Server:
         return {
             "parameters": self.parameters.state_dict(),
             "policy": self.policy.state_dict(),
-            "introduced": self._introduced.tolist(),
+            "introduced": torch.from_numpy(self._introduced),
             "introduction": introduction.to_bytes() if introduction else None,
         }
 
@@ -199,6 +200,6 @@ class Server:
         """Restore what :meth:`state_dict` returned."""
         self.parameters.load_state_dict(state["parameters"])
         self.policy.load_state_dict(state["policy"])
-        self._introduced[:] = state["introduced"]
+        self._introduced[:] = state["introduced"].numpy()
         if state["introduction"] is not None:
             self.introduction = Payload.from_bytes(state["introduction"])
