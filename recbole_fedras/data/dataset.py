@@ -9,6 +9,7 @@ from typing import Any
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureType
 
+from recbole_fedras.data.catalogue import Catalogue
 from recbole_fedras.data.clients import ClientData
 from recbole_fedras.errors import DataError
 
@@ -143,3 +144,9 @@ def client_data(train_dataset: Any) -> ClientData:
         train_dataset.user_num - 1,
         train_dataset.item_num - 1,
     )
+
+
+def catalogue_of(dataset: Any) -> Catalogue:
+    """Return the items of a RecBole dataset by token, numbered as it numbers them."""
+    tokens = dataset.id2token(dataset.iid_field, range(1, dataset.item_num))
+    return Catalogue([str(token) for token in tokens])

@@ -26,6 +26,9 @@ from recbole_fedras.wire.payload import Payload
 
 Ints = NDArray[np.int64]
 
+#: Clients that train side by side, about.
+GROUP = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
@@ -82,6 +85,16 @@ class Agreement:
         tiers = draw.integers(len(rates), size=n_clients)
         shape = (n_clients, n_items, dim, n_theta)
         return cls(federation, *shape, tuple(budgets), tiers, start)
+
+    @property
+    def block(self) -> int:
+        """Clients of so many consecutive numbers train as one group.
+
+        Who trains in one group must not depend on who else is in a cohort or shard, as
+        padded batches round by their shape. A block has about ``GROUP`` participants;
+        a shard holds whole blocks.
+        """
+        return max(1, round(GROUP / self.federation.client_fraction))
 
     @property
     def most_bytes(self) -> int:

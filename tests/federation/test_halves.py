@@ -31,7 +31,7 @@ from recbole_fedras.embedding.base import introduction
 from recbole_fedras.embedding.hashing import Hash
 from recbole_fedras.embedding.rq import RQ
 from recbole_fedras.errors import FederationError
-from recbole_fedras.federation.client import shard as shards
+from recbole_fedras.federation import protocol
 from recbole_fedras.federation.client.shard import Shard, Start
 from recbole_fedras.federation.client.training import LocalModel
 from recbole_fedras.federation.protocol import Agreement
@@ -53,7 +53,7 @@ SHARD_OF_CLIENT = [client // 6 % 2 for client in range(N_CLIENTS)]
 @pytest.fixture(autouse=True)
 def _small_groups(monkeypatch):
     """Let a shard hold whole groups of clients, as it must."""
-    monkeypatch.setattr(shards, "GROUP", 3)  # of half of the clients
+    monkeypatch.setattr(protocol, "GROUP", 3)  # of half of the clients
 
 
 def items(kind, fitted: bool):

@@ -20,6 +20,7 @@ from recbole_fedras.compressor import RowUpdate
 from recbole_fedras.compressor.fedras.fedras import FedRAS
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.errors import NonFiniteError
+from recbole_fedras.federation import protocol
 from recbole_fedras.federation.client import shard as shards
 from recbole_fedras.federation.server.aggregation import FedAvg, InverseFrequency
 from recbole_fedras.federation.server.selection import select_cohort
@@ -48,7 +49,7 @@ def test_a_cohort_in_parts_and_threads_gives_the_same_bits(
 ):
     """However much memory and however many cores there are."""
     results = []
-    monkeypatch.setattr(shards, "GROUP", 2)
+    monkeypatch.setattr(protocol, "GROUP", 2)
     for part_bytes, n_jobs in ((2**28, 1), (1, 3), (4000, 2)):
         monkeypatch.setattr(shards, "PART_BYTES", part_bytes)
         model = make_model()

@@ -86,10 +86,10 @@ def test_bpr_scores_as_recboles(workspace):
     ],
 )
 def test_threads_change_no_bit(run, monkeypatch, model, replica):
-    from recbole_fedras.federation.client import shard
+    from recbole_fedras.federation import protocol
 
     keys = SIZES | {"client_fraction": 1.0, "compressor": "SVD", "replica": replica}
-    monkeypatch.setattr(shard, "GROUP", 8)  # of 40 clients
+    monkeypatch.setattr(protocol, "GROUP", 8)  # of 40 clients
     states = []
     for n_jobs in (1, 3):
         result = run(model, n_jobs=n_jobs, **keys)

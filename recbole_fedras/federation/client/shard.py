@@ -38,9 +38,6 @@ from recbole_fedras.numeric.stopwatch import Stopwatch
 from recbole_fedras.numeric.theta import Theta, flatten, unflatten
 from recbole_fedras.wire.message import Kind, Message
 
-#: Clients that a thread draws and trains at a time, about; on another device, all.
-GROUP = 16
-
 #: Updates of a cohort that a shard holds at a time, about; the rest waits its turn.
 PART_BYTES = 2**27
 
@@ -235,17 +232,7 @@ class Shard:
             yield part
 
     def _block(self, message: Message) -> int:
-        """Return the block of numbers that a client belongs to.
-
-        Who trains in one group must not depend on who else is in a cohort or shard, as
-        padded batches round by their shape. So groups are blocks of numbers, as large
-        as gives about ``GROUP`` participants.
-        """
-        return message.header.client // self._block_size
-
-    @property
-    def _block_size(self) -> int:
-        return max(1, round(GROUP / self._agreement.federation.client_fraction))
+        return message.header.client // self._agreement.block
 
     def _bytes_of(self, client: int) -> int:
         """Return what a client's update may take."""
@@ -292,11 +279,11 @@ class Shard:
         return trained
 
     def _draw(self, clients: Ints, round: int) -> list[Samples]:
-        """Draw the samples of each group, in threads."""
+        """Draw the samples of each group, in threads; on another device, of all."""
         training, seed = self.training, self._agreement.federation.seed
         groups = [clients]
         if self.replicas.tables.device.type == "cpu":
-            starts = 1 + np.flatnonzero(np.diff(clients // self._block_size))
+            starts = 1 + np.flatnonzero(np.diff(clients // self._agreement.block))
             groups = np.split(clients, starts)
         key = counter_key(seed, Stream.SAMPLES, round)
 
