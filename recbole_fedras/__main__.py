@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tabulate import tabulate
@@ -15,9 +16,10 @@ from recbole_fedras.config.checkpoint import plain
 from recbole_fedras.data.prepare import SOURCES, prepare
 from recbole_fedras.experiments.compare import compare
 from recbole_fedras.experiments.exhibits import has_part, read_exhibit
+from recbole_fedras.experiments.identity import LOCAL
 from recbole_fedras.experiments.rate_distortion import RATES, run_rate_distortion
 from recbole_fedras.experiments.reproduce import reproduce
-from recbole_fedras.experiments.sweep import LOCAL
+from recbole_fedras.experiments.sweep import Sweep
 from recbole_fedras.federation.simulation import NonFiniteError
 from recbole_fedras.quick_start import run_recbole_fedras
 
@@ -159,8 +161,7 @@ def _compare(argv: list[str]) -> None:
         _several("compression_rates", arguments.compression_rates, float),
         keys,
         _several("seeds", arguments.seeds, int),
-        arguments.jobs,
-        arguments.output,
+        Sweep(Path(arguments.output), arguments.jobs, arguments.redo),
     )
 
 
@@ -211,10 +212,11 @@ def _reproduce(argv: list[str]) -> None:
             )
     exhibits = [read_exhibit(name, *chosen, arguments.without, keys) for name in names]
     seeds = _several("seeds", arguments.seeds, int)
+    output = Path(arguments.output)
     for exhibit in exhibits:
-        reproduce(
-            exhibit, seeds, local, arguments.jobs, arguments.output, arguments.dry_run
-        )
+        jobs = exhibit.jobs or arguments.jobs
+        sweep = Sweep(output / exhibit.name, jobs, arguments.redo, beside=output)
+        reproduce(exhibit, seeds, local, sweep, arguments.dry_run)
 
 
 _COMMANDS = {
@@ -240,6 +242,11 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 def _add_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=int, default=-1, help="runs at a time (default: one per core)"
+    )
+    parser.add_argument(
+        "--redo",
+        action="store_true",
+        help="run again what other code than this has made",
     )
 
 

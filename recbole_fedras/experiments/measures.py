@@ -25,7 +25,7 @@ from recbole_fedras.compressor.svd import SVD
 from recbole_fedras.config import Config
 from recbole_fedras.config import schema as keys
 from recbole_fedras.data.clients import Ints
-from recbole_fedras.experiments.sweep import Keys, Outcome
+from recbole_fedras.experiments.identity import Keys, Outcome
 from recbole_fedras.federation.client.training import Trained
 from recbole_fedras.federation.server.aggregation import aggregate
 from recbole_fedras.federation.simulation import RoundReport, Simulation
