@@ -45,13 +45,14 @@ class Table:
     note: str = ""
 
     def shown(self, style: str) -> str:
-        """Render the rows, in one of tabulate's styles."""
+        """Render the rows, in one of tabulate's styles, without columns of no words."""
+        keys = [
+            key
+            for key in self.rows[0]
+            if not key.endswith(SPREAD) and any(row[key] != "" for row in self.rows)
+        ]
         lines = [
-            {
-                key: _shown(key, value) + _spread(row, key)
-                for key, value in row.items()
-                if not key.endswith(SPREAD)
-            }
+            {key: _shown(key, row[key]) + _spread(row, key) for key in keys}
             for row in self.rows
         ]
         return str(
