@@ -27,7 +27,7 @@ from recbole_fedras.config.checkpoint import (
 )
 from recbole_fedras.data.dataset import client_data
 from recbole_fedras.embedding.base import introduction
-from recbole_fedras.errors import DataError, NonFiniteError
+from recbole_fedras.errors import DataError, FederationError, NonFiniteError
 from recbole_fedras.federation.budgets import make_budgets
 from recbole_fedras.federation.round import RoundReport
 from recbole_fedras.federation.simulation import Simulation
@@ -240,8 +240,8 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         try:
             with torch.no_grad():
                 report = self.simulation.run_round()
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error}; {self._keep_last_good()}") from error
+        except (NonFiniteError, FederationError) as error:
+            raise type(error)(f"{error}; {self._keep_last_good()}") from error
         row = round_row(epoch_idx, report)
         row["seconds_total"] = perf_counter() - start
         self.rows.append(row)
