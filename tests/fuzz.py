@@ -60,15 +60,15 @@ def seeds() -> dict[str, list[bytes]]:
 def mutate(data: bytes, others: list[bytes], rng: np.random.Generator) -> bytes:
     """Change some bytes, or exchange or rename fields where it still parses."""
     if rng.random() < 0.2:
-        version, base, fields = msgpack.unpackb(data, use_list=True)
-        _, _, more = msgpack.unpackb(others[rng.integers(len(others))], use_list=True)
+        *header, fields = msgpack.unpackb(data, use_list=True)
+        *_, more = msgpack.unpackb(others[rng.integers(len(others))], use_list=True)
         field = fields[rng.integers(len(fields))]
         other = more[rng.integers(len(more))]
         part = rng.integers(4)
         field[part] = other[part]
         if rng.random() < 0.3:
             field[1] = [int(rng.integers(2**31)) for _ in field[1]]
-        return msgpack.packb((version, base, fields))
+        return msgpack.packb((*header, fields))
     broken = bytearray(data)
     for _ in range(rng.integers(1, 4)):
         if not broken:

@@ -52,6 +52,9 @@ class Keys(dict):
     def item_embedding_of(self, dataset: Catalogue) -> None:
         return None
 
+    def make_item_embedding(self, n_items: int, dim: int, source=None) -> None:
+        return None
+
 
 def mf(std: float = 0.5) -> MF:
     return MF(Keys(std), Catalogue())

@@ -16,13 +16,14 @@ from recbole_fedras.config.values import (
 )
 from recbole_fedras.config.values import refuse as refuse
 from recbole_fedras.data.dataset import DataSettings
-from recbole_fedras.federation.server.optimizer import OPTIMIZERS, ServerOptimization
 from recbole_fedras.federation.settings import (
     ALL_SAMPLES,
     BUDGETS,
+    SERVER_OPTIMIZERS,
     USER_OPTIMIZERS,
     Federation,
     LocalTraining,
+    ServerOptimization,
 )
 from recbole_fedras.model.settings import ModelSettings
 from recbole_fedras.wire.ledger import DIRECTIONS
@@ -112,7 +113,7 @@ def _server_optimization(config: Keys) -> ServerOptimization:
     ):
         refuse(config, "server_betas", "two numbers >= 0 and < 1")
     return ServerOptimization(
-        choice(config, "server_optimizer", OPTIMIZERS),
+        choice(config, "server_optimizer", SERVER_OPTIMIZERS),
         number(config, "server_learning_rate", above=0),
         (betas[0], betas[1]),
         number(config, "server_tau", above=0),

@@ -4,13 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from recbole_fedras.federation.server.optimizer import ServerOptimization
-
 #: A size of batches that no client's samples fill.
 ALL_SAMPLES = 2**62
 
+SERVER_OPTIMIZERS = ("sgd", "adam", "adagrad", "yogi")
 USER_OPTIMIZERS = ("sgd", "adam")
 BUDGETS = ("nominal", "wire")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptimization:
+    """How the server steps.
+
+    Attributes
+    ----------
+    optimizer : {'sgd', 'adam', 'adagrad', 'yogi'}
+    learning_rate : float
+        1 with ``sgd`` is FedAvg: the aggregate is added as it is.
+    betas : tuple of float
+        Decay of the mean, and (but for ``adagrad``) of the squares.
+    tau : float
+        Added to the root of the squares: how adaptive the step is.
+    bias_correction : bool
+        Of ``adam``: whether it is Adam's own, corrected for its start.
+    """
+
+    optimizer: str = "sgd"
+    learning_rate: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    tau: float = 1e-3
+    bias_correction: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the aggregate is added as it is."""
+        return self.optimizer == "sgd" and self.learning_rate == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +127,7 @@ class Federation:
     downlink_feedback: bool = False
     uplink_feedback: bool = False
     optimization: ServerOptimization = field(default_factory=ServerOptimization)
-    max_update_norm: float = 1e4
+    max_update_norm: float = 1e6
     report_loss: bool = True
 
     def most_participants(self, n_clients: int) -> int:

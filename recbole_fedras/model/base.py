@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -107,6 +108,9 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         self.label_field = settings.label_field
         self.dim, self.init_std = settings.dim, settings.init_std
         self.seed = settings.seed
+        self._make_item_embedding = partial(
+            config.make_item_embedding, self.n_items - 1, self.dim
+        )
         self._shard: Holdings | None = None
         everybody = self.initial_users(np.arange(self.n_users - 1))
         self.user_embedding = _below_padding(everybody)
@@ -152,6 +156,12 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
                     f"item_embedding: its parameter {name!r} is one of the model"
                 )
             self.register_parameter(name, nn.Parameter(value.to(device)))
+
+    def begin_like(self, state_dict: Mapping[str, Any]) -> None:
+        """Make items of what a saved state has them of: before or after a warm-up."""
+        begun = "embedding.members" in state_dict
+        if begun != (self.embedding is not None):
+            self.begin(self._make_item_embedding() if begun else None)
 
     @abstractmethod
     def score(self, user_rows: Tensor, item_rows: Tensor, theta: Theta) -> Tensor:
@@ -211,6 +221,13 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         """Return parameters, those that :meth:`copy_held` takes."""
         self.copy_held()
         return super().state_dict(*args, **kwargs)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load parameters, of before or after a warm-up."""
+        self.begin_like(state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def _held(self, user: Tensor) -> _Held:
         """Return what users hold: of the shard looked at, or the parameters."""

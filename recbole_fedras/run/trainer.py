@@ -178,19 +178,21 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """Evaluate as RecBole does; of the best round, with what clients held then."""
         if load_best_model:
-            state = read_checkpoint(model_file or self.saved_model_file)
-            self._begin_as(state)
-            self.model.load_state_dict(state["state_dict"])
-            self.simulation.shard.load_state_dict(state["simulation"]["shard"])
-            self.model.look_at(self.simulation.shard)
+            self.load_clients(read_checkpoint(model_file or self.saved_model_file))
         return super().evaluate(eval_data, False, None, show_progress)
 
-    def _begin_as(self, state: dict[str, Any]) -> None:
-        """Make items of what a saved state has them of: before or after a warm-up."""
-        if state["embedding"] != (self.model.embedding is not None):
-            shape = (self.model.n_items - 1, self.model.dim)
-            embedding = self.config.make_item_embedding(*shape)
-            self.model.begin(embedding if state["embedding"] else None)
+    def load_clients(self, state: dict[str, Any]) -> None:
+        """Let clients hold what they held when a state was saved; the server stays."""
+        self._load_model(state)
+        self.simulation.shard.load_state_dict(state["simulation"]["shard"])
+
+    def _load_model(self, state: dict[str, Any]) -> None:
+        """Load the model; begin anew if it was saved on the other side of a warm-up."""
+        before = self.model.embedding
+        self.model.begin_like(state["state_dict"])
+        if self.model.embedding is not before:
+            self.simulation = self._simulate(None, state["epoch"] + 1)
+        self.model.load_state_dict(state["state_dict"])
 
     def resume_checkpoint(self, resume_file: str) -> None:
         """Continue from a checkpoint of :meth:`fit`, in this run's own folder."""
@@ -199,10 +201,9 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
         self.best_valid_result = state["best_valid_result"]
-        self._begin_as(state)
-        self.simulation = self._simulate(None, self.start_epoch)
         try:
-            self.model.load_state_dict(state["state_dict"])
+            self._load_model(state)
+            self.simulation = self._simulate(None, self.start_epoch)
             self.simulation.load_state_dict(state["simulation"])
         except RuntimeError as error:
             raise DataError(
@@ -313,7 +314,6 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
             "best_valid_result": plain(best_valid_result),
-            "embedding": self.model.embedding is not None,
             "state_dict": self.model.state_dict(),
             "other_parameter": self.model.other_parameter(),
             "optimizer": {},

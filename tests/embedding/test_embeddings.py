@@ -23,7 +23,9 @@ from recbole_fedras.federation.client.training import (
     Participants,
     train_cohort,
 )
+from recbole_fedras.numeric.theta import unflatten
 from recbole_fedras.quick_start import prepare_data, run_recbole_fedras
+from recbole_fedras.run.trainer import FederatedTrainer
 
 NAMES = list(registry.names("item_embedding"))
 WARM = {"item_base": "warmup", "warmup_rounds": 1, "rq_codes": 8, "hash_rows": 16}
@@ -175,18 +177,17 @@ def test_scores_are_those_of_the_definition(run, name, model, replica):
     config = Config(model, "tiny", config_dict=keys, argv=COMMON)
     train, _, _ = prepare_data(config)
     network = config.make_model(train._dataset)
-    state = read_checkpoint(Path(result["run_folder"]) / "last.pth")["state_dict"]
-    network.load_state_dict(state)
+    trainer = FederatedTrainer(config, network, train)
+    trainer.load_clients(read_checkpoint(Path(result["run_folder"]) / "last.pth"))
+    replicas = trainer.simulation.shard.replicas
     users, items = torch.arange(1, 41), torch.arange(1, 61)
     interaction = {network.USER_ID: users}
     scores = network.full_sort_predict(interaction).view(40, -1)[:, 1:].detach()
     for user in (3, 17, 40):
-        replica_of = int(network.replica_of_user[user])
-        table = network.replicas()[replica_of]
-        theta = {
-            key: value[0] for key, value in
-            network._theta_of(network.replica_of_user[user : user + 1]).items()
-        }  # fmt: skip
+        held = int(replicas.table_of([user - 1])[0])
+        table, networks = replicas.tables[held], replicas.networks
+        flat = replicas.theta if networks is None else networks[held]
+        theta = unflatten(flat, network.theta())
         vectors = dense_items(network.embedding, table, theta)
         expected = network.score(
             network.user_embedding.weight[user][None, None],
@@ -280,11 +281,11 @@ def test_items_start_as_their_base_and_that_is_of_the_seed(workspace, name):
         train, _, _ = prepare_data(config)
         torch.manual_seed(len(vectors))  # nothing depends on the global generator
         network = config.make_model(train._dataset)
-        items = torch.arange(61)[None]
-        found = network._vectors(items, torch.zeros_like(items), network._theta_of(
-            torch.zeros(1, dtype=torch.int64)))[0].detach()  # fmt: skip
+        items = torch.arange(60)[None]
+        held = network._held(torch.tensor([1]))
+        found = network._vectors(items, held, torch.zeros_like(items))[0].detach()
         if base:
-            assert torch.equal(found[1:], network.embedding.base)
+            assert torch.equal(found, network.embedding.base)
         vectors.append(found)
     assert torch.equal(vectors[0], vectors[1])
     assert not torch.equal(vectors[0], vectors[2])

@@ -302,7 +302,7 @@ def with_header(message: Message, **fields) -> Message:
 BAD = {
     "its values are not all finite": lambda own: [with_values(own, np.nan)],
     "its values are not all finit": lambda own: [with_values(own, np.inf)],
-    "its norm 1e+38 exceeds max_update_norm=10000": lambda own: [
+    "its norm 1e+38 exceeds max_update_norm=1e+06": lambda own: [
         with_values(own, 1e38)
     ],
     "it is of round 7, not": lambda own: [with_header(own, round=7)],

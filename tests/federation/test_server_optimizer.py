@@ -11,14 +11,11 @@ from conftest import rounds_of, slow
 
 from recbole_fedras.compressor import RowUpdate
 from recbole_fedras.config import Config
-from recbole_fedras.federation.server.optimizer import (
-    OPTIMIZERS,
-    ServerOptimization,
-    ServerOptimizer,
-)
+from recbole_fedras.federation.server.optimizer import ServerOptimizer
 from recbole_fedras.federation.server.state import SharedParameters
+from recbole_fedras.federation.settings import SERVER_OPTIMIZERS, ServerOptimization
 
-ADAPTIVE = [name for name in OPTIMIZERS if name != "sgd"]
+ADAPTIVE = [name for name in SERVER_OPTIMIZERS if name != "sgd"]
 
 
 def naive(kind, changes, rate, betas, tau):
@@ -71,7 +68,7 @@ def test_bias_correction_is_adams_only(workspace):
         Config("MF", config_dict=keys)
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("kind", SERVER_OPTIMIZERS)
 def test_a_step_says_what_changed_and_can_be_undone(kind):
     rng = torch.Generator().manual_seed(0)
     table, theta = torch.randn(6, 3, generator=rng), torch.randn(4, generator=rng)

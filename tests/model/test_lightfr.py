@@ -84,12 +84,14 @@ def test_the_server_descends_on_the_cohorts_error():
     rng = np.random.default_rng(2)
     ratings = rng.choice([-12, 0, 12], (9, 30))  # 0: not masked in
     ratings[:, 5] = 0
-    combined = CodeDescent(torch.from_numpy(table.copy()))
-    for user, own in zip(users, ratings, strict=True):
+    combined = CodeDescent()
+    combined.begin(torch.from_numpy(table.copy()))
+    for client, (user, own) in enumerate(zip(users, ratings, strict=True)):
         ids = np.flatnonzero(own)
         rows = np.sign(own[ids])[:, None] * user - table[ids]
-        combined.add(RowUpdate(torch.from_numpy(ids), torch.from_numpy(rows).float()))
-    update = combined.update()
+        change = RowUpdate(torch.from_numpy(ids), torch.from_numpy(rows).float())
+        combined.add(client, change, torch.zeros(0))
+    update, _ = combined.result()
     table[update.ids] += update.rows.numpy()
     start = random_codes(30, 12, 0)
     for item in range(30):

@@ -75,12 +75,10 @@ def test_a_best_checkpoint_survives_resuming_from_it(run):
     resumed = run_recbole_fedras(config_dict={"resume": str(best), "epochs": 7})
     after = read_checkpoint(Path(resumed["run_folder"]) / "best.pth")
     if after["epoch"] == before["epoch"]:
-        assert len(after["rows"]) == len(before["rows"])
-        assert torch.equal(
-            after["simulation"]["replicas"]["held"],
-            before["simulation"]["replicas"]["held"],
-        )
-    assert len(after["rows"]) == after["epoch"] + 1
+        assert after["rows"]["round"] == before["rows"]["round"]
+        held = [state["simulation"]["server"]["policy"] for state in (before, after)]
+        assert held[0]["version_of"] == held[1]["version_of"]
+    assert len(after["rows"]["round"]) == after["epoch"] + 1
 
 
 def test_resuming_with_another_compressor_is_refused(run):
@@ -113,22 +111,23 @@ def test_recbole_reads_our_checkpoints(run, bandwidth):
 def test_checkpoints_hold_the_replicas_that_clients_hold(run):
     """Not the room for those who have never taken part."""
     folder = Path(run("NCF", replica="personal", epochs=2)["run_folder"])
-    state = read_checkpoint(folder / "last.pth")["state_dict"]
-    n_used = 1 + int(state["replica_of_user"].max())
+    state = read_checkpoint(folder / "last.pth")["simulation"]
+    held = state["shard"]["replicas"]
+    n_used = 1 + max(held["tables"]["slot_of_client"].values())
     assert n_used < 40
-    assert len(state["networks"]) == n_used
-    assert len(state["item_embedding.weight"]) == n_used * 61
-    size = state["item_embedding.weight"].untyped_storage().nbytes()
-    assert size == n_used * 61 * 8 * 4
+    assert len(held["networks"]["slots"]) == n_used
+    assert held["tables"]["slots"].shape == (n_used, 60, 8)
+    size = held["tables"]["slots"].untyped_storage().nbytes()
+    assert size == n_used * 60 * 8 * 4
 
 
 def test_divergence_keeps_the_last_good_state(workspace, capsys, monkeypatch):
-    from recbole_fedras.federation import simulation
+    from recbole_fedras.federation.client import shard
 
     assert main([*TINY, "--learning_rate=1e25", "--compressor=none"]) == 2
     assert "round 0: local training is not finite" in capsys.readouterr().err
 
-    train = simulation.train_cohort
+    train = shard.train_cohort
 
     def diverge(*arguments):
         trained = train(*arguments)
@@ -137,13 +136,13 @@ def test_divergence_keeps_the_last_good_state(workspace, capsys, monkeypatch):
         return replace(trained, losses=nowhere) if len(rounds) == 3 else trained
 
     rounds = []
-    monkeypatch.setattr(simulation, "train_cohort", diverge)
+    monkeypatch.setattr(shard, "train_cohort", diverge)
     assert main(TINY) == 2
     error = capsys.readouterr().err
     last = Path(error[error.index("--resume=") + len("--resume=") :].strip())
     state = read_checkpoint(last)
     assert "round 2: local training is not finite" in error
-    assert (state["epoch"], len(state["rows"])) == (1, 2)
+    assert (state["epoch"], len(state["rows"]["round"])) == (1, 2)
     monkeypatch.undo()
     monkeypatch.chdir(workspace)
     assert main([f"--resume={last}"]) == 0

@@ -243,10 +243,11 @@ def test_the_ledger_says_what_a_participation_costs(run):
     cost = result["communication"]
     each, messages = cost["per_participation"], cost["messages"]
     for direction, speed in (("uplink", 0.5e6), ("downlink", 2e6)):
-        mean = cost[f"{direction}_bytes"] / messages[direction]
+        mean = cost[f"{direction}_bytes"] / messages["uplink"]
         assert each[f"{direction}_bytes"] == pytest.approx(mean)
         assert each[f"{direction}_seconds"] == pytest.approx(mean / speed)
-    assert each["catch_up_bytes"] == cost["catch_up_bytes"] / messages["downlink"]
+    assert each["catch_up_bytes"] == cost["catch_up_bytes"] / messages["uplink"]
+    assert messages["downlink"] == 2 * messages["uplink"]  # each with a receipt
 
 
 # Replicas, two compressors, presets.
@@ -264,15 +265,15 @@ def test_clients_are_evaluated_by_what_they_hold(workspace, policy, model):
     with torch.no_grad():
         for _ in range(6):
             trainer.simulation.run_round()
-        replicas = network.replica_of_client()
-        assert len(set(replicas.tolist())) > 10
+        replicas = trainer.simulation.shard.replicas
+        slots = replicas.table_of(range(network.n_users - 1)).tolist()
+        assert len(set(slots)) > 10
         n_items = network.n_items
-        for user in range(1, network.n_users):
-            replica = int(replicas[user - 1])
-            table = network.replicas()[replica]
+        for user, slot in enumerate(slots, 1):
+            table = replicas.tables[slot]
             theta = {}
             if model == "NCF":
-                theta = unflatten(network.networks[replica], network.theta())
+                theta = unflatten(replicas.networks[slot], network.theta())
             expected = network.score(
                 network.user_embedding.weight[user][None, None],
                 table[None],

@@ -184,6 +184,7 @@ class OwnReplicas(Replicas):
         size = (len(clients), min(cohort, len(clients)))
         self._tables = ClientTables(*size, table)
         self._networks = ClientTables(*size, theta)
+        self._start = agreement.start
         self._version_of: dict[int, int] = {}
         self._pending: dict[int, int] = {}
 
@@ -204,8 +205,7 @@ class OwnReplicas(Replicas):
     def _apply(self, messages: Sequence[Message]) -> None:
         for message in messages:
             client, version = message.header.client, message.header.version
-            start = self._agreement.start
-            message.require_base(self._version_of.get(client, start))
+            message.require_base(self._version_of.get(client, self._start))
             self._pending[client] = version
         for message, change in zip(messages, self._changes(messages), strict=True):
             client = message.header.client
@@ -239,6 +239,7 @@ class OwnReplicas(Replicas):
         return super().state_dict() | {
             "tables": self._tables.state_dict(),
             "networks": self._networks.state_dict(),
+            "start": self._start,
             "version_of": dict(self._version_of),
         }
 
@@ -247,5 +248,6 @@ class OwnReplicas(Replicas):
         super().load_state_dict(state)
         self._tables.load_state_dict(state["tables"])
         self._networks.load_state_dict(state["networks"])
+        self._start = state["start"]
         self._version_of = dict(state["version_of"])
         self._pending = {}

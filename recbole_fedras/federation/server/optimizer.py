@@ -2,42 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-OPTIMIZERS = ("sgd", "adam", "adagrad", "yogi")
-
-
-@dataclass(frozen=True, slots=True)
-class ServerOptimization:
-    """How the server steps.
-
-    Attributes
-    ----------
-    optimizer : {'sgd', 'adam', 'adagrad', 'yogi'}
-    learning_rate : float
-        1 with ``sgd`` is FedAvg: the aggregate is added as it is.
-    betas : tuple of float
-        Decay of the mean, and (but for ``adagrad``) of the squares.
-    tau : float
-        Added to the root of the squares: how adaptive the step is.
-    bias_correction : bool
-        Of ``adam``: whether it is Adam's own, corrected for its start.
-    """
-
-    optimizer: str = "sgd"
-    learning_rate: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.99)
-    tau: float = 1e-3
-    bias_correction: bool = False
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the aggregate is added as it is."""
-        return self.optimizer == "sgd" and self.learning_rate == 1
+from recbole_fedras.federation.settings import ServerOptimization
 
 
 class ServerOptimizer:

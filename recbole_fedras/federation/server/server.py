@@ -165,7 +165,8 @@ class Server:
         )
         return FederationError(
             f"round {self.round}: of {len(self._cohort)} clients invited, none sent an "
-            f"update that counts ({refusals or 'none answered'})"
+            f"update that counts ({refusals or 'none answered'}); where norms are the "
+            "reason, lower learning_rate or raise max_update_norm"
         )
 
     def receipts(self) -> list[Message]:

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from recbole_fedras.compressor.base import RowUpdate
-from recbole_fedras.federation.server.optimizer import (
-    ServerOptimization,
-    ServerOptimizer,
-)
+from recbole_fedras.federation.server.optimizer import ServerOptimizer
+from recbole_fedras.federation.settings import ServerOptimization
 
 
 class SharedParameters:
