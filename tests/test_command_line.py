@@ -229,6 +229,18 @@ def test_bad_input_is_refused_before_any_work(workspace, capsys, arguments, said
     assert not torch.is_anomaly_enabled()  # as RecBole leaves it after a search
 
 
+def test_a_round_that_nobody_counts_in_ends_in_one_line(workspace, capsys):
+    assert main([*TINY, "--max_update_norm=1.e-9"]) == 2
+    (line,) = (
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("recbole-fedras: error: ")
+    )
+    assert "round 0: of 10 clients invited, none sent an update that counts" in line
+    assert "exceeds max_update_norm=1e-09" in line
+    assert line.endswith("no round was completed")
+
+
 def test_a_model_is_a_name_or_a_class(workspace):
     with pytest.raises(ValueError, match="model=5 is not allowed; it must be a name"):
         Config(config_dict={"model": 5})
