@@ -8,9 +8,8 @@ Arguments go to every run, as on the command line of ``recbole-fedras``.
 import platform
 import sys
 
-from tabulate import tabulate
-
 from recbole_fedras.config import registry
+from recbole_fedras.experiments.tables import Table
 from recbole_fedras.quick_start import run_recbole_fedras
 
 
@@ -28,22 +27,22 @@ def main(argv: list[str]) -> None:
         rows.append(
             {
                 "method": method,
-                "HR@10": f"{test['hit@10']:.4f}",
-                "NDCG@10": f"{test['ndcg@10']:.4f}",
-                "uplink MB": f"{cost['uplink_bytes'] / 1e6:,.0f}",
-                "downlink MB": f"{cost['downlink_bytes'] / 1e6:,.0f}",
-                "catch-up MB": f"{cost['catch_up_bytes'] / 1e6:,.0f}",
-                "CR nominal": f"{cost['nominal_compression_rate']:.2%}",
-                "CR wire": f"{cost['wire_compression_rate']:.2%}",
-                "seconds": f"{result['seconds']['total']:.0f}",
+                "HR@10": test["hit@10"],
+                "NDCG@10": test["ndcg@10"],
+                "uplink MB": cost["uplink_bytes"] / 1e6,
+                "downlink MB": cost["downlink_bytes"] / 1e6,
+                "catch-up MB": cost["catch_up_bytes"] / 1e6,
+                "CR nominal": cost["nominal_compression_rate"],
+                "CR wire": cost["wire_compression_rate"],
+                "seconds": result["seconds"]["total"],
             }
         )
-    print(
-        f"{' '.join(argv) or 'defaults'}; {platform.processor() or platform.machine()}"
+    machine = platform.processor() or platform.machine()
+    note = (
+        f"dense FedAvg: {cost['dense_bytes'] / 1e6:,.0f} MB; {result['rounds']} rounds "
+        "at most"
     )
-    dense = cost["dense_bytes"] / 1e6
-    print(f"dense FedAvg: {dense:,.0f} MB; {result['rounds']} rounds at most")
-    print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
+    print(Table(f"{' '.join(argv) or 'defaults'}; {machine}", rows, note).markdown())
 
 
 if __name__ == "__main__":

@@ -1,70 +1,40 @@
 """A round of FedRAS with 100,000 clients, 100,000 items and 10 million interactions.
 
     python benchmarks/scale.py [--clients=N] [--items=N] [--interactions=N] [--rounds=N]
-                               [--replica=personal]
+                               [--replica=personal] [--key=value ...]
 
 Interactions are synthetic, power laws over clients and items. 1 % of the clients take
-part in a round; compression rate 0.9688. With ``personal`` or ``stale``, replicas are
-mapped to a file: the peak counts pages of it that memory had room for.
+part in a round; compression rate 0.9688; other keys as configured. With ``personal`` or
+``stale``, replicas are mapped to a file: the peak counts pages of it that memory had
+room for.
 """
 
 import argparse
 import resource
 import sys
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from tabulate import tabulate
 from tqdm import trange
 
-from recbole_fedras.compressor.fedras.fedras import FedRAS
+from recbole_fedras.config import Config
 from recbole_fedras.data.clients import ClientData
-from recbole_fedras.federation.settings import REPLICAS, Federation, LocalTraining
-from recbole_fedras.federation.simulation import Simulation
-from recbole_fedras.model import MF
-from recbole_fedras.numeric.memory import mapped_zeros
-from recbole_fedras.numeric.rng import Stream, generator
+from recbole_fedras.federation.simulation import PHASES, Simulation
+
+KEYS = {"client_fraction": 0.01, "compression_rate": 0.9688}
 
 
-class Embeddings:
-    """Embeddings without a RecBole dataset: what a simulation needs of a model."""
+class Catalogue(NamedTuple):
+    """How many users and items there are, [PAD] included: all that a model asks."""
 
-    score = MF.score
-    train_clients = staticmethod(MF.train_clients)
+    user_num: int
+    item_num: int
 
-    def __init__(self, n_clients: int, n_items: int, dim: int) -> None:
-        rng = generator(0, Stream.INITIALISATION)
-        rows = rng.standard_normal((n_clients + n_items, dim), np.float32) * 0.01
-        tensor = torch.from_numpy(rows)
-        self._replica = torch.zeros(n_clients, dtype=torch.int64)
-        self._users, self._items = tensor[:n_clients], tensor[None, n_clients:]
-
-    networks = embedding = None
-
-    def hold_replicas(self, n_replicas: int, mapped: bool = False) -> None:
-        """Make room for tables, of which the first is as it was."""
-        if n_replicas > 1:
-            zeros = mapped_zeros if mapped else torch.zeros
-            tables = zeros(n_replicas, *self._items.shape[1:])
-            tables[0] = self._items[0]
-            self._items = tables
-
-    def client_rows(self) -> torch.Tensor:
-        """Return the private rows, shape (n_clients, dim)."""
-        return self._users
-
-    def replica_of_client(self) -> torch.Tensor:
-        """Return which table each client holds, shape (n_clients,)."""
-        return self._replica
-
-    def replicas(self) -> torch.Tensor:
-        """Return the item tables, shape (n_replicas, n_items, dim)."""
-        return self._items
-
-    def theta(self) -> dict[str, torch.Tensor]:
-        """Return no network."""
-        return {}
+    def num(self, field: str) -> int:
+        """Return how many values RecBole's field of users or items has."""
+        return {"user_id": self.user_num, "item_id": self.item_num}[field]
 
 
 def power_law(n_clients: int, n_items: int, n_interactions: int) -> ClientData:
@@ -82,46 +52,45 @@ def power_law(n_clients: int, n_items: int, n_interactions: int) -> ClientData:
     return ClientData.from_pairs(*divmod(pairs, n_items), n_clients, n_items)
 
 
+def simulate(argv: list[str], clients: ClientData) -> Simulation:
+    """Set rounds up as configured, over clients that no file holds."""
+    config = Config(config_dict=KEYS, argv=argv)
+    catalogue = Catalogue(clients.n_clients + 1, clients.n_items + 1)
+    return Simulation(
+        config.make_model(catalogue),
+        clients,
+        config.make_methods(),
+        config.federation(),
+        config.local_training(),
+        config.run_settings().n_jobs,
+    )
+
+
 def main(argv: list[str]) -> None:
     """Run some rounds and print what they took."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     for name, default in (
         ("clients", 100_000),
         ("items", 100_000),
         ("interactions", 10_000_000),
-        ("dim", 32),
         ("rounds", 5),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--replica", default="broadcast", choices=REPLICAS)
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
 
     clients = power_law(args.clients, args.items, args.interactions)
-    simulation = Simulation(
-        Embeddings(args.clients, args.items, args.dim),
-        clients,
-        FedRAS(),
-        FedRAS(),
-        Federation(1, 0.01, (0.9688,), "inverse_frequency", args.replica),
-        LocalTraining(0.05, 0.05, 0.05, local_epochs=2, batch_size=256, n_negatives=4),
-        n_jobs=-1,
-    )
+    simulation = simulate(rest, clients)
     print(f"{len(clients.items):,} distinct interactions")
     rows = []
-    with torch.no_grad():
-        for round in trange(args.rounds, unit="round"):
-            start = perf_counter()
-            report = simulation.run_round()
-            rows.append(
-                {
-                    "round": round,
-                    "clients": report.n_clients,
-                    "seconds": perf_counter() - start,
-                    **report.seconds,
-                    "peak GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                    / 2**20,
-                }
-            )
+    for round in trange(args.rounds, unit="round"):
+        start = perf_counter()
+        report = simulation.run_round()
+        seconds = {"seconds": perf_counter() - start}
+        seconds |= {phase: report.seconds[phase] for phase in PHASES}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        rows.append(
+            {"round": round, "clients": report.n_clients, **seconds, "peak GB": peak}
+        )
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".2f"))
 
 

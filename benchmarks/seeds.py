@@ -15,10 +15,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from tabulate import tabulate
-
 from recbole_fedras.config import Config
-from recbole_fedras.experiments.sweep import run_cells
+from recbole_fedras.experiments.sweep import Sweep
+from recbole_fedras.experiments.tables import SPREAD, Table
 
 
 def main(argv: list[str]) -> None:
@@ -37,33 +36,33 @@ def main(argv: list[str]) -> None:
         for run in runs
         for seed in seeds
     ]
-    outcomes = run_cells(cells, Path(arguments.output), arguments.jobs)
+    outcomes = Sweep(Path(arguments.output), arguments.jobs).run(cells)
     results = [outcome["result"] for outcome in outcomes]
     groups = [results[i : i + len(seeds)] for i in range(0, len(results), len(seeds))]
-    print(f"{' '.join(common) or 'defaults'}; seeds {seeds}; {platform.processor()}")
     rows = [
         {"run": f"`{run}`"} | summary(own, groups[0])
         for run, own in zip(runs, groups, strict=True)
     ]
-    print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
+    title = f"{' '.join(common) or 'defaults'}; seeds {seeds}; {platform.processor()}"
+    print(Table(title, rows).markdown())
 
 
-def summary(own: list[dict[str, Any]], first: list[dict[str, Any]]) -> dict[str, str]:
+def summary(own: list[dict[str, Any]], first: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the columns of a configuration; ``first`` is what it is compared with."""
-    row = {}
+    row: dict[str, Any] = {}
     for metric in own[0]["test_result"]:
         values = [result["test_result"][metric] for result in own]
-        spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
-        row[metric] = f"{mean(values):.4f}{spread}"
         before = mean(result["test_result"][metric] for result in first)
-        row[f"{metric} - first"] = f"{mean(values) - before:+.4f}"
+        row[metric] = mean(values)
+        row[metric + SPREAD] = stdev(values) if len(values) > 1 else None
+        row[f"{metric} - first"] = mean(values) - before
     cost = [result["communication"] for result in own]
     dense = mean(run["dense_bytes"] for run in cost) / 2
     for direction in ("uplink", "downlink"):
         size = mean(run[f"{direction}_bytes"] for run in cost)
-        row[f"CR wire, {direction}"] = f"{1 - size / dense:.2%}"
-    row["catch-up MB"] = f"{mean(run['catch_up_bytes'] for run in cost) / 1e6:,.0f}"
-    row["seconds"] = f"{mean(result['seconds']['total'] for result in own):.0f}"
+        row[f"CR wire, {direction}"] = 1 - size / dense
+    row["catch-up MB"] = mean(run["catch_up_bytes"] for run in cost) / 1e6
+    row["seconds"] = mean(result["seconds"]["total"] for result in own)
     return row
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,19 @@ from recbole_fedras.compressor.fedras.kmeans import kmeans
 from recbole_fedras.compressor.fedras.splitting import split_groups
 from recbole_fedras.compressor.svd import SVD
 from recbole_fedras.config import Config
-from recbole_fedras.federation.server.selection import select_cohort
+from recbole_fedras.data.clients import Samples, draw_samples
+from recbole_fedras.federation.client.shard import GROUP
+from recbole_fedras.federation.client.training import (
+    LocalModel,
+    Participants,
+    Trained,
+    Workspace,
+    train_cohort,
+)
+from recbole_fedras.federation.server.selection import cohort_size, select_cohort
 from recbole_fedras.federation.simulation import Simulation
-from recbole_fedras.numeric.parallel import threads
+from recbole_fedras.numeric.parallel import thread_map, threads
+from recbole_fedras.numeric.rng import Stream, counter_key
 from recbole_fedras.quick_start import prepare_data
 from recbole_fedras.run.trainer import FederatedTrainer
 
@@ -43,6 +53,9 @@ FOLDER = Path(os.environ.get("RECBOLE_DATA", ""))
 ML_1M = (FOLDER / "ml-1m" / "ml-1m.inter").is_file()
 JOBS = pytest.mark.parametrize("n_jobs", [1, cpu_count()])
 ROUNDS = 5
+
+#: A round of a seed: which cohort, which samples.
+SEED, ROUND = 2020, 7
 
 
 def make_trainer(model: str, **keys: Any) -> tuple[FederatedTrainer, Any]:
@@ -66,37 +79,63 @@ def _no_gradients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def simulations() -> dict[str, Simulation]:
-    """Return one simulation per model, some rounds old, so that updates are typical."""
+def trainers() -> dict[str, FederatedTrainer]:
+    """Return one trainer per model, some rounds old, so that updates are typical."""
     made = {}
     for model in ("MF", "NCF"):
-        made[model] = make_trainer(model)[0].simulation
+        made[model], _ = make_trainer(model)
         for _ in range(10):
-            made[model].run_round()
+            made[model].simulation.run_round()
+        made[model].model.copy_held()
     return made
 
 
 def cohort_of(simulation: Simulation) -> np.ndarray:
     """Return some round's cohort."""
-    return select_cohort(simulation._eligible, simulation._cohort_size, 2020, 7)
+    eligible = simulation.data.eligible
+    size = cohort_size(len(eligible), simulation.agreement.federation.client_fraction)
+    return select_cohort(eligible, size, SEED, ROUND)
 
 
-def train_all(simulation: Simulation) -> Callable[[], None]:
+def train(
+    trainer: FederatedTrainer,
+    clients: np.ndarray,
+    compiled: bool = True,
+    workspace: Workspace | None = None,
+) -> Trained:
     """Draw samples and train a cohort, as a round does."""
+    model, shard = trainer.model, trainer.simulation.shard
+    training, key = shard.training, counter_key(SEED, Stream.SAMPLES, ROUND)
 
-    def train() -> None:
-        simulation._seconds = dict.fromkeys(["local_training"], 0.0)
-        for part in simulation._parts(cohort_of(simulation)):
-            simulation._train(part)
+    def draw(group: np.ndarray) -> Samples:
+        counts = training.n_negatives, training.local_epochs
+        data = trainer.simulation.data
+        return draw_samples(data, group, *counts, key, training.pairwise)
 
-    return train
+    kernel = model.train_clients if compiled else None
+    return train_cohort(
+        LocalModel(model.score, model.theta(), kernel),
+        Participants(
+            torch.from_numpy(clients),
+            shard.user_rows_of(clients),
+            None,
+            shard.replicas.tables,
+            shard.replicas.table_of(clients.tolist()),
+        ),
+        thread_map(draw, np.split(clients, range(GROUP, len(clients), GROUP))),
+        training,
+        workspace=workspace,
+    )
 
 
-def naive_client(simulation: Simulation, client: int, rng: np.random.Generator) -> None:
+def naive_client(
+    trainer: FederatedTrainer, client: int, rng: np.random.Generator
+) -> None:
     """Train one client as a RecBole user would: embeddings, an optimizer, autograd."""
-    model, training = simulation._model, simulation.training
-    items = nn.Embedding.from_pretrained(model.replicas()[0].clone(), freeze=False)
-    user = nn.Parameter(model.client_rows()[client].clone())
+    model, data = trainer.model, trainer.simulation.data
+    training = trainer.simulation.shard.training
+    items = nn.Embedding.from_pretrained(model.item_table().clone(), freeze=False)
+    user = nn.Parameter(model.user_rows()[client].clone())
     theta = {name: nn.Parameter(own.clone()) for name, own in model.theta().items()}
     optimizer = torch.optim.SGD(
         [
@@ -105,9 +144,9 @@ def naive_client(simulation: Simulation, client: int, rng: np.random.Generator) 
             {"params": list(theta.values()), "lr": training.theta_learning_rate / 256},
         ]
     )
-    positives = simulation.clients.of(client)
+    positives = data.of(client)
     for _ in range(training.local_epochs):
-        left = np.setdiff1d(np.arange(simulation.clients.n_items), positives)
+        left = np.setdiff1d(np.arange(data.n_items), positives)
         negatives = rng.choice(left, training.n_negatives * len(positives))
         rows = np.concatenate([positives, negatives])
         labels = np.zeros(len(rows), np.float32)
@@ -125,70 +164,60 @@ def naive_client(simulation: Simulation, client: int, rng: np.random.Generator) 
 
 
 @pytest.mark.parametrize("model", ["MF", "NCF"])
-def test_training_naive(model, simulations, benchmark):
+def test_training_naive(model, trainers, benchmark):
     """A loop over clients in torch, default threads."""
-    simulation = simulations[model]
+    trainer = trainers[model]
+    clients, rng = cohort_of(trainer.simulation), np.random.default_rng(0)
     benchmark.group = f"local training of a cohort, {model}"
     benchmark.name = "naive: torch, client by client"
-    rng = np.random.default_rng(0)
 
-    def train() -> None:
+    def train_all() -> None:
         with torch.enable_grad():
-            for client in cohort_of(simulation).tolist():
-                naive_client(simulation, client, rng)
+            for client in clients.tolist():
+                naive_client(trainer, client, rng)
 
-    benchmark.extra_info["per client"] = len(cohort_of(simulation))
-    benchmark.pedantic(train, rounds=1)
+    benchmark.extra_info["per client"] = len(clients)
+    benchmark.pedantic(train_all, rounds=1)
 
 
 @JOBS
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("model", ["MF", "NCF"])
-def test_training(model, compiled, n_jobs, simulations, benchmark, monkeypatch):
+def test_training(model, compiled, n_jobs, trainers, benchmark):
     """Negatives and shuffling included."""
-    simulation = simulations[model]
+    clients = cohort_of(trainers[model].simulation)
     benchmark.group = f"local training of a cohort, {model}"
     path = "compiled" if compiled else "torch, batched"
     benchmark.name = f"ours: {path}, {n_jobs} thread{'s'[: n_jobs - 1]}"
-    if not compiled:
-        network = type(simulation._model)
-        monkeypatch.setattr(network, "train_clients", None)
-    benchmark.extra_info["per client"] = len(cohort_of(simulation))
+    benchmark.extra_info["per client"] = len(clients)
+    args = (trainers[model], clients, compiled, Workspace())
     with threads(n_jobs):
-        benchmark.pedantic(train_all(simulation), rounds=ROUNDS, warmup_rounds=1)
+        benchmark.pedantic(train, args=args, rounds=ROUNDS, warmup_rounds=1)
 
 
 @JOBS
-def test_training_beside_a_busy_process(n_jobs, simulations, benchmark):
+def test_training_beside_a_busy_process(n_jobs, trainers, benchmark):
     """One core is taken."""
+    clients = cohort_of(trainers["MF"].simulation)
     benchmark.group = "local training of a cohort, MF, one core busy elsewhere"
     benchmark.name = f"ours: compiled, {n_jobs} thread{'s'[: n_jobs - 1]}"
-    simulation = simulations["MF"]
-    benchmark.extra_info["per client"] = len(cohort_of(simulation))
+    benchmark.extra_info["per client"] = len(clients)
+    args = (trainers["MF"], clients, True, Workspace())
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         with threads(n_jobs):
-            args = {"rounds": 4 * ROUNDS, "warmup_rounds": 1}
-            benchmark.pedantic(train_all(simulation), **args)
+            benchmark.pedantic(train, args=args, rounds=4 * ROUNDS, warmup_rounds=1)
     finally:
         busy.kill()
 
 
 @pytest.fixture(scope="module")
-def uplink(simulations) -> tuple[CohortUpdate, list[Budget], list[RoundContext]]:
+def uplink(trainers) -> tuple[CohortUpdate, list[Budget], list[RoundContext]]:
     """Return the first 100 updates of a cohort."""
-    simulation = simulations["MF"]
-    simulation._seconds = dict.fromkeys(["local_training"], 0.0)
+    simulation = trainers["MF"].simulation
     with threads(1):
-        updates = simulation._train(cohort_of(simulation)[:100]).updates
-    own = CohortUpdate(
-        updates.clients,
-        updates.offsets,
-        updates.ids,
-        updates.rows.clone(),
-        updates.theta,
-    )
-    table = simulation.server.item_table
+        own = train(trainers["MF"], cohort_of(simulation)[:100]).updates
+    table = simulation.server.parameters.item_table
     budget = Budget(*table.shape, compression_rate=0.9375)
     contexts = [RoundContext(0, 1, *table.shape, client) for client in range(len(own))]
     return own, [budget] * len(own), contexts
@@ -270,16 +299,14 @@ def test_server(splits, benchmark):
     ("n", "n_groups", "flat"),
     [(100_000, 3_120, True), (100_000, 3_120, False), (1_000_000, 31_200, False)],
 )
-def test_nested(n, n_groups, flat, benchmark, monkeypatch):
+def test_nested(n, n_groups, flat, benchmark):
     """Tables beyond what all centroids can meet."""
     benchmark.group = f"server k-means, {n:,} x 64 into {n_groups:,} groups, one thread"
     benchmark.name = "naive: ours, flat" if flat else "ours, nested"
-    if flat:
-        monkeypatch.setattr("recbole_fedras.compressor.fedras.kmeans._FLAT", 2**62)
-    rows = heavy_tailed(n, 64)
+    rows, most = heavy_tailed(n, 64), {"flat": 2**62} if flat else {}
 
     def run() -> tuple[np.ndarray, np.ndarray]:
-        return kmeans(rows, n_groups, np.random.default_rng(0), 10)
+        return kmeans(rows, n_groups, np.random.default_rng(0), 10, **most)
 
     with threads(1):
         found = benchmark.pedantic(run, rounds=1)

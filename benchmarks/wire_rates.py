@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from recbole_fedras.compressor import Budget, Compressor, RoundContext, RowUpdate
 from recbole_fedras.config import registry
+from recbole_fedras.errors import BudgetError
 from recbole_fedras.wire.message import Header, Kind, Message
 
 ITEMS = {"ML-100K": 1682, "ML-1M": 3706, "Lastfm-2K": 12399}
@@ -44,7 +45,7 @@ def wire_rate(compressor: Compressor, n_items: int, rate: float) -> str:
     budget, ctx = Budget(n_items, DIM, rate), RoundContext(0, 0, n_items, DIM)
     try:
         compressor.validate(budget)
-    except ValueError:
+    except BudgetError:
         return "cannot"
     payload = compressor.encode_broadcast(update, [budget], ctx)[0]
     size = len(Message.of(payload, Header(Kind.DOWNLINK, 1, 0, 1, 0)))

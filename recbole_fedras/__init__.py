@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     )
     from recbole_fedras.config import Config
     from recbole_fedras.embedding import ItemEmbedding
+    from recbole_fedras.federation.server.aggregation import Aggregator
     from recbole_fedras.federation.simulation import Simulation
+    from recbole_fedras.federation.transforms import Transform
     from recbole_fedras.model import FederatedRecommender
     from recbole_fedras.quick_start import run_recbole_fedras
     from recbole_fedras.wire.payload import Layout, Payload

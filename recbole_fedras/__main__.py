@@ -6,9 +6,16 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
-from recbole_fedras.errors import BudgetError, ConfigError, DataError, NonFiniteError
+from recbole_fedras.errors import (
+    ConfigError,
+    DataError,
+    FederationError,
+    KilledError,
+    NonFiniteError,
+)
 
 Value = TypeVar("Value")
 
@@ -22,12 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run as the command line says; return the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = _COMMANDS.get(argv[0]) if argv else None
+    told = (ConfigError, DataError, NonFiniteError, FederationError, KilledError)
     try:
         if command is not None:
             command(argv[1:])
         else:
             _run(argv)
-    except (ConfigError, DataError, BudgetError, NonFiniteError) as error:
+    except told as error:
         print(f"recbole-fedras: error: {error}", file=sys.stderr)
         return 2
     except Exception as error:  # a bug, of which the reader needs the whole traceback
@@ -173,6 +181,7 @@ def _compare(argv: list[str]) -> None:
     arguments, rest = parser.parse_known_args(argv)
     from recbole_fedras.config import Config
     from recbole_fedras.experiments.compare import compare
+    from recbole_fedras.experiments.sweep import Sweep
 
     shared = Config(arguments.model, arguments.dataset, _files(arguments), argv=rest)
     with shared.in_use():
@@ -181,8 +190,7 @@ def _compare(argv: list[str]) -> None:
             _several("compression_rates", arguments.compression_rates, float),
             shared.external_config_dict,
             _several("seeds", arguments.seeds, int),
-            arguments.jobs,
-            arguments.output,
+            Sweep(Path(arguments.output), arguments.jobs, arguments.redo),
         )
 
 
@@ -225,8 +233,9 @@ def _reproduce_exhibits(
 ) -> None:
     from recbole_fedras.config import Config
     from recbole_fedras.experiments.exhibits import has_part, read_exhibit
+    from recbole_fedras.experiments.identity import LOCAL
     from recbole_fedras.experiments.reproduce import reproduce
-    from recbole_fedras.experiments.sweep import LOCAL
+    from recbole_fedras.experiments.sweep import Sweep
 
     config = Config(config_file_list=_files(arguments), argv=rest)
     keys = config.external_config_dict
@@ -247,16 +256,12 @@ def _reproduce_exhibits(
             )
     exhibits = [read_exhibit(name, *chosen, arguments.without, keys) for name in names]
     seeds = _several("seeds", arguments.seeds, int)
+    output = Path(arguments.output)
     with config.in_use():
         for exhibit in exhibits:
-            reproduce(
-                exhibit,
-                seeds,
-                local,
-                arguments.jobs,
-                arguments.output,
-                arguments.dry_run,
-            )
+            jobs = exhibit.jobs or arguments.jobs
+            sweep = Sweep(output / exhibit.name, jobs, arguments.redo, beside=output)
+            reproduce(exhibit, seeds, local, sweep, arguments.dry_run)
 
 
 _COMMANDS = {
@@ -282,6 +287,11 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 def _add_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=int, default=-1, help="runs at a time (default: one per core)"
+    )
+    parser.add_argument(
+        "--redo",
+        action="store_true",
+        help="run again what other code than this has made",
     )
 
 

@@ -1,7 +1,7 @@
 """What users are told: errors of ours that end a command in one line.
 
-All but :class:`NonFiniteError` are ValueErrors too. An error of any other class is a
-bug, here or in a user's class, and keeps its traceback.
+All but the last three are ValueErrors too. An error of any other class is a bug, here
+or in a user's class, and keeps its traceback.
 """
 
 
@@ -31,3 +31,7 @@ class NonFiniteError(ArithmeticError):
 
 class FederationError(RuntimeError):
     """A round that cannot be closed, as no client's update counts."""
+
+
+class KilledError(ChildProcessError):
+    """A process of ours that something else has ended."""

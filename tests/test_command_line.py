@@ -23,7 +23,8 @@ def test_rate_distortion_captures_measures_and_reads_back(workspace, capsys):
     printed = capsys.readouterr().out
     for name in set(registry.names("compressor")) - {*CUTS, "CE"}:
         assert f"| {name} " in printed
-    assert "plotly" in (workspace / "one" / "rate_distortion.html").read_text()
+    picture = (workspace / "one" / "rate_distortion.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
     with (workspace / "one" / "points.csv").open() as file:
         points = list(csv.DictReader(file))
     assert {point["rate"] for point in points} == {"", "0.5", "0.75"}
@@ -167,7 +168,7 @@ class SignOfMine(Compressor):
         (["--n_jobs=0"], "n_jobs=0 is not allowed; it must be -1 or"),
         (["--n_jobs=-2"], "n_jobs=-2 is not allowed; it must be -1 or"),
         (["--n_jobs=True"], "n_jobs=True is not allowed; it must be -1 or"),
-        (["--aggregation=sum"], "one of inverse_frequency, fedavg"),
+        (["--aggregation=sum"], "known: discrete, fedavg, inverse_frequency"),
         (["--replica=mine"], "replica='mine'"),
         (["--learner=adam"], "learner='adam'"),
         (["--weight_decay=0.1"], "weight_decay=0.1"),
@@ -226,6 +227,18 @@ def test_bad_input_is_refused_before_any_work(workspace, capsys, arguments, said
     assert said in error
     assert not list(workspace.glob("saved/*"))
     assert not torch.is_anomaly_enabled()  # as RecBole leaves it after a search
+
+
+def test_a_round_that_nobody_counts_in_ends_in_one_line(workspace, capsys):
+    assert main([*TINY, "--max_update_norm=1.e-9"]) == 2
+    (line,) = (
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("recbole-fedras: error: ")
+    )
+    assert "round 0: of 10 clients invited, none sent an update that counts" in line
+    assert "exceeds max_update_norm=1e-09" in line
+    assert line.endswith("no round was completed")
 
 
 def test_a_model_is_a_name_or_a_class(workspace):

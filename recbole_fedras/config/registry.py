@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import re
@@ -10,11 +11,13 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from recbole_fedras.config.sources import SafeLoader
 from recbole_fedras.errors import ConfigError
 
 #: Kinds of classes, and how many of their constructors' arguments are no keys: config
@@ -39,10 +42,18 @@ def properties_folder() -> Path:
 def read_properties(kind: str, name: str) -> dict[str, Any]:
     """Read ``properties/{kind}/{name}.yaml``; empty if there is none."""
     path = properties_folder() / kind / f"{name}.yaml"
-    return read_yaml(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    return copy.deepcopy(_shipped(path, path.stat().st_mtime_ns))
 
 
-def read_yaml(path: str | Path, loader: type = yaml.SafeLoader) -> dict[str, Any]:
+@cache
+def _shipped(path: Path, changed_ns: int) -> dict[str, Any]:
+    """Read a file of ours once: a configuration needs some 40, many times."""
+    return read_yaml(path)
+
+
+def read_yaml(path: str | Path, loader: type = SafeLoader) -> dict[str, Any]:
     """Read one YAML file of keys and values.
 
     Raises

@@ -8,12 +8,19 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from recbole_fedras.errors import ConfigError
 
+try:
+    from yaml import CSafeLoader as _SafeLoader
+except ImportError:  # PyYAML without its C library
+    from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment]
 
-class Loader(yaml.SafeLoader):
+
+class SafeLoader(_SafeLoader):
+    """YAML's safe loader, the compiled one where there is one."""
+
+
+class Loader(SafeLoader):
     """YAML whose numbers may have an exponent without a point, as 1e-3."""
 
 

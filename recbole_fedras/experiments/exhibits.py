@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from recbole_fedras.config import registry
 from recbole_fedras.errors import ConfigError
+from recbole_fedras.experiments.entries import Entry, entries_of
+from recbole_fedras.experiments.identity import Keys, Measure
 from recbole_fedras.experiments.measures import (
     group_sizes,
     information_loss,
     transfer_time,
 )
-from recbole_fedras.experiments.sweep import RELABELLING, Keys, Measure, train_and_test
+from recbole_fedras.experiments.outcome import train_and_test
+from recbole_fedras.experiments.sweep import RELABELLING
 
 _MEASURES: dict[str, Measure] = {
     "train_and_test": train_and_test,
@@ -41,37 +44,6 @@ _REFUSED = {
     },
     "the exhibit has its own",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One number of an exhibit: a method in a setting, on a dataset, with a model.
-
-    Attributes
-    ----------
-    dataset, model, method, setting : str
-        Labels.
-    keys : dict
-        Keys of its runs, but for seed and learning rate.
-    tuning : dict
-        The same, of the runs that choose its learning rate.
-    learning_rates : list of float
-        The grid that it is chosen from.
-    tuned : tuple of str
-        What shares a learning rate.
-    paper : list of float or None
-        The paper's values of the exhibit's metrics, if it prints any.
-    """
-
-    dataset: str
-    model: str
-    method: str
-    setting: str
-    keys: Keys
-    tuning: Keys
-    learning_rates: list[float]
-    tuned: tuple[str, ...]
-    paper: list[float] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,49 +110,63 @@ def read_exhibit(
         method is left, or a key is what its runs differ in.
     """
     text = exhibit_keys(name)
-    asked = {
-        "dataset": (datasets, _choices(text, "dataset")),
-        "model": (models, _choices(text, "model")),
-        "without": (without, list(text["methods"])),
-    }
-    for option, (values, have) in asked.items():
+    _check_choices(
+        name,
+        ("dataset", datasets, _choices(text, "dataset")),
+        ("model", models, _choices(text, "model")),
+        ("without", without, list(text["methods"])),
+    )
+    datasets, models = list(dict.fromkeys(datasets)), list(dict.fromkeys(models))
+    text |= {"datasets": datasets or text["datasets"]}
+    text |= {"models": models or text["models"]}
+    left_out = [method for method in text["methods"] if method in without]
+    for method in left_out:
+        del text["methods"][method]
+    if not text["methods"]:
+        raise ConfigError(f"--without leaves no method in {name}")
+    keys = dict(sorted((keys or {}).items()))
+    if keys:
+        _refuse(keys, name, text)
+    part, said = _labels(left_out, keys, rounds)
+    keys = keys | ({} if rounds is None else {"epochs": rounds})
+    text |= {"keys": text.get("keys", {}) | keys}
+    return Exhibit(
+        "-".join([name, *datasets, *models, *part]),
+        ", ".join([text["title"], *said]),
+        text["metrics"],
+        list(entries_of(text)),
+        text.get("figure"),
+        text.get("drawn", "settings"),
+        _MEASURES[text.get("measure", "train_and_test")],
+        text.get("jobs"),
+    )
+
+
+def _check_choices(name: str, *asked: tuple[str, Sequence[str], list[str]]) -> None:
+    for option, values, have in asked:
         for value in values:
             if value not in have:
                 raise ConfigError(
                     f"--{option}={value!r} is not in {name}, which has "
                     f"{'; '.join(have)}"
                 )
-    datasets, models = list(dict.fromkeys(datasets)), list(dict.fromkeys(models))
-    text |= {"datasets": datasets or text["datasets"]}
-    text |= {"models": models or text["models"]}
-    title = text["title"]
-    part = [*datasets, *models]
-    for method in [method for method in text["methods"] if method in without]:
-        del text["methods"][method]
-        title += f", without {method}"
+
+
+def _labels(
+    left_out: list[str], keys: Keys, rounds: int | None
+) -> tuple[list[str], list[str]]:
+    """Say what part of an exhibit it is, for a file's name and for a title."""
+    part, said = [], []
+    for method in left_out:
         part.append(f"without-{re.sub(r'[^.0-9A-Za-z-]+', '-', method)}")
-    if not text["methods"]:
-        raise ConfigError(f"--without leaves no method in {name}")
-    keys = dict(sorted((keys or {}).items()))
+        said.append(f"without {method}")
     if keys:
-        _refuse(keys, name, text)
-        title += "".join(f", {key}={value}" for key, value in keys.items())
         part.append(_file_part(keys))
+        said += [f"{key}={value}" for key, value in keys.items()]
     if rounds is not None:
-        title += f", {rounds} rounds"
         part.append(f"{rounds}-rounds")
-        keys = keys | {"epochs": rounds}
-    text |= {"keys": text.get("keys", {}) | keys}
-    return Exhibit(
-        "-".join([name, *part]),
-        title,
-        text["metrics"],
-        list(_entries(text)),
-        text.get("figure"),
-        text.get("drawn", "settings"),
-        _MEASURES[text.get("measure", "train_and_test")],
-        text.get("jobs"),
-    )
+        said.append(f"{rounds} rounds")
+    return part, said
 
 
 def has_part(name: str, datasets: Sequence[str], models: Sequence[str]) -> bool:
@@ -240,36 +226,3 @@ def _file_part(keys: Keys) -> str:
     if re.fullmatch(r"[-.\w]{1,80}", text):
         return text
     return f"keys-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-
-
-def _entries(text: dict[str, Any]) -> Iterator[Entry]:
-    for dataset in text["datasets"]:
-        for model in text["models"]:
-            grid = text["learning_rates"]
-            grid = grid[model] if isinstance(grid, dict) else grid
-            for method, own in text["methods"].items():
-                printed = text.get("paper", {}).get(dataset, {}).get(model, {})
-                values = printed.get(method, [None] * len(text["settings"]))
-                run = {"dataset": dataset, "model": model} | text["keys"]
-                settings = {
-                    label: keys.get(dataset, keys)
-                    for label, keys in text["settings"].items()
-                }
-                tuning = text.get("tuning", next(iter(settings.values())))
-                tuning = tuning.get(dataset, tuning)
-                by_setting = text.get("tuned_by_setting", False)
-                for (setting, keys), paper in zip(
-                    settings.items(), values, strict=True
-                ):
-                    label = str(setting)
-                    yield Entry(
-                        dataset,
-                        model,
-                        method,
-                        label,
-                        run | keys | own,
-                        run | (keys if by_setting else {}) | tuning | own,
-                        grid,
-                        (dataset, model, method, label if by_setting else ""),
-                        paper,
-                    )

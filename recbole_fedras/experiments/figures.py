@@ -1,8 +1,8 @@
-"""Figures of an exhibit: a panel for each dataset and metric, a colour per method."""
+"""Figures: what of an exhibit or a comparison is drawn against what."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -10,9 +10,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.lines import Line2D
 
-Row = dict[str, Any]
+from recbole_fedras.experiments.panels import (
+    MARKERS,
+    distinct,
+    panels,
+    panels_of,
+    scale_by_decades,
+    style_of,
+    styles,
+    with_legend,
+)
+
+Row = Mapping[str, Any]
 
 
 class Curve(NamedTuple):
@@ -22,7 +33,7 @@ class Curve(NamedTuple):
     ----------
     dataset, method : str
     rounds : list of dict
-        ``round`` and ``valid_{metric}`` of each.
+        ``round``, bytes so far and ``valid_{metric}`` of each.
     """
 
     dataset: str
@@ -32,143 +43,150 @@ class Curve(NamedTuple):
 
 def draw_settings(rows: Sequence[Row], xlabel: str | None) -> Figure:
     """Draw each metric against an exhibit's settings, with deviations over seeds."""
-    metrics = _distinct(row["metric"] for row in rows)
-    figure, panels = _panels(_distinct(row["dataset"] for row in rows), metrics, xlabel)
-    for (dataset, metric), panel in panels:
-        for method in _distinct(row["method"] for row in rows):
-            own = [
-                row
-                for row in rows
-                if (row["dataset"], row["metric"], row["method"])
-                == (dataset, metric, method)
-            ]
+    figure, every = panels_of(rows, xlabel)
+    for panel, shown in every:
+        for method, style in styles(rows):
+            own = [row for row in shown if row["method"] == method]
             values, deviations = _bars(own)
-            panel.errorbar(
-                [row["setting"] for row in own],
-                values,
-                deviations,
-                marker="o",
-                capsize=3,
-                label=method,
-            )
-    return _with_legend(figure)
+            places = [row["setting"] for row in own]
+            panel.errorbar(places, values, deviations, capsize=3, label=method, **style)
+    return with_legend(figure)
 
 
 def draw_bytes(rows: Sequence[Row], xlabel: str | None) -> Figure:
-    """Draw each metric against uplink and downlink; nothing on the line is beaten."""
-    metrics = _distinct(row["metric"] for row in rows)
-    datasets = _distinct(row["dataset"] for row in rows)
-    figure, panels = _panels(datasets, metrics, xlabel, (6, 4))
-    for (dataset, metric), panel in panels:
-        points = [
-            (row["uplink MB"] + row["downlink MB"], row)
-            for row in rows
-            if (row["dataset"], row["metric"]) == (dataset, metric)
-            and isfinite(row["ours"])  # not all of its runs diverged
-        ]
-        for method in _distinct(row["method"] for row in rows):
-            own = [(size, row) for size, row in points if row["method"] == method]
-            values, deviations = _bars([row for _, row in own])
-            panel.errorbar(
-                [size for size, _ in own], values, deviations, fmt="o", capsize=3,
-                label=method,
-            )  # fmt: skip
-            for size, row in own:
-                at = (size, row["ours"])
-                panel.annotate(
-                    row["setting"], at, fontsize=6, textcoords="offset points",
-                    xytext=(3, 3),
-                )  # fmt: skip
-        best: list[tuple[float, float]] = []
-        for size, row in sorted(points, key=lambda point: point[0]):
-            if not best or row["ours"] > best[-1][1]:
-                best.append((size, row["ours"]))
-        panel.step(
-            [size for size, _ in best], [value for _, value in best], ":", where="post"
-        )
-        panel.set_xscale("log")
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.xaxis.set_major_formatter("{x:,.0f}")
-        panel.xaxis.set_minor_formatter(NullFormatter())
-    return _with_legend(figure)
+    """Draw each metric against uplink and downlink; nothing on the line is beaten.
+
+    Methods differ in colour; settings, if there are several, in markers.
+    """
+    figure, every = panels_of(rows, xlabel, (6, 4))
+    settings = distinct(row["setting"] for row in rows)
+    for panel, shown in every:
+        shown = [row for row in shown if isfinite(row["ours"])]  # of any run
+        for method, style in styles(rows):
+            for row in [row for row in shown if row["method"] == method]:
+                if len(settings) > 1:
+                    style["marker"] = MARKERS[settings.index(row["setting"])]
+                size, (values, deviations) = _megabytes(row), _bars([row])
+                panel.errorbar(size, values, deviations, capsize=3, **style)
+        _draw_front(panel, [(_megabytes(row), row["ours"]) for row in shown])
+        scale_by_decades(panel)
+    return with_legend(figure, _keys_of_points(rows, settings))
 
 
 def draw_metrics(rows: Sequence[Row], xlabel: str | None) -> Figure:
     """Draw metrics side by side, but for those that the paper prints a number of."""
     rows = [row for row in rows if row["paper"] is None]
-    methods = _distinct(row["method"] for row in rows)
-    figure, panels = _panels(_distinct(row["dataset"] for row in rows), [""], xlabel)
-    for (dataset, _), panel in panels:
+    methods = distinct(row["method"] for row in rows)
+    figure, every = panels(distinct(row["dataset"] for row in rows), [""], xlabel)
+    width = 0.8 / len(methods)
+    for (dataset, _), panel in every:
         for index, method in enumerate(methods):
-            own = [
-                row
-                for row in rows
-                if (row["dataset"], row["method"]) == (dataset, method)
-            ]
-            width = 0.8 / len(methods)
+            label = {"dataset": dataset, "method": method}
+            own = [row for row in rows if label.items() <= row.items()]
             places = np.arange(len(own)) + index * width
             values, deviations = _bars(own)
             panel.bar(places, values, width, yerr=deviations, capsize=3, label=method)
             names = [row["metric"] for row in own]
             panel.set_xticks(np.arange(len(own)), names, fontsize="x-small")
-    return _with_legend(figure)
+    return with_legend(figure)
 
 
 def draw_curves(
-    curves: Sequence[Curve], metrics: Sequence[str], xlabel: str | None
-) -> Figure:
-    """Draw each validation metric against rounds, with deviations over seeds."""
-    datasets = _distinct(curve.dataset for curve in curves)
-    figure, panels = _panels(datasets, metrics, xlabel)
-    for (dataset, metric), panel in panels:
-        for method in _distinct(curve.method for curve in curves):
-            values: dict[float, list[float]] = {}
-            for curve in curves:
-                if (curve.dataset, curve.method) == (dataset, method):
-                    for row in curve.rounds:
-                        values.setdefault(row["round"], []).append(
-                            row[f"valid_{metric}"]
-                        )
-            means = np.array([mean(own) for own in values.values()])
-            spread = np.array(
-                [stdev(own) if len(own) > 1 else 0.0 for own in values.values()]
-            )
-            (line,) = panel.plot(list(values), means, label=method)
-            panel.fill_between(
-                list(values), means - spread, means + spread, alpha=0.15,
-                color=line.get_color(), linewidth=0,
-            )  # fmt: skip
-        panel.set_ylabel(f"{metric}, validation")
-    return _with_legend(figure)
-
-
-def _panels(
-    datasets: Sequence[str],
+    curves: Sequence[Curve],
     metrics: Sequence[str],
     xlabel: str | None,
-    inches: tuple[int, int] = (4, 3),
-) -> tuple[Figure, Iterator[tuple[tuple[str, str], Axes]]]:
-    size = (inches[0] * len(datasets) + 1.2, inches[1] * len(metrics))
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(len(metrics), len(datasets), squeeze=False)
-    named = {}
-    for i, metric in enumerate(metrics):
-        for j, dataset in enumerate(datasets):
-            panels[i, j].set(title=dataset, xlabel=xlabel, ylabel=metric)
-            named[dataset, metric] = panels[i, j]
-    return figure, iter(named.items())
+    against: str = "round",
+) -> Figure:
+    """Draw each validation metric, with deviations over seeds.
+
+    Parameters
+    ----------
+    against : {'round', 'megabytes'}
+        Sent so far, uplink and downlink.
+    """
+    datasets = distinct(curve.dataset for curve in curves)
+    figure, every = panels(datasets, metrics, xlabel)
+    for (dataset, metric), panel in every:
+        for index, method in enumerate(distinct(curve.method for curve in curves)):
+            own = [
+                row
+                for curve in curves
+                if (curve.dataset, curve.method) == (dataset, method)
+                for row in curve.rounds
+            ]
+            by_round = [
+                [row for row in own if row["round"] == at]
+                for at in dict.fromkeys(row["round"] for row in own)
+            ]
+            where = [mean(_place(row, against) for row in rows) for rows in by_round]
+            values = [[row[f"valid_{metric}"] for row in rows] for rows in by_round]
+            _draw_band(panel, where, values, style_of(index) | {"label": method})
+        panel.set_ylabel(f"{metric}, validation")
+        if against != "round":
+            scale_by_decades(panel)
+    return with_legend(figure)
 
 
-def _with_legend(figure: Figure) -> Figure:
-    """Put one legend beside all panels, where it hides nothing."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
-    return figure
+def draw_distortion(rows: Sequence[Row], title: str) -> Figure:
+    """Draw error against bytes per item, both logarithmic; a line for each method."""
+    figure, every = panels([title], ["squared error / energy of the update"],
+                             "bytes per item, everything counted", (7, 5))  # fmt: skip
+    for _, panel in every:
+        for method, style in styles(rows):
+            own = [row for row in rows if row["method"] == method]
+            sizes = [row["bytes_per_item"] for row in own]
+            errors = [max(row["error"], 1e-12) for row in own]
+            panel.loglog(sizes, errors, label=method, **style)
+    return with_legend(figure)
+
+
+def _keys_of_points(rows: Sequence[Row], settings: list[str]) -> list[Any]:
+    """Draw what a legend of points shows: methods, then settings, then the line."""
+    keys = [
+        Line2D([], [], label=method, **style | {"ls": ""})
+        for method, style in styles(rows)
+    ]
+    if len(settings) > 1:
+        for key in keys:
+            key.set_marker("s")
+        keys += [
+            Line2D([], [], color="grey", ls="", marker=marker, label=setting)
+            for setting, marker in zip(settings, MARKERS, strict=False)
+        ]
+    return [*keys, Line2D([], [], color="grey", ls=":", label="none better for less")]
+
+
+def _draw_front(panel: Axes, points: list[tuple[float, float]]) -> None:
+    best: list[tuple[float, float]] = []
+    for size, value in sorted(points):
+        if not best or value > best[-1][1]:
+            best.append((size, value))
+    sizes, values = [size for size, _ in best], [value for _, value in best]
+    panel.step(sizes, values, ":", where="post", color="grey")
+
+
+def _draw_band(
+    panel: Axes, places: list[float], values: list[list[float]], style: dict[str, Any]
+) -> None:
+    means = np.array([mean(own) for own in values])
+    spread = np.array([stdev(own) if len(own) > 1 else 0.0 for own in values])
+    every = max(1, len(places) // 8)
+    panel.plot(places, means, markevery=every, **style)
+    panel.fill_between(
+        places, means - spread, means + spread, alpha=0.15, color=style["color"],
+        linewidth=0,
+    )  # fmt: skip
+
+
+def _place(row: dict[str, float], against: str) -> float:
+    if against == "round":
+        return row["round"]
+    return (row["uplink_bytes"] + row["downlink_bytes"]) / 1e6
+
+
+def _megabytes(row: Row) -> float:
+    return float(row["uplink MB"] + row["downlink MB"])
 
 
 def _bars(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
     return [row["ours"] for row in rows], [row["sd"] or 0 for row in rows]
-
-
-def _distinct(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(values))

@@ -21,15 +21,12 @@ from recbole_fedras.compressor import (
     RoundContext,
     RowUpdate,
 )
-from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.compressor.svd import SVD
 from recbole_fedras.config import Config
-from recbole_fedras.config import schema as keys
-from recbole_fedras.experiments.sweep import Keys, Outcome
-from recbole_fedras.federation.protocol import get_theta
-from recbole_fedras.federation.round import RoundReport
+from recbole_fedras.config.values import refuse
+from recbole_fedras.experiments.identity import Keys, Outcome
+from recbole_fedras.experiments.loss_meter import LossMeter
 from recbole_fedras.federation.simulation import Simulation
-from recbole_fedras.numeric.parallel import threads
 from recbole_fedras.quick_start import Rounds, cost, make_simulation, prepare_data
 from recbole_fedras.wire.payload import Payload
 
@@ -40,68 +37,6 @@ GROUP_SIZES = {
     "1": 1, "2": 2, "3 to 4": 4, "5 to 8": 8, "9 to 16": 16, "17 to 32": 32,
     "33 to 64": 64, "over 64": inf,
 }  # fmt: skip
-
-
-class LossMeter(Simulation):
-    """A simulation that aggregates what clients would have sent uncompressed, too.
-
-    A second shard with the same clients, and no compression, answers the same
-    invitations.
-
-    Source: FedRAS (KDD 2025), Table 3. The client side's loss is the squared error of
-    the aggregate of compressed updates against that of the same clients' updates
-    without compression, the server side's that of the clients' table against the
-    server's.
-
-    Notes
-    -----
-    **Departures**: the paper does not say whether errors are averaged or summed over
-    the N d entries; both are kept. A method that trains in a subspace (CoLR) is
-    compared with the same clients trained without it.
-
-    Attributes
-    ----------
-    losses : list of dict
-        ``client`` and ``server``, sums over entries, of each round.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.losses: list[dict[str, float]] = []
-
-    def run_round(self) -> RoundReport:
-        """Run a round and note its losses."""
-        parameters = self.server.parameters
-        before = parameters.item_table.clone()
-        exact = self._uncompressed()
-        report = super().run_round()
-        sent = parameters.item_table - before
-        lacking = parameters.item_table - self.shard.replicas.tables[0]
-        loss = {"client": _squared(sent - exact), "server": _squared(lacking)}
-        self.losses.append(loss)
-        return report
-
-    def _uncompressed(self) -> Tensor:
-        """Return what the aggregate of the round to come would be, shape (N, d)."""
-        aggregator, lossless = copy.deepcopy(self.server.aggregator), NoCompression()
-        table = self.server.parameters.item_table
-        aggregator.begin(table)
-        shard = self.shard.twin(lossless)
-        with torch.no_grad(), threads(1):
-            for message in shard.participate(self.server.invite()):
-                client = message.header.client
-                ctx = self.agreement.context(message.header.round, client)
-                theta = get_theta(message.payload, self.agreement.n_theta)
-                aggregator.add(client, lossless.decode(message.payload, ctx), theta)
-        self.server.rollback()
-        update, _ = aggregator.result()
-        exact = torch.zeros_like(table)
-        exact[update.ids] = update.rows.to(exact)
-        return exact
-
-
-def _squared(error: Tensor) -> float:
-    return float(error.double().square().sum())
 
 
 class Observed:
@@ -120,9 +55,11 @@ class Observed:
         self._note = note
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # copying asks before there is a compressor
-            raise AttributeError(name)
         return getattr(self._compressor, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Observed:
+        """Copy the compressor; what is noted goes to the same place."""
+        return Observed(copy.deepcopy(self._compressor, memo), self._note)
 
     def encode_broadcast(
         self, update: RowUpdate, budgets: Sequence[Budget], ctx: RoundContext
@@ -145,7 +82,7 @@ def information_loss(cell: Keys) -> Outcome:
     """
     config = Config(config_dict=cell)
     if not config.federation().optimization.is_plain:
-        keys.refuse(config, "server_optimizer", "sgd of rate 1 to compare aggregates")
+        refuse(config, "server_optimizer", "sgd of rate 1 to compare aggregates")
     meter = _train(config, LossMeter)
     losses: dict[str, float] = {}
     for unit, size in (("", meter.server.parameters.item_table.numel()), (" sum", 1)):
@@ -172,29 +109,44 @@ def group_sizes(cell: Keys) -> Outcome:
         rounds' groups that have so many rows, by :data:`GROUP_SIZES`.
     """
     config = Config(config_dict=cell)
-    counts: Counter[str] = Counter()
-    cosines: list[float] = []
-    worst: list[float] = []
+    _, compressor = config.make_compressors()
+    groups = _Groups(compressor)
+    simulation = _train(config, Simulation, groups.note)
+    return _outcome(config, simulation, groups.summary())
 
-    def note(update: RowUpdate, payload: Payload, ctx: RoundContext, _: float) -> None:
-        received = compressor.decode(payload, ctx)
+
+class _Groups:
+    """Counts the groups of rows that arrive alike, and how alike they were before."""
+
+    def __init__(self, compressor: Compressor) -> None:
+        self._compressor = compressor
+        self._counts: Counter[str] = Counter()
+        self._cosines: list[float] = []
+        self._worst: list[float] = []
+
+    def note(
+        self, update: RowUpdate, payload: Payload, ctx: RoundContext, _: float
+    ) -> None:
+        """Take in what clients receive of an update."""
+        received = self._compressor.decode(payload, ctx)
         pairs = update.rows.cpu().double(), received.rows.double()
         cosine = torch.cosine_similarity(*pairs, dim=1).numpy()
         _, groups, sizes = np.unique(
             received.rows.numpy(), axis=0, return_inverse=True, return_counts=True
         )
-        cosines.append(float(cosine.mean()))
-        worst.append(float((np.bincount(groups.ravel(), cosine) / sizes).min()))
-        for size in sizes:
-            counts[
-                next(name for name, most in GROUP_SIZES.items() if size <= most)
-            ] += 1
+        self._cosines.append(float(cosine.mean()))
+        self._worst.append(float((np.bincount(groups.ravel(), cosine) / sizes).min()))
+        self._counts.update(map(_size_name, sizes.tolist()))
 
-    _, compressor = config.make_compressors()
-    simulation = _train(config, Simulation, note)
-    shares = {name: counts[name] / counts.total() for name in GROUP_SIZES}
-    alike = {"mean cosine": mean(cosines), "worst group": mean(worst)}
-    return _outcome(config, simulation, alike | shares)
+    def summary(self) -> dict[str, float]:
+        """Return means over rounds, and the share of each size."""
+        counts = self._counts
+        alike = {"mean cosine": mean(self._cosines), "worst group": mean(self._worst)}
+        return alike | {name: counts[name] / counts.total() for name in GROUP_SIZES}
+
+
+def _size_name(size: int) -> str:
+    return next(name for name, most in GROUP_SIZES.items() if size <= most)
 
 
 def transfer_time(cell: Keys) -> Outcome:
@@ -208,8 +160,9 @@ def transfer_time(cell: Keys) -> Outcome:
         the first, which warms up.
     """
     config = Config(config_dict=cell)
-    if config["epochs"] < 2:
-        keys.refuse(config, "epochs", "at least 2: the first round is left out")
+    settings = config.run_settings()
+    if settings.rounds < 2:
+        refuse(config, "epochs", "at least 2: the first round is left out")
     transfer: list[float] = []
     compute: list[float] = []
 
@@ -217,7 +170,7 @@ def transfer_time(cell: Keys) -> Outcome:
         update: RowUpdate, payload: Payload, ctx: RoundContext, seconds: float
     ) -> None:
         n_bytes = len(payload.to_bytes())
-        transfer.append(n_bytes / (1e6 * config["downlink_mb_per_s"]))
+        transfer.append(n_bytes / (1e6 * settings.mb_per_s["downlink"]))
         compute.append(seconds)
 
     simulation = _train(config, Simulation, note)
@@ -238,20 +191,24 @@ class FullSVD(SVD):
 
 def _train(config: Config, kind: type[Rounds], note: Note | None = None) -> Rounds:
     """Run all rounds of a configuration, without evaluation."""
-    if note is not None and config["replica"] == "personal":
-        keys.refuse(config, "replica", "broadcast or stale: downlinks to all are noted")
-    if note is not None and config["bandwidth"] is not None:
-        keys.refuse(config, "bandwidth", "None: downlinks of one rate are noted")
-    train_data, _, _ = prepare_data(config)
     methods = config.make_methods()
     if note is not None:
+        _require_one_downlink(config)
         observed = cast(Compressor, Observed(methods.downlink, note))
         methods = replace(methods, downlink=observed)
+    train_data, _, _ = prepare_data(config)
     simulation = make_simulation(config, train_data, kind, methods)
-    with torch.no_grad():
-        for _ in range(config["epochs"]):
-            simulation.run_round()
+    for _ in range(config.run_settings().rounds):
+        simulation.run_round()
     return simulation
+
+
+def _require_one_downlink(config: Config) -> None:
+    federation = config.federation()
+    if federation.replica == "personal":
+        refuse(config, "replica", "broadcast or stale: downlinks to all are noted")
+    if len(federation.compression_rates) > 1:
+        refuse(config, "bandwidth", "None: downlinks of one rate are noted")
 
 
 def _outcome(

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from math import inf, nan
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from tabulate import tabulate
+from matplotlib.figure import Figure
 
-from recbole_fedras.config import Config
-from recbole_fedras.experiments.exhibits import Entry, Exhibit
-from recbole_fedras.experiments.figures import (
-    Curve,
-    draw_bytes,
-    draw_curves,
-    draw_metrics,
-    draw_settings,
-)
-from recbole_fedras.experiments.sweep import Keys, Outcome, file_of, run_cells
+from recbole_fedras.experiments import figures
+from recbole_fedras.experiments.entries import Entry
+from recbole_fedras.experiments.exhibits import Exhibit
+from recbole_fedras.experiments.identity import Keys, Outcome
+from recbole_fedras.experiments.panels import save
+from recbole_fedras.experiments.provenance import note_of_other_code, other_code
+from recbole_fedras.experiments.sweep import Sweep
+from recbole_fedras.experiments.tables import Table
+
+Row = dict[str, Any]
 
 
 def reproduce(
     exhibit: Exhibit,
     seeds: Sequence[int],
     local: Keys,
-    n_jobs: int,
-    output: str | Path,
+    sweep: Sweep,
     dry_run: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Run an exhibit and write it as Markdown, CSV and LaTeX; draw a figure.
 
     The learning rate of a method, with a model on a dataset, is the one of the grid
@@ -45,11 +43,9 @@ def reproduce(
     seeds : sequence of int
     local : dict
         Keys of this machine, as ``data_path``.
-    n_jobs : int
-        Runs at a time; -1 for one per core.
-    output : str or Path
-        Folder for ``cells/``, which all exhibits share, and ``{exhibit}.md``, ``.csv``
-        and ``.tex``; of a figure ``.png`` and ``.svg`` too.
+    sweep : Sweep
+        Whose folder is for the exhibit's runs, ``table.md``, ``.csv`` and ``.tex``; of
+        a figure ``figure.png`` too.
     dry_run : bool
         Only say how many runs there are and how many of them are finished.
 
@@ -58,64 +54,101 @@ def reproduce(
     list of dict
         A row for each entry and metric; empty for a dry run.
     """
-    folder = Path(output)
-    n_jobs = exhibit.jobs or n_jobs
-    measure = exhibit.measure
-    tuned = {
-        entry.tuned: entry
-        for entry in exhibit.entries
-        if "learning_rate" not in entry.keys and len(entry.learning_rates) > 1
-    }
-    grid = [
-        entry.tuning | local | {"learning_rate": rate, "seed": seeds[0]}
-        for entry in tuned.values()
-        for rate in entry.learning_rates
-    ]
-    for cell in [*grid, *(entry.keys | local for entry in exhibit.entries)]:
-        Config(config_dict=cell)
-    store = folder / "cells"
-    chosen = {
-        entry.tuned: entry.keys.get("learning_rate", entry.learning_rates[0])
-        for entry in exhibit.entries
-    }
-
-    def cells() -> list[Keys]:
-        return [
-            entry.keys | local | {"learning_rate": chosen[entry.tuned], "seed": seed}
-            for entry in exhibit.entries
-            for seed in seeds
-        ]
-
+    plan = _Plan(exhibit, seeds, local)
+    found = [sweep.find(cell, exhibit.measure) for cell in [*plan.grid, *plan.cells()]]
     if dry_run:
-        due = grid or cells()
-        done = sum(file_of(cell, store, measure).is_file() for cell in due)
-        said = [f"{len(due)} runs{' for learning rates' * bool(grid)}"]
-        said += [f"{done} of them finished"]
-        if grid:
-            shared = sum(entry.keys == entry.tuning for entry in exhibit.entries)
-            said += [f"then {len(cells()) - shared} with those chosen"]
-        print(f"{exhibit.title}: {', '.join(said)}")
+        print(f"{exhibit.title}: {plan.counts(found)}")
         return []
-    if grid:
+    if plan.grid:
         title = f"{exhibit.name}: learning rates"
-        tried = iter(run_cells(grid, store, n_jobs, title, measure))
-        for key, entry in tuned.items():
-            rates = entry.learning_rates
-            chosen[key] = _best_rate(rates, list(islice(tried, len(rates))))
-    outcomes = run_cells(cells(), store, n_jobs, exhibit.name, measure)
-    rows = []
-    curves: list[Curve] = []
-    for index, entry in enumerate(exhibit.entries):
-        own = outcomes[index * len(seeds) : (index + 1) * len(seeds)]
-        rows += list(_rows(exhibit, entry, own, chosen[entry.tuned]))
-        curves += [
-            Curve(entry.dataset, entry.method, outcome.get("curve", []))
-            for outcome in own
-        ]
-    _write(folder, exhibit, rows, seeds)
+        plan.choose(sweep.run(plan.grid, title, exhibit.measure))
+    outcomes = sweep.run(plan.cells(), exhibit.name, exhibit.measure)
+    by_entry = list(plan.by_entry(outcomes))
+    rows = [
+        row
+        for entry, runs in by_entry
+        for row in _rows(exhibit, entry, runs, plan.rates[entry.tuned])
+    ]
+    title = f"{exhibit.title}. Seeds {', '.join(map(str, seeds))}."
+    note = note_of_other_code(outcomes, exhibit.measure)
+    Table(title, rows, note).write(sweep.folder)
     if exhibit.figure is not None:
-        _draw(folder, exhibit, rows, curves)
+        save(_drawn(exhibit, rows, by_entry), sweep.folder / "figure.png")
+    print(f"Tables{' and figure.png' * bool(exhibit.figure)} are in {sweep.folder}")
     return rows
+
+
+@dataclass
+class _Plan:
+    """Which runs an exhibit takes: of a grid of learning rates, then of those chosen.
+
+    Attributes
+    ----------
+    grid : list of dict
+        Configurations that learning rates are chosen from.
+    rates : dict
+        The learning rate of all entries that share one; the grid's first before it is
+        chosen.
+    """
+
+    exhibit: Exhibit
+    seeds: Sequence[int]
+    local: Keys
+
+    def __post_init__(self) -> None:
+        entries = self.exhibit.entries
+        self._tuned = {
+            entry.tuned: entry
+            for entry in entries
+            if "learning_rate" not in entry.keys and len(entry.learning_rates) > 1
+        }
+        self.rates = {
+            entry.tuned: entry.keys.get("learning_rate", entry.learning_rates[0])
+            for entry in entries
+        }
+        self.grid = [
+            entry.tuning | self.local | {"learning_rate": rate, "seed": self.seeds[0]}
+            for entry in self._tuned.values()
+            for rate in entry.learning_rates
+        ]
+
+    def cells(self) -> list[Keys]:
+        """Return the configurations of all entries, with every seed."""
+        return [
+            entry.keys
+            | self.local
+            | {"learning_rate": self.rates[entry.tuned], "seed": seed}
+            for entry in self.exhibit.entries
+            for seed in self.seeds
+        ]
+
+    def choose(self, tried: list[Outcome]) -> None:
+        """Take the best learning rates, by the outcomes of the grid."""
+        outcomes = iter(tried)
+        for key, entry in self._tuned.items():
+            rates = entry.learning_rates
+            self.rates[key] = _best_rate(rates, list(islice(outcomes, len(rates))))
+
+    def by_entry(
+        self, outcomes: Sequence[Outcome]
+    ) -> Iterator[tuple[Entry, list[Outcome]]]:
+        """Give each entry the outcomes of its seeds."""
+        runs = iter(outcomes)
+        for entry in self.exhibit.entries:
+            yield entry, list(islice(runs, len(self.seeds)))
+
+    def counts(self, found: list[Outcome | None]) -> str:
+        """Say how many runs there are, of the grid first if there is one."""
+        due = found[: len(self.grid)] or found
+        done = sum(run is not None for run in due)
+        parts = [f"{len(due)} runs{' for learning rates' * bool(self.grid)}"]
+        parts += [f"{done} of them finished"]
+        if self.grid:
+            entries = self.exhibit.entries
+            shared = sum(entry.keys == entry.tuning for entry in entries)
+            n_cells = len(entries) * len(self.seeds)
+            parts += [f"then {n_cells - shared} with those chosen"]
+        return ", ".join(parts)
 
 
 def _best_rate(rates: list[float], tried: list[Outcome]) -> float:
@@ -128,87 +161,60 @@ def _best_rate(rates: list[float], tried: list[Outcome]) -> float:
 
 
 def _rows(
-    exhibit: Exhibit, entry: Entry, outcomes: list[Outcome], learning_rate: float
-) -> Iterator[dict[str, Any]]:
-    results = [outcome["result"] for outcome in outcomes if outcome["result"]]
-    cost = [result["communication"] for result in results]
-
-    def megabytes(key: str) -> float:
-        return float(mean([run[key] for run in cost] or [nan])) / 1e6
-
+    exhibit: Exhibit, entry: Entry, runs: list[Outcome], learning_rate: float
+) -> Iterator[Row]:
+    """Yield a row for each metric of an entry."""
+    results = [run["result"] for run in runs if run["result"]]
+    labels = {
+        key: getattr(entry, key) for key in ("dataset", "model", "method", "setting")
+    }
+    rest = _cost([result["communication"] for result in results]) | {
+        "learning rate": learning_rate,
+        "diverged": len(runs) - len(results),
+        "other code": other_code(runs, exhibit.measure),
+    }
     for index, metric in enumerate(exhibit.metrics):
         values = [result["test_result"][metric] for result in results]
-        ours = mean(values or [nan])
         paper = None if entry.paper is None else entry.paper[index]
-        yield {
-            "dataset": entry.dataset,
-            "model": entry.model,
-            "method": entry.method,
-            "setting": entry.setting,
-            "metric": metric,
-            "ours": ours,
-            "sd": stdev(values) if len(values) > 1 else None,
-            "paper": paper,
-            "difference": None if paper is None else ours - paper,
-            "CR wire": mean([run["wire_compression_rate"] for run in cost] or [nan]),
-            "uplink MB": megabytes("uplink_bytes"),
-            "downlink MB": megabytes("downlink_bytes"),
-            "catch-up MB": megabytes("catch_up_bytes"),
-            "learning rate": learning_rate,
-            "diverged": len(outcomes) - len(results),
-        }
+        yield labels | {"metric": metric} | _quality(values, paper) | rest
 
 
-def _draw(
-    folder: Path, exhibit: Exhibit, rows: list[dict[str, Any]], curves: list[Curve]
-) -> None:
+def _quality(values: list[float], paper: float | None) -> Row:
+    ours = mean(values or [nan])
+    return {
+        "ours": ours,
+        "sd": stdev(values) if len(values) > 1 else None,
+        "paper": None if paper is None else float(paper),
+        "difference": None if paper is None else ours - paper,
+    }
+
+
+def _cost(runs: list[dict[str, Any]]) -> Row:
+    """Return means over runs; NaN if all diverged."""
+    sizes = {
+        f"{direction.replace('_', '-')} MB": float(
+            mean([run[f"{direction}_bytes"] for run in runs] or [nan])
+        )
+        / 1e6
+        for direction in ("uplink", "downlink", "catch_up")
+    }
+    rate = mean([run["wire_compression_rate"] for run in runs] or [nan])
+    return {"CR wire": rate} | sizes
+
+
+def _drawn(
+    exhibit: Exhibit, rows: list[Row], by_entry: list[tuple[Entry, list[Outcome]]]
+) -> Figure:
     if exhibit.drawn == "rounds":
-        figure = draw_curves(curves, exhibit.metrics, exhibit.figure)
-    elif exhibit.drawn == "bytes":
-        figure = draw_bytes(rows, exhibit.figure)
-    elif exhibit.drawn == "metrics":
-        figure = draw_metrics(rows, exhibit.figure)
-    else:
-        figure = draw_settings(rows, exhibit.figure)
-    for suffix in ("png", "svg"):
-        figure.savefig(folder / f"{exhibit.name}.{suffix}")
-    print(f"{exhibit.name}.png and .svg are in {folder}")
-
-
-_FORMATS = {
-    "ours": ".4f", "sd": ".4f", "paper": ".4f", "difference": ".4f",
-    "CR wire": ".2%", "uplink MB": ",.1f", "downlink MB": ",.1f",
-    "catch-up MB": ",.1f", "learning rate": "g",
-}  # fmt: skip
-
-
-def _shown(key: str, value: Any) -> str:
-    style = _FORMATS.get(key, "")
-    if style == ".4f" and 0 < abs(value) < 1e-3:
-        style = ".2e"
-    return format(value, f"+{style}" if key == "difference" else style)
-
-
-def _write(
-    folder: Path, exhibit: Exhibit, rows: list[dict[str, Any]], seeds: Sequence[int]
-) -> None:
-    with (folder / f"{exhibit.name}.csv").open(
-        "w", newline="", encoding="utf-8"
-    ) as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    shown = [
-        {key: "" if value is None else _shown(key, value) for key, value in row.items()}
-        for row in rows
-    ]
-    markdown, latex = (
-        tabulate(shown, headers="keys", tablefmt=style, disable_numparse=True)
-        for style in ("github", "latex_booktabs")
-    )
-    title = f"{exhibit.title}. Seeds {', '.join(map(str, seeds))}."
-    (folder / f"{exhibit.name}.md").write_text(f"{title}\n\n{markdown}\n", "utf-8")
-    (folder / f"{exhibit.name}.tex").write_text(f"% {title}\n{latex}\n", "utf-8")
-    print(title)
-    print(markdown)
-    print(f"{exhibit.name}.md, .csv and .tex are in {folder}")
+        curves = [
+            figures.Curve(entry.dataset, entry.method, run.get("curve", []))
+            for entry, runs in by_entry
+            for run in runs
+        ]
+        return figures.draw_curves(curves, exhibit.metrics, exhibit.figure)
+    draw = {
+        "bytes": figures.draw_bytes,
+        "metrics": figures.draw_metrics,
+        "settings": figures.draw_settings,
+    }
+    return draw[exhibit.drawn](rows, exhibit.figure)

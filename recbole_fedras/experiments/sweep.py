@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import hashlib
 import io
-import json
 import logging
 import multiprocessing
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from joblib import cpu_count
 from tqdm import tqdm
 
-from recbole_fedras.config.checkpoint import plain
-from recbole_fedras.errors import ConfigError, NonFiniteError
-from recbole_fedras.quick_start import run_recbole_fedras
-from recbole_fedras.version import __version__
+from recbole_fedras.errors import (
+    ConfigError,
+    FederationError,
+    KilledError,
+    NonFiniteError,
+)
+from recbole_fedras.experiments.identity import (
+    Identity,
+    Keys,
+    Measure,
+    Outcome,
+    Resolver,
+)
+from recbole_fedras.experiments.outcome import train_and_test
+from recbole_fedras.experiments.provenance import is_other_code, made_by
+from recbole_fedras.experiments.runs import Runs
 
-Keys = dict[str, Any]
-Outcome = dict[str, Any]
-Measure = Callable[[Keys], Outcome]
-
-#: Keys that say where a run finds what it needs, not what it does.
-LOCAL = {"data_path", "gpu_id", "use_gpu"}
+Name = TypeVar("Name")
 
 #: Keys of each run's own process, which a sweep sets.
 QUIET = {"show_progress": False, "n_jobs": 1, "checkpoint_dir": "saved"}
@@ -42,120 +46,164 @@ RELABELLING = {
     "uplink_compressor", "uplink_compressor_class",
 }  # fmt: skip
 
-#: What is kept of an evaluated round, besides its metrics.
-_CURVE = ("uplink_bytes", "downlink_bytes", "catch_up_bytes")
 
+class Sweep:
+    """Runs configurations that a folder does not hold yet.
 
-def run_cells(
-    cells: Sequence[Keys],
-    folder: Path,
-    n_jobs: int,
-    title: str = "Runs",
-    measure: Measure | None = None,
-) -> list[Outcome]:
-    """Run every configuration that ``folder`` does not hold yet; return all outcomes.
-
-    A cell is finished when its file is there, named by a digest of its keys and our
-    version: a sweep that was killed goes on where it was, also on another machine that
-    is given the folder, and sweeps share what they have in common. Neither a dataset's
-    content nor code of one's own is part of the name: where these changed, take another
-    folder.
+    A run is finished when the folder holds it, by what it computed: every key
+    resolved, our defaults included, the measure, the dataset's files and those of
+    classes of one's own (not what these import). A sweep that was killed goes on where
+    it was, also on another machine that is given the folder. What other code of ours
+    has made is taken, and says so.
 
     Parameters
     ----------
-    cells : sequence of dict
-        Keys of a run, as for :func:`run_recbole_fedras`.
     folder : Path
     n_jobs : int
         Processes, of one thread each; -1 for one per core.
-    title : str
-        Of the progress bar.
-    measure : callable, optional
-        What to do with the keys of a cell, instead of :func:`train_and_test`; part of
-        the cell's name. A function of a module, as it is called in another process.
-
-    Returns
-    -------
-    list of dict
-        For each cell ``keys``; ``result``, what ``result.json`` holds; ``curve``, a
-        list of evaluated rounds with metrics and bytes so far; and ``ranks``, that of
-        every user's held-out item in the test, 0 if it is not among the first, empty
-        where no metric counts hits. Of a run that diverged, ``result`` is None and
-        ``error`` says when.
+    redo : bool
+        Whether to run again what other code has made.
+    beside : Path, optional
+        A folder of folders of runs, which are taken too.
 
     Raises
     ------
     ConfigError
-        If ``n_jobs`` is neither; before any run.
-    Exception
-        The first that a run raised, when those under way have ended.
+        If ``n_jobs`` is neither.
     """
-    if n_jobs < 1 and n_jobs != -1:
-        raise ConfigError(f"n_jobs={n_jobs} must be -1 or at least 1")
-    folder.mkdir(parents=True, exist_ok=True)
-    measure = measure or train_and_test
-    paths = [file_of(cell, folder, measure) for cell in cells]
-    due = dict(zip(paths, cells, strict=True))
-    missing = {path: cell for path, cell in due.items() if not path.is_file()}
-    with tqdm(
-        total=len(due), initial=len(due) - len(missing), desc=title, unit="run"
-    ) as bar:
-        for path, outcome in _outcomes(measure, missing, n_jobs):
-            _write(path, outcome)
-            bar.update()
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
+    def __init__(
+        self,
+        folder: Path,
+        n_jobs: int = -1,
+        redo: bool = False,
+        beside: Path | None = None,
+    ) -> None:
+        if n_jobs < 1 and n_jobs != -1:
+            raise ConfigError(f"n_jobs={n_jobs} must be -1 or at least 1")
+        self.folder = folder
+        self._n_jobs = n_jobs
+        self._redo = redo
+        self._resolver = Resolver()
+        self._runs = Runs(folder, beside)
 
-def file_of(cell: Keys, folder: Path, measure: Measure) -> Path:
-    """Name a configuration's outcome by what it says, in whatever order."""
-    named = [__version__, _identity(cell)]
-    if measure is not train_and_test:
-        named.append(measure.__name__)
-    text = json.dumps(named, sort_keys=True)
-    return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
+    def find(self, cell: Keys, measure: Measure = train_and_test) -> Outcome | None:
+        """Return a configuration's finished run, if there is one.
 
+        Raises
+        ------
+        ConfigError
+            If it is no configuration.
+        """
+        return self._find(self._resolver.identity(cell, measure), measure)
 
-def _identity(cell: Keys) -> Keys:
-    elsewhere = LOCAL | QUIET.keys()
-    return {key: plain(value) for key, value in cell.items() if key not in elsewhere}
+    def run(
+        self,
+        cells: Sequence[Keys],
+        title: str = "Runs",
+        measure: Measure = train_and_test,
+    ) -> list[Outcome]:
+        """Run every configuration that is not finished; return all outcomes.
+
+        Parameters
+        ----------
+        cells : sequence of dict
+            Keys of a run, as for :func:`run_recbole_fedras`.
+        title : str
+            Of the progress bar.
+        measure : callable, optional
+            What to do with the keys of a cell. A function of a module, as it is called
+            in another process.
+
+        Returns
+        -------
+        list of dict
+            For each cell what it is (:class:`Identity`); ``made``, by what; ``result``,
+            what ``result.json`` holds; ``curve``, a list of evaluated rounds with
+            metrics and bytes so far; and ``ranks``, that of every user's held-out item
+            in the test, 0 if it is not among the first, empty where no metric counts
+            hits. Of a run that diverged, ``result`` is None and ``error`` says when.
+
+        Raises
+        ------
+        ConfigError
+            For what is no configuration; before any run.
+        KilledError
+            If the process of a run was killed.
+        Exception
+            The first that a run raised, when those under way have ended.
+        """
+        named = {}
+        for cell in cells:
+            identity = self._resolver.identity(cell, measure)
+            named[identity.name] = (identity, cell)
+        found = {
+            name: self._find(identity, measure) for name, (identity, _) in named.items()
+        }
+        missing = {name: named[name][1] for name, run in found.items() if run is None}
+        done = len(named) - len(missing)
+        with tqdm(total=len(named), initial=done, desc=title, unit="run") as bar:
+            for name, outcome in _outcomes(measure, missing, self._n_jobs):
+                found[name] = self._keep(named[name][0], outcome, measure)
+                bar.update()
+        outcomes = {name: run for name, run in found.items() if run is not None}
+        self._runs.keep(outcomes.values())
+        return [outcomes[self._resolver.identity(cell, measure).name] for cell in cells]
+
+    def _find(self, identity: Identity, measure: Measure) -> Outcome | None:
+        found = self._runs.find(identity)
+        if found is not None and self._redo and is_other_code(found, measure):
+            return None
+        return found
+
+    def _keep(self, identity: Identity, outcome: Outcome, measure: Measure) -> Outcome:
+        run = identity._asdict() | {"made": made_by(measure)} | outcome
+        self._runs.add(identity, run)
+        return run
 
 
 def _outcomes(
-    measure: Measure, missing: dict[Path, Keys], n_jobs: int
-) -> Iterator[tuple[Path, Outcome]]:
+    measure: Measure, missing: dict[Name, Keys], n_jobs: int
+) -> Iterator[tuple[Name, Outcome]]:
     """Yield outcomes as runs end; after an error start no more, and raise it last."""
     if not missing:
         return
     workers = min(cpu_count() if n_jobs == -1 else n_jobs, len(missing))
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, _end_with_sweep) as pool:
-        running: dict[Future[Outcome], Path] = {
-            pool.submit(_run_cell, measure, cell): path
-            for path, cell in missing.items()
+        running = {
+            pool.submit(_run_cell, measure, cell): name
+            for name, cell in missing.items()
         }
-        failed: Exception | None = None
         try:
-            while running:
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    path = running.pop(future)
-                    if future.cancelled():
-                        continue
-                    try:
-                        outcome = future.result()
-                    except BrokenProcessPool as error:
-                        raise ChildProcessError(
-                            "the process of a run was killed, maybe for want of "
-                            "memory: try fewer --jobs"
-                        ) from error
-                    except Exception as error:  # let those under way end, and keep them
-                        failed = failed or error
-                        pool.shutdown(wait=False, cancel_futures=True)
-                    else:
-                        yield path, outcome
+            yield from _as_they_end(pool, running)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _as_they_end(
+    pool: ProcessPoolExecutor, running: dict[Future[Outcome], Name]
+) -> Iterator[tuple[Name, Outcome]]:
+    failed: Exception | None = None
+    while running:
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            name = running.pop(future)
+            if future.cancelled():
+                continue
+            try:
+                outcome = future.result()
+            except BrokenProcessPool as error:
+                raise KilledError(
+                    "the process of a run was killed, maybe for want of memory: try "
+                    "fewer --jobs"
+                ) from error
+            except Exception as error:  # let those under way end, and keep them
+                failed = failed or error
+                pool.shutdown(wait=False, cancel_futures=True)
+            else:
+                yield name, outcome
     if failed is not None:
         raise failed
 
@@ -181,46 +229,9 @@ def _run_cell(measure: Measure, cell: Keys) -> Outcome:
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 outcome = measure(cell | keys | QUIET)
-        except NonFiniteError as error:
+        except (NonFiniteError, FederationError) as error:
             outcome = {"result": None, "error": str(error)}
         finally:
             os.chdir(before)
             logging.disable(logging.NOTSET)
-    return {"keys": _identity(cell)} | outcome
-
-
-def train_and_test(keys: Keys) -> Outcome:
-    """Run once, and keep what is small: ``result``, ``curve`` and ``ranks``."""
-    result = run_recbole_fedras(config_dict=keys)
-    run = Path(result.pop("run_folder"))
-    curve = list(_curve(run / "rounds.csv"))
-    return {"result": result, "curve": curve, "ranks": _ranks(run / "ranks.csv")}
-
-
-def _curve(path: Path) -> Iterator[dict[str, float]]:
-    sums = dict.fromkeys(_CURVE, 0.0)
-    with path.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            for key in _CURVE:
-                sums[key] += float(row[key])
-            metrics = {
-                key: float(value)
-                for key, value in row.items()
-                if key.startswith("valid_") and value
-            }
-            if metrics:
-                yield {"round": int(row["round"]), **sums, **metrics}
-
-
-def _ranks(path: Path) -> list[int]:
-    if not path.is_file():  # no metric counts hits
-        return []
-    with path.open(encoding="utf-8") as file:
-        return [int(row["rank"]) for row in csv.DictReader(file)]
-
-
-def _write(path: Path, outcome: Outcome) -> None:
-    """Write to a temporary file, then replace: what is there is whole."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(outcome), encoding="utf-8")
-    os.replace(temporary, path)
+    return outcome

@@ -7,6 +7,7 @@ import pytest
 
 from recbole_fedras.experiments import figures
 from recbole_fedras.experiments.exhibits import read_exhibit
+from recbole_fedras.experiments.panels import save, style_of, svg
 
 
 def row(dataset, method, metric, ours, setting="a", sd=0.1, paper=None):
@@ -67,11 +68,19 @@ def test_quality_is_drawn_against_bytes():
             ("b", "1/4", np.nan, np.nan),
         )
     ]  # fmt: skip
-    (panel,) = figures.draw_bytes(rows, "megabytes").axes
+    figure = figures.draw_bytes(rows, "megabytes")
+    (panel,) = figure.axes
     best = panel.lines[-1]
     assert list(best.get_xdata()) == [3.0, 5.0]  # b is beaten
     assert list(best.get_ydata()) == [0.5, 0.6]
-    assert [text.get_text() for text in panel.texts] == ["1/8", "1/4", "1/8"]
+    assert not panel.texts  # which would be printed over one another
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["a", "b", "1/8", "1/4", "none better for less"]
+    points = [line for line in panel.lines if line.get_marker() not in ("None", "_")]
+    colours = [line.get_color() for line in points]
+    assert colours[0] == colours[1] != colours[2]
+    assert points[0].get_marker() == points[2].get_marker() != points[1].get_marker()
 
 
 def test_metrics_without_a_number_of_the_paper_are_drawn_as_bars():
@@ -89,3 +98,39 @@ def test_curves_are_means_over_seeds():
     ]
     (panel,) = figures.draw_curves(curves, ["hit@10"], "round").axes
     assert panel.get_lines()[0].get_xydata().tolist() == [[9, 0.5]]
+
+
+def test_curves_are_drawn_against_what_was_sent():
+    rounds = [
+        {
+            "round": at,
+            "uplink_bytes": 1e6 * at,
+            "downlink_bytes": 3e6,
+            "valid_hit@10": 1,
+        }
+        for at in (1, 2)
+    ]
+    curves = [figures.Curve("x", "A", rounds)]
+    (panel,) = figures.draw_curves(curves, ["hit@10"], "MB", "megabytes").axes
+    assert panel.get_lines()[0].get_xdata().tolist() == [4, 5]
+
+
+def test_fifteen_methods_are_told_apart_and_the_legend_hides_nothing():
+    styles = [style_of(index) for index in range(15)]
+    assert len({style["marker"] for style in styles}) == 15
+    assert len({(style["color"], style["ls"]) for style in styles}) == 15
+    rows = [row("x", f"method {i}", "hit@10", 0.1 * i, "a") for i in range(15)]
+    figure = figures.draw_settings(rows, "rate")
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert not any(legend.overlaps(panel.get_window_extent()) for panel in figure.axes)
+    assert legend.y0 >= 0
+
+
+def test_figures_are_pictures_and_parts_of_a_page(tmp_path):
+    figure = figures.draw_settings([row("x", "A & B", "hit@10", 0.5)], "rate")
+    save(figure, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    page = svg(figure)
+    assert page.startswith("<svg")
+    assert "A &amp; B" in page

@@ -9,20 +9,18 @@ import pytest
 import torch
 from conftest import COMMON, CTX, budget, make_update
 
-from recbole_fedras.compressor import RoundContext
 from recbole_fedras.compressor.svd import SVD
 from recbole_fedras.config import Config
-from recbole_fedras.data.dataset import client_data
+from recbole_fedras.experiments.loss_meter import LossMeter
 from recbole_fedras.experiments.measures import (
     GROUP_SIZES,
     FullSVD,
-    LossMeter,
     group_sizes,
     information_loss,
     transfer_time,
 )
 from recbole_fedras.federation.simulation import Simulation
-from recbole_fedras.quick_start import prepare_data
+from recbole_fedras.quick_start import make_simulation, prepare_data
 
 
 def losses(**keys):
@@ -52,18 +50,13 @@ def test_the_loss_meter_changes_no_training(workspace):
         tables = []
         for kind in (Simulation, LossMeter):
             train, _, _ = prepare_data(config)
-            model = config.make_model(train._dataset)
-            simulation = kind(
-                model, client_data(train._dataset), *config.make_compressors(),
-                config.federation(), config.local_training(),
-            )  # fmt: skip
-            with torch.no_grad():
-                for _ in range(3):
-                    before = simulation.server.item_table.clone()
-                    simulation.run_round()
-            tables.append(simulation.server.item_table)
+            simulation = make_simulation(config, train, kind)
+            for _ in range(3):
+                before = simulation.server.parameters.item_table.clone()
+                simulation.run_round()
+            tables.append(simulation.server.parameters.item_table)
         assert torch.equal(*tables)
-        lacking = tables[1] - simulation.replicas.tables[0]
+        lacking = tables[1] - simulation.shard.replicas.tables[0]
         assert simulation.losses[-1]["server"] == pytest.approx(
             float(lacking.square().sum()), rel=1e-4
         )
@@ -79,18 +72,14 @@ def downlinks(**keys):
     """Yield each round's aggregate, and what clients receive of it."""
     config = Config(config_dict=whole(**keys))
     train, _, _ = prepare_data(config)
-    uplink, downlink = config.make_compressors()
-    simulation = Simulation(
-        config.make_model(train._dataset), client_data(train._dataset),
-        uplink, downlink, config.federation(), config.local_training(),
-    )  # fmt: skip
+    simulation = make_simulation(config, train, Simulation)
+    server = simulation.server
     for _ in range(4):
-        before = simulation.server.item_table.clone()
-        with torch.no_grad():
-            simulation.run_round()
-        change = simulation.server.item_table - before
-        payload = simulation.replicas.messages[0].payload
-        received = downlink.decode(payload, RoundContext(0, 0, 60, 8))
+        before = server.parameters.item_table.clone()
+        simulation.run_round()
+        change = server.parameters.item_table - before
+        payload = server.policy.messages[0].payload
+        received = config.make_compressors()[1].decode(payload, CTX)
         yield change[received.ids], received.rows, payload
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import COMMON
+from conftest import COMMON, ROOT
+from sweeps import runs_in
 
 from recbole_fedras.config import Config
-from recbole_fedras.experiments.exhibits import Entry, Exhibit
+from recbole_fedras.experiments.entries import Entry
+from recbole_fedras.experiments.exhibits import Exhibit
+from recbole_fedras.experiments.identity import identity_of
 from recbole_fedras.experiments.reproduce import reproduce
-from recbole_fedras.experiments.sweep import run_cells
+from recbole_fedras.experiments.runs import Runs
+from recbole_fedras.experiments.sweep import Sweep
 
 
 def test_an_exhibit_is_tuned_on_validation_and_stands_beside_the_paper(
@@ -40,15 +43,15 @@ def test_an_exhibit_is_tuned_on_validation_and_stands_beside_the_paper(
         )
     ]
     exhibit = Exhibit("mine", "Mine", ["hit@10"], entries, figure="settings")
-    reproduce(exhibit, [1, 2], {}, 1, "out", dry_run=True)
+    reproduce(exhibit, [1, 2], {}, Sweep(Path("out/mine"), 1), dry_run=True)
     assert "6 runs for learning rates, 0 of them finished" in capsys.readouterr().out
     assert not in_process
-    rows = reproduce(exhibit, [1, 2], {}, 1, "out")
+    rows = reproduce(exhibit, [1, 2], {}, Sweep(Path("out/mine"), 1))
     assert len(in_process) == 6 + (3 * 2 - 2)  # those of the grid are not run again
     tried = {
-        (own["compressor"], own["learning_rate"]): run_cells(
-            [own], Path("out/cells"), 1
-        )[0]["result"]
+        (own["compressor"], own["learning_rate"]): Sweep(Path("out/mine")).find(own)[
+            "result"
+        ]
         for own in in_process[:6]
     }
     assert tried["none", 1e9] is None  # it diverged, and is no candidate
@@ -57,9 +60,7 @@ def test_an_exhibit_is_tuned_on_validation_and_stands_beside_the_paper(
             rate: tried[row["method"], rate]["best_valid_score"] for rate in (0.01, 0.2)
         }
         assert row["learning rate"] == max(scores, key=scores.get)
-    outcomes = [
-        json.loads(path.read_text()) for path in Path("out/cells").glob("*.json")
-    ]
+    outcomes = runs_in("out/mine")
     values = [
         outcome["result"]["test_result"]["hit@10"]
         for outcome in outcomes
@@ -74,9 +75,24 @@ def test_an_exhibit_is_tuned_on_validation_and_stands_beside_the_paper(
     assert rows[1]["difference"] == pytest.approx(np.mean(values) - 0.25)
     assert rows[2]["paper"] is None
     printed = capsys.readouterr().out
-    assert Path("out/mine.md").read_text().split("\n")[2] in printed
-    assert Path("out/mine.png").read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in Path("out/mine.svg").read_text()
-    assert "toprule" in Path("out/mine.tex").read_text()
-    with Path("out/mine.csv").open() as file:
+    assert Path("out/mine/table.md").read_text() in printed
+    assert Path("out/mine/figure.png").read_bytes().startswith(b"\x89PNG")
+    assert "toprule" in Path("out/mine/table.tex").read_text()
+    with Path("out/mine/table.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 3
+    shown = sorted(path.name for path in Path("out/mine").iterdir() if path.is_file())
+    assert shown == [
+        "figure.png", "runs.jsonl.xz", "table.csv", "table.md", "table.tex"
+    ]  # fmt: skip
+
+
+def test_runs_that_we_publish_are_found():
+    """Each is complete: what it computed, what made it, and what came of it."""
+    folders = [path.parent for path in (ROOT / "results").glob("*/runs.jsonl.xz")]
+    assert len(folders) > 40
+    for folder in folders:
+        runs = Runs(folder)
+        for run in runs_in(str(folder)):
+            assert run["made"].keys() & {"added", "commit"}
+            assert runs.find(identity_of(run)) == run
+            assert run["result"] is None or run["result"]["test_result"]

@@ -1,0 +1,158 @@
+"""What a run is: by this, finished runs are found again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from recbole_fedras.config import Config
+from recbole_fedras.config.checkpoint import plain
+
+Keys = dict[str, Any]
+Outcome = dict[str, Any]
+Measure = Callable[[Keys], Outcome]
+
+#: Keys that say where a run finds what it needs, not what it does.
+LOCAL = {"data_path", "gpu_id", "use_gpu"}
+
+#: Keys that say how a run is carried out and shown, and change no result.
+SHOWN = {
+    "checkpoint_dir", "checkpoint_step", "log_wandb", "n_jobs", "show_progress",
+    "state", "wandb_project",
+}  # fmt: skip
+
+#: Keys on whose value no other key's default depends.
+_FREE = {"seed", "learning_rate"}
+
+#: Keys that every run has, and most runs differ in.
+_OLDEST = ("dataset", "model", "compressor", "learning_rate", "seed")
+
+#: Folder of our own source files.
+PACKAGE = Path(__file__).parents[1]
+
+
+class Identity(NamedTuple):
+    """What a run computes.
+
+    Attributes
+    ----------
+    keys : dict
+        As given, but for those of this machine.
+    config : dict
+        Every key and its value, likewise.
+    measure : str
+        What is done with them.
+    sources : dict of str to str
+        Digests of the files of one's own classes, by the key that names one.
+    data : str or None
+        Digest of the dataset's files; None where they are not.
+    """
+
+    keys: Keys
+    config: Keys
+    measure: str
+    sources: dict[str, str]
+    data: str | None
+
+    @property
+    def name(self) -> str:
+        """Digest of all but ``keys``: what they leave out is in ``config``."""
+        return _digest_of(self._asdict() | {"keys": None})
+
+    @property
+    def kin(self) -> str:
+        """Digest of some of it: what does not share this cannot be the same."""
+        return _digest_of([self.measure, *(self.config.get(key) for key in _OLDEST)])
+
+    def agrees(self, other: Identity) -> bool:
+        """Whether nothing that both know differs, and nobody gave what one knows.
+
+        Only one of them knows a key that came, or went, between the two; or the data.
+        """
+        both = self.config.keys() & other.config.keys()
+        return (
+            self.measure == other.measure
+            and self.sources == other.sources
+            and (None in (self.data, other.data) or self.data == other.data)
+            and all(self.config[key] == other.config[key] for key in both)
+            and (self.keys | other.keys).keys() <= both
+        )
+
+
+def identity_of(outcome: Outcome) -> Identity:
+    """Return the identity that a finished run was kept with."""
+    return Identity(*(outcome[field] for field in Identity._fields))
+
+
+class Resolver:
+    """Finds the identities of many configurations.
+
+    What is read once is kept: how the defaults resolve, but for seeds and learning
+    rates; digests of files. So make a new one for each sweep.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, Identity] = {}
+        self._data: dict[tuple[str, str], str | None] = {}
+
+    def identity(self, cell: Keys, measure: Measure) -> Identity:
+        """Resolve a configuration.
+
+        Raises
+        ------
+        ConfigError
+            If it is not one.
+        """
+        given = {
+            key: plain(value) for key, value in cell.items() if key not in LOCAL | SHOWN
+        }
+        free = {key: value for key, value in given.items() if key in _FREE}
+        fixed = {key: plain(value) for key, value in cell.items() if key not in _FREE}
+        template = _digest_of([fixed, sorted(free), measure.__name__])
+        if template not in self._found:
+            self._found[template] = self._resolve(cell, given, measure)
+        found = self._found[template]
+        return found._replace(keys=given, config=found.config | free)
+
+    def _resolve(self, cell: Keys, given: Keys, measure: Measure) -> Identity:
+        config = Config(config_dict=cell)
+        kept = given | {  # of what is given, a checkpoint to resume is not resolved
+            key: value
+            for key, value in config.resolved.items()
+            if key not in LOCAL | SHOWN
+        }
+        run = config.run_settings()
+        place = (run.data_path, run.dataset)
+        if place not in self._data:
+            files = Path(place[0]).glob(f"{place[1]}.*")
+            self._data[place] = digest_of_files(sorted(files))
+        sources = dict(_own_sources(kept))
+        return Identity(given, kept, measure.__name__, sources, self._data[place])
+
+
+def _own_sources(config: Keys) -> Iterator[tuple[str, str]]:
+    for key, path in config.items():
+        if key.endswith("_class") and path:
+            module = importlib.import_module(str(path).rpartition(".")[0])
+            file = Path(inspect.getsourcefile(module) or "")
+            if PACKAGE not in file.parents and (digest := digest_of_files([file])):
+                yield key, digest
+
+
+def _digest_of(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def digest_of_files(paths: Sequence[Path]) -> str | None:
+    """Digest names and contents; None if there are no files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.name} {content}\n".encode())
+    return digest.hexdigest()[:20] if paths else None

@@ -1,0 +1,43 @@
+"""What a sweep keeps of one run: its result, its curve and users' ranks."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from recbole_fedras.experiments.identity import Keys, Outcome
+from recbole_fedras.quick_start import run_recbole_fedras
+
+#: What is kept of an evaluated round, besides its metrics.
+_CURVE = ("uplink_bytes", "downlink_bytes", "catch_up_bytes")
+
+
+def train_and_test(keys: Keys) -> Outcome:
+    """Run once, and keep what is small: ``result``, ``curve`` and ``ranks``."""
+    result = run_recbole_fedras(config_dict=keys)
+    run = Path(result.pop("run_folder"))
+    curve = list(_curve(run / "rounds.csv"))
+    return {"result": result, "curve": curve, "ranks": _ranks(run / "ranks.csv")}
+
+
+def _curve(path: Path) -> Iterator[dict[str, float]]:
+    sums = dict.fromkeys(_CURVE, 0.0)
+    with path.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for key in _CURVE:
+                sums[key] += float(row[key])
+            metrics = {
+                key: float(value)
+                for key, value in row.items()
+                if key.startswith("valid_") and value
+            }
+            if metrics:
+                yield {"round": int(row["round"]), **sums, **metrics}
+
+
+def _ranks(path: Path) -> list[int]:
+    if not path.is_file():  # no metric counts hits
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [int(row["rank"]) for row in csv.DictReader(file)]
