@@ -83,7 +83,7 @@ def test_rate_distortion_refuses_bad_input(workspace, capsys, arguments, said):
 def test_the_command_line_prints_result_cost_and_folder(workspace, capsys):
     assert main(TINY) == 0
     output = capsys.readouterr()
-    for text in ("test hit@10", "uplink", "wire", "saved/MF-FedRAS-tiny-"):
+    for text in ("test hit@10", "uplink", "all charged", "saved/MF-FedRAS-tiny-"):
         assert text in output.out
     assert "Rounds" in output.err  # the bar
     assert "clients/s" in output.err
