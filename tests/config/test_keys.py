@@ -13,7 +13,8 @@ from recbole_fedras.config import Config, registry
 from recbole_fedras.config.listing import describe, listing
 from recbole_fedras.config.sources import Loader
 from recbole_fedras.errors import BudgetError, ConfigError, DataError
-from recbole_fedras.quick_start import prepare_data, run_recbole_fedras
+from recbole_fedras.quick_start import run_recbole_fedras
+from recbole_fedras.run.setup import prepare_data
 
 
 def test_reading_an_unknown_key_names_the_nearest():

@@ -24,7 +24,8 @@ from recbole_fedras.federation.client.training import (
     train_cohort,
 )
 from recbole_fedras.numeric.theta import unflatten
-from recbole_fedras.quick_start import prepare_data, run_recbole_fedras
+from recbole_fedras.quick_start import run_recbole_fedras
+from recbole_fedras.run.setup import prepare_data
 from recbole_fedras.run.trainer import FederatedTrainer
 
 NAMES = list(registry.names("item_embedding"))

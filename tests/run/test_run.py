@@ -15,11 +15,8 @@ from recbole_fedras.__main__ import main
 from recbole_fedras.config import Config, compat, registry
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.numeric.theta import unflatten
-from recbole_fedras.quick_start import (
-    objective_function,
-    prepare_data,
-    run_recbole_fedras,
-)
+from recbole_fedras.quick_start import objective_function, run_recbole_fedras
+from recbole_fedras.run.setup import prepare_data
 from recbole_fedras.run.trainer import FederatedTrainer
 
 
