@@ -88,8 +88,7 @@ def test_a_models_keys_are_its_constructors_parameters(workspace, capsys):
 
 @pytest.mark.parametrize("kind", list(registry.GIVEN))
 def test_sources_describe_classes_as_they_are(kind):
-    for name in registry.names(kind):
-        path = registry.read_properties(kind, name)[f"{kind}_class"]
+    for path in registry.shipped(kind).values():
         found = registry.load_class(f"{kind}_class", path, object)
         what, parameters = describe(path)
         assert what == found.__doc__.partition("\n")[0]
