@@ -164,23 +164,21 @@ def check_methods(config: Config) -> None:
 
 
 def _check_policy(config: Config) -> None:
-    """Refuse policies without a common table to a method that needs one."""
+    """Refuse what needs a table that both ends know to a policy without one."""
     policy = config.parts.replica[1]
+    name, compressor_class = config.compressors["downlink"]
+    reason = f"{name} needs to know the receiver's table"
+    tiers = config["bandwidth"] is not None and policy.shared
+    if compressor_class.needs_base and not policy.cumulative:
+        refuse(config, "replica", f"broadcast or personal: {reason}")
+    if compressor_class.needs_base and tiers and not config["downlink_feedback"]:
+        refuse(config, "downlink_feedback", f"True with bandwidth: {reason}")
     if config["downlink_feedback"] and not policy.cumulative:
         allowed = (
             f"False with replica={config['replica']}, where everybody lacks something "
             "else: replica=personal sends each client what it lacks"
         )
         refuse(config, "downlink_feedback", allowed)
-    name, compressor_class = config.compressors["downlink"]
-    if not compressor_class.needs_base:
-        return
-    reason = f"{name} needs to know the receiver's table"
-    if not policy.cumulative:
-        refuse(config, "replica", f"broadcast or personal: {reason}")
-    tiers = config["bandwidth"] is not None and policy.shared
-    if tiers and not config["downlink_feedback"]:
-        refuse(config, "downlink_feedback", f"True with bandwidth: {reason}")
 
 
 def _check_table_values(
