@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import TINY
+from conftest import ROOT, TINY, rounds_of
 
 from recbole_fedras.__main__ import main
 from recbole_fedras.config import Config
@@ -195,9 +194,7 @@ def test_a_replica_policy_says_what_is_sent(beside):
         assert torch.equal(policy.mirrors[0], start) == (n_rounds < 3)
     result = run_recbole_fedras(config_file_list=[own], argv=TINY)
     assert result["replica"] == "Sometimes"
-    with (Path(result["run_folder"]) / "rounds.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [float(row["drift"]) > 0 for row in rows[:2]] == [True, True]
+    assert all(float(row["drift"]) > 0 for row in rounds_of(result)[:2])
 
 
 def test_a_metric_is_measured_and_may_be_validated_by(beside):
@@ -217,8 +214,7 @@ def test_a_metric_is_measured_and_may_be_validated_by(beside):
             result["test_result"][f"{name}@{k}"] for name in ("hit", "misses")
         )
         assert misses == pytest.approx(10 * (1 - hit), abs=1e-3)
-    with (Path(result["run_folder"]) / "rounds.csv").open() as file:
-        scores = [float(row["valid_misses@5"]) for row in csv.DictReader(file)]
+    scores = [float(row["valid_misses@5"]) for row in rounds_of(result)]
     assert result["best_valid_score"] == min(scores)
     assert [*map(dict, tables), list(register.smaller_metrics)] == before
     config = (Path(result["run_folder"]) / "config.yaml").read_text()
@@ -326,3 +322,23 @@ def test_a_bug_is_named_by_class_and_line(beside, kind, bad, capsys):
     path = f"{module.stem}.{named[kind]}"
     expected = f"the error arose in {kind}={path!r}, {module}:{line}"
     assert error[-1] == f"recbole-fedras: {expected}"
+
+
+@pytest.mark.parametrize("kind", ["aggregation", "transform", "replica", "metric"])
+def test_the_documented_class_of_each_kind_acts(workspace, kind):
+    pages = (ROOT / "docs" / "plug_ins.md").read_text(encoding="utf-8")
+    blocks = pages.split("```python\n# ")[1:]
+    code, keys = next(
+        block.split("```yaml\n") for block in blocks if f"{kind}_class:" in block
+    )
+    name, _, code = code.partition("\n")
+    Path(name).write_text(code.partition("```")[0])
+    Path("mine.yaml").write_text(keys.partition("```")[0])
+    plain = run_recbole_fedras(argv=TINY)
+    result = run_recbole_fedras(config_file_list=["mine.yaml"], argv=TINY)
+    if kind == "metric":
+        hit, misses = (result["test_result"][f"{of}@10"] for of in ("hit", "misses"))
+        assert misses == pytest.approx(1 - hit, abs=1e-4)
+    else:
+        losses = [rounds_of(of)[-1]["loss"] for of in (plain, result)]
+        assert losses[0] != losses[1]
