@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -253,6 +254,22 @@ def test_several_are_applied_in_order_and_listed(beside):
     assert rows["metric", "Misses"].keys == "factor=1.0"
     assert rows["compressor", "RCR"].keys == "cut=epochs"
     assert {"clip", "broadcast", "fedavg"} <= {row.name for row in rows.values()}
+
+
+def test_several_runs_have_them_too_in_other_processes(beside, workspace):
+    own = beside(
+        transform_class=["plug_ins.Push"], metric_class=["plug_ins.Misses"],
+        metrics=["Hit", "Misses"], valid_metric="Hit@10", factor=10.0,
+    )  # fmt: skip
+    keys = [argument for argument in TINY if "compression_rate" not in argument]
+    own_keys = [f"--config_files={own}", "--compressors=none RSC", "--jobs=1"]
+    assert main(["compare", *keys, *own_keys, "--compression_rates=0.5"]) == 0
+    with (workspace / "comparison" / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["none", "RSC 50 %"]
+    for row in rows:
+        misses = 10 * (1 - float(row["hit@10"]))
+        assert float(row["misses@10"]) == pytest.approx(misses, abs=1e-3)
 
 
 @pytest.mark.parametrize(
