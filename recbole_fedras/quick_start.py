@@ -159,6 +159,7 @@ def _result(
         "dataset": settings.dataset,
         "item_embedding": settings.item_embedding,
         "compressor": config.method,
+        "cut": settings.cut,
         "compression_rate": list(federation.compression_rates),
         "budget": federation.budget,
         "replica": federation.replica,

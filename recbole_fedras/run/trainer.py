@@ -68,8 +68,9 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self._clients = client_data(train_data._dataset)
         self.simulation = self._simulate(self._introduction())
         check_after_warmup(config, self.simulation)
-        super().__init__(config, model)
-        self.eval_collector = FairCollector(config)
+        with config.in_use():  # for metrics of the user's own
+            super().__init__(config, model)
+            self.eval_collector = FairCollector(config)
         self.folder: RunFolder | None = None
         self.rows: list[dict[str, Any]] = []
         self._valid_result: dict[str, float] | None = None
