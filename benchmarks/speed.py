@@ -46,7 +46,7 @@ from recbole_fedras.federation.server.selection import cohort_size, select_cohor
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.numeric.parallel import thread_map, threads
 from recbole_fedras.numeric.rng import Stream, counter_key
-from recbole_fedras.quick_start import prepare_data
+from recbole_fedras.run.setup import prepare_data
 from recbole_fedras.run.trainer import FederatedTrainer
 
 FOLDER = Path(os.environ.get("RECBOLE_DATA", ""))

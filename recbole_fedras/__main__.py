@@ -69,7 +69,7 @@ def _run(argv: list[str]) -> None:
     parser.add_argument(
         "--list",
         action="store_true",
-        help="list models, item embeddings and compressors, and exit",
+        help="list models, compressors and all other kinds of classes, and exit",
     )
     arguments, rest = parser.parse_known_args(argv)
     files = _files(arguments)

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from logging import getLogger
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import recbole.data.dataset
-from recbole.data import create_dataset, data_preparation
-from recbole.utils import init_logger, init_seed
+from recbole.utils import init_seed
 
-from recbole_fedras.config import Config, compat, registry
+from recbole_fedras.config import Config
 from recbole_fedras.config.checkpoint import plain
-from recbole_fedras.data.dataset import FederatedDataset, client_data
-from recbole_fedras.errors import ConfigError, DataError
-from recbole_fedras.federation.server.selection import cohort_size
-from recbole_fedras.federation.settings import Federation
-from recbole_fedras.federation.simulation import Methods, Simulation
 from recbole_fedras.model import FederatedRecommender
-from recbole_fedras.run.evaluation import fixed_candidates
+from recbole_fedras.run.cost import cost
 from recbole_fedras.run.report import (
     RunFolder,
-    communication,
     result_table,
     seconds_by_phase,
 )
+from recbole_fedras.run.setup import log_of_its_own, prepare_data, require_federated
 from recbole_fedras.run.trainer import FederatedTrainer
-
-Rounds = TypeVar("Rounds", bound=Simulation)
 
 
 def run_recbole_fedras(
@@ -74,8 +63,8 @@ def run_recbole_fedras(
         If training diverges; the last good state is kept.
     """
     config = Config(model, dataset, config_file_list, config_dict, argv)
-    _require_federated(config)
-    with config.in_use(), _log(config):
+    require_federated(config)
+    with config.in_use(), log_of_its_own(config):
         return _run(config, saved)
 
 
@@ -170,6 +159,7 @@ def _result(
         "dataset": settings.dataset,
         "item_embedding": settings.item_embedding,
         "compressor": config.method,
+        "cut": settings.cut,
         "compression_rate": list(federation.compression_rates),
         "budget": federation.budget,
         "replica": federation.replica,
@@ -181,127 +171,3 @@ def _result(
         "test_result": test_result,
         "communication": cost(config, trainer.simulation),
     }
-
-
-def cost(config: Config, simulation: Simulation) -> dict[str, Any]:
-    """Return a run's :func:`communication`, beside that of the run without a cut."""
-    settings = config.run_settings()
-    uncut = settings.uncut
-    cohort = cohort_size(len(simulation.data.eligible), uncut.client_fraction)
-    rounds = simulation.round * uncut.rounds / settings.rounds
-    embedding = simulation.shard.embedding
-    n_theta = simulation.agreement.n_theta
-    if embedding is not None:
-        n_theta -= embedding.n_theta  # they stand in for items
-    return communication(
-        simulation.ledger.totals,
-        table_bytes=4 * simulation.data.n_items * uncut.dim,
-        theta_bytes=4 * n_theta,
-        participations=rounds * cohort,
-        mb_per_s=settings.mb_per_s,
-    )
-
-
-def prepare_data(config: Config) -> tuple[Any, Any, Any]:
-    """Load and split the data; return RecBole's loaders, evaluation as configured.
-
-    Raises
-    ------
-    ConfigError
-        For a model that is not federated.
-    DataError
-        For data that cannot work.
-    """
-    _require_federated(config)
-    settings, evaluated = config.run_settings(), config.evaluation_settings()
-    init_seed(settings.seed, settings.reproducibility)
-    with config.in_use(), compat.errors_as(DataError, f"dataset={settings.dataset!r}"):
-        with _dataset_of(settings.model):
-            dataset = create_dataset(config)
-        dataset.config = config  # one that RecBole had saved splits as it once did
-        if max(evaluated.topk) >= dataset.item_num:
-            raise ConfigError(
-                f"topk={list(evaluated.topk)} is not allowed; it must be at most the "
-                f"number of items, {dataset.item_num - 1}"
-            )
-        getLogger().info(dataset)
-        loaders = data_preparation(config, dataset)
-    parts = [loader._dataset for loader in loaders]
-    train, *held_out = loaders
-    valid, test = (
-        fixed_candidates(loader, phase, parts, evaluated)
-        for loader, phase in zip(held_out, ("valid", "test"), strict=True)
-    )
-    return train, valid, test
-
-
-@contextmanager
-def _dataset_of(model: str) -> Iterator[None]:
-    """Let RecBole find our dataset by the model's name: its own way to extend it."""
-    module, name = vars(recbole.data.dataset), f"{model}Dataset"
-    before = {key: module[key] for key in (name,) if key in module}
-    module[name] = FederatedDataset
-    try:
-        yield
-    finally:
-        del module[name]
-        module.update(before)
-
-
-def make_simulation(
-    config: Config,
-    train_data: Any,
-    kind: type[Rounds],
-    methods: Methods | None = None,
-    federation: Federation | None = None,
-) -> Rounds:
-    """Set up rounds to be run by hand: no evaluation, no checkpoints, no warm-up.
-
-    Parameters
-    ----------
-    config : Config
-    train_data : AbstractDataLoader
-        RecBole's, of :func:`prepare_data`.
-    kind : type
-        Simulation, or one derived from it.
-    methods : Methods, optional
-        By default as configured.
-    federation : Federation, optional
-        Likewise.
-
-    Raises
-    ------
-    ConfigError
-        If a compressor cannot work at its rate, or a cohort is empty.
-    """
-    return kind(
-        config.make_model(train_data._dataset),
-        client_data(train_data._dataset),
-        methods or config.make_methods(),
-        federation or config.federation(),
-        config.local_training(),
-        config.run_settings().n_jobs,
-    )
-
-
-def _require_federated(config: Config) -> None:
-    if not issubclass(config.model_class, FederatedRecommender):
-        valid = ", ".join(registry.names("model"))
-        raise ConfigError(
-            f"model={config.model!r} is not a federated model; federated are {valid}, "
-            "or a FederatedRecommender of your own named by model_class"
-        )
-
-
-@contextmanager
-def _log(config: Config) -> Iterator[None]:
-    """Start RecBole's log, and end it with the run, so that the next has its own."""
-    root = getLogger()
-    before = list(root.handlers)
-    init_logger(config)
-    try:
-        yield
-    finally:
-        for handler in [other for other in root.handlers if other not in before]:
-            root.removeHandler(handler)
-            handler.close()

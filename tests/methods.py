@@ -14,8 +14,8 @@ from recbole_fedras.config import registry
 from recbole_fedras.wire.message import Header, Kind, Message
 from recbole_fedras.wire.payload import Payload
 
-CUTS = ["Base", "BinaryCodes", "RCR", "RSC"]  # do not compress by the rate
-NAMES = [name for name in registry.names("compressor") if name not in CUTS]
+SHIPPED = registry.shipped("compressor")
+NAMES = [name for name in SHIPPED if name != "BinaryCodes"]  # not of real numbers
 VARIANTS = [
     *((name, {}) for name in NAMES),
     ("TopK", {"topk_scope": "global"}),
@@ -29,8 +29,7 @@ OF_UPDATES = [variant for variant in VARIANTS if variant[0] != "CE"]  # not of t
 
 
 def make(name: str, **keys) -> Compressor:
-    path = registry.read_properties("compressor", name)["compressor_class"]
-    return registry.load_class("compressor_class", path, Compressor)(**keys)
+    return registry.load_class("compressor_class", SHIPPED[name], Compressor)(**keys)
 
 
 def table(update: RowUpdate) -> torch.Tensor:

@@ -21,6 +21,9 @@ from recbole_fedras.wire.payload import Layout, Payload
 #: Sender of what the server encodes; clients are numbered from 0.
 SERVER = -1
 
+#: What most tables hold.
+REAL = "real numbers"
+
 
 @dataclass(frozen=True, slots=True)
 class RowUpdate:
@@ -281,18 +284,15 @@ class Compressor(ABC):
     (12, torch.Size([3, 8]))
     """
 
-    #: Key of the run that the compression rate cuts instead of compressing, if any:
-    #: ``epochs``, ``client_fraction`` or ``embedding_size``.
-    cuts: ClassVar[str | None] = None
-
-    #: Bits that a value of the table takes with this method, where nothing is cut.
-    value_bits: ClassVar[int] = 32
-
-    #: Whether every update arrives as it is.
+    #: Whether every update arrives as it is; no budget of bytes binds it.
     lossless: ClassVar[bool] = False
 
-    #: Whether it carries nothing but binary codes, see ``FederatedRecommender.binary``.
-    binary: ClassVar[bool] = False
+    #: Bits that a value of the table takes, where every update arrives as it is.
+    value_bits: ClassVar[int] = 32
+
+    #: What tables may hold whose updates it carries, see
+    #: ``FederatedRecommender.table_values``; None: anything.
+    table_values: ClassVar[tuple[str, ...] | None] = (REAL,)
 
     #: Whether the method needs ``RoundContext.base``, the table that both ends know.
     needs_base: ClassVar[bool] = False
@@ -303,11 +303,6 @@ class Compressor(ABC):
     #: Whether clients' updates are encoded and decoded in threads. That pays where both
     #: are mostly compiled code without the interpreter lock; they must keep no state.
     threaded: ClassVar[bool] = False
-
-    @property
-    def unbudgeted(self) -> bool:
-        """Whether no budget of bytes binds it: it sends all there is, or is cut."""
-        return self.lossless or self.cuts is not None
 
     def validate(self, budget: Budget) -> None:  # noqa: B027 - optional
         """Raise a BudgetError if the method cannot work within ``budget``."""

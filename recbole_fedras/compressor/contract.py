@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from recbole_fedras.compressor.base import (
+    REAL,
     SERVER,
     Budget,
     CohortUpdate,
@@ -130,7 +131,7 @@ class _Check:
         self._require(same, "the same seed gave other bytes: draw from ctx.generator()")
         size = len(payload.to_bytes())
         most = self._budget.n_bytes
-        if most is not None and not sent.unbudgeted:
+        if most is not None and not sent.lossless:
             self._require(size <= most, f"{size} bytes, of {most}")
         self._decode(payload)
         self._next(sent)
@@ -190,7 +191,7 @@ class _Check:
     def fidelity(self) -> None:
         """Check that something of an update is left, or all of it."""
         sent, update = self._make(), self._update
-        if sent.binary:  # of no real numbers
+        if sent.table_values is not None and REAL not in sent.table_values:
             return
         with self._naming():
             payload = self._encode(sent, update)

@@ -36,6 +36,7 @@ class NoCompression(Compressor):
     """
 
     lossless = True
+    table_values = None
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Send ids and rows."""

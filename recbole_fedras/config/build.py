@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -95,16 +95,6 @@ def _arguments(config: Config, kind: str, name: str, found: type) -> dict[str, A
     return {key: config[key] for key in keys}
 
 
-def _construct(what: str, make: Callable[[], Made]) -> Made:
-    """Call a constructor; a value that it refuses is the user's to mend."""
-    try:
-        return make()
-    except ConfigError:
-        raise
-    except (ValueError, MemoryError) as error:
-        raise ConfigError(f"{what}: {error}") from error
-
-
 def make_model(config: Config, dataset: Any) -> Any:
     """Build the model for a dataset; its own keys are its constructor's parameters.
 
@@ -118,16 +108,19 @@ def make_model(config: Config, dataset: Any) -> Any:
     ConfigError
         For a key that must be set.
     """
-    found = config.model_class
-    arguments = _arguments(config, "model", config.model, found)
-    return _construct(
-        f"model={config.model!r} ({found.__module__})",
-        lambda: found(config, dataset, **arguments),
-    )
+    return make(config, "model", config.model, config.model_class, config, dataset)
 
 
-def make(config: Config, kind: str, name: str, found: type[Made]) -> Made:
+def make(config: Config, kind: str, name: str, found: type[Made], *given: Any) -> Made:
     """Build an object of a kind; its parameters are the keys of their names.
+
+    Parameters
+    ----------
+    config : Config
+    kind, name : str
+    found : type
+    *given
+        Arguments before those of keys.
 
     Raises
     ------
@@ -135,9 +128,21 @@ def make(config: Config, kind: str, name: str, found: type[Made]) -> Made:
         For values that it does not take.
     """
     arguments = _arguments(config, kind, name, found)
-    return _construct(
-        f"{kind}={name!r} ({found.__module__})", lambda: found(**arguments)
-    )
+    try:
+        return found(*given, **arguments)
+    except ConfigError:
+        raise
+    except (ValueError, MemoryError) as error:
+        if isinstance(error, ValueError) and not _raised_by(found, error):
+            raise  # a bug, of what it calls
+        raise ConfigError(f"{kind}={name!r} ({found.__module__}): {error}") from error
+
+
+def _raised_by(found: type, error: ValueError) -> bool:
+    """Whether a class or one of its bases refused what it was given."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    modules = {base.__module__ for base in found.__mro__}
+    return frame.f_globals.get("__name__") in modules
 
 
 def make_compressor(
@@ -183,12 +188,9 @@ def make_item_embedding(
         base = torch.from_numpy(_base(config, n_items, dim, source))
     elif kind is Full:
         return None
-    name = config["item_embedding"]
-    arguments = _arguments(config, "item_embedding", name, kind)
-    embedding = _construct(
-        f"item_embedding={name!r} ({kind.__module__})",
-        lambda: kind(n_items, dim, base, config["seed"], **arguments),
-    )
+    of_items = n_items, dim, base, config["seed"]
+    name = str(config["item_embedding"])
+    embedding = make(config, "item_embedding", name, kind, *of_items)
     if source is not None:
         embedding.validate()
         embedding.fit(source, features=config["item_base"] == "features")

@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import partial, wraps
 from traceback import walk_tb
 from types import FrameType
 from typing import Any
@@ -82,6 +82,43 @@ def hyper_tuning() -> Iterator[None]:
     modern = _drawing_anew(module.exhaustive_search)
     with patch.object(module, "exhaustive_search", modern):
         yield
+
+
+@contextmanager
+def metrics(
+    found: Mapping[str, type], make: Callable[[str, type, Any], Any]
+) -> Iterator[None]:
+    """Let RecBole find users' metrics by name, where its configuration names them.
+
+    Parameters
+    ----------
+    found : mapping of str to type
+        Classes by name.
+    make : callable
+        Makes an object of a name, its class and RecBole's configuration.
+    """
+    from recbole.evaluator import register
+
+    named = {name.lower(): (name, metric) for name, metric in found.items()}
+    lent: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (register.metrics_dict, {key: partial(make, *of) for key, of in named.items()}),
+        (register.metric_types, _attribute("metric_type", found)),
+        (register.metric_information, _attribute("metric_need", found)),
+    ]
+    before = list(register.smaller_metrics)
+    with ExitStack() as stack:
+        for table, values in lent:
+            stack.enter_context(patch.dict(table, values))
+        smaller = _attribute("smaller", found)
+        register.smaller_metrics += [key for key, value in smaller.items() if value]
+        try:
+            yield
+        finally:
+            register.smaller_metrics[:] = before
+
+
+def _attribute(name: str, found: Mapping[str, type]) -> dict[str, Any]:
+    return {key.lower(): getattr(metric, name) for key, metric in found.items()}
 
 
 @contextmanager

@@ -70,14 +70,13 @@ class Config(MergedConfig):
         """Check what is federated, and set what follows from other keys."""
         final = self.final_config_dict
         federated = issubclass(self.model_class, FederatedRecommender)
-        # RecBole ignores use_gpu; binary codes are optimised by compiled code only.
-        if not final["use_gpu"] or (federated and self.model_class.binary):
+        if not final["use_gpu"]:  # which RecBole ignores
             final["device"] = torch.device("cpu")
         if federated:
             rules.check_bases(self)
-            rules.check_compressors(self, self.compressors)
+            rules.check_methods(self)
             self.federation(), self.local_training(), self.local_training(True)
-            self.make_compressors()
+            self.make_methods()
             rules.check_federated(self)
             final.update(cut(self))
             rules.check_item_embedding(self, self._item_embedding_class)

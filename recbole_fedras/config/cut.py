@@ -1,39 +1,56 @@
-"""Methods that meet the compression rate by doing less: what is left of the run."""
+"""The key ``cut``: what is left of a run that does less instead of compressing."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from recbole_fedras.compressor.base import kept
-from recbole_fedras.config.values import refuse
+from recbole_fedras.compressor.base import Compressor, kept
+from recbole_fedras.config import registry
+from recbole_fedras.config.values import choice, refuse
 
 if TYPE_CHECKING:
     from recbole_fedras.config.config import Config
 
+#: Keys that the compression rate may cut.
+CUTS = ("embedding_size", "epochs", "client_fraction")
+
 
 def cut(config: Config) -> dict[str, Any]:
-    """Return the keys that the compressors chosen cut, as they are after it.
+    """Return the key that is cut, and what depends on it, as they are after it.
 
     Raises
     ------
     ConfigError
-        If one that cuts is chosen for one way only, or cannot cut this model.
+        If a compressor is to meet the same rate, or this model cannot be cut.
     """
-    cuts = {compressor.cuts for _, compressor in config.compressors.values()}
-    key = cuts.pop()
-    if cuts:
-        name = config.method.replace("+", " and ")
-        refuse(config, "compressor", f"one that serves both ways, not {name}")
+    key = config["cut"]
+    for name, (found, its_key) in _compressors(config).items():
+        if its_key not in (None, key):
+            refuse(config, "cut", f"{its_key}, which {name} stands for")
+        if key is not None and not found.lossless:
+            refuse(config, "cut", f"~ with {name}, or compressor must be none")
     if key is None:
         return {}
     if config["bandwidth"] is not None:
-        refuse(config, "bandwidth", f"None: {config.method} cuts {key} for all")
+        refuse(config, "bandwidth", f"None with cut={key}, which is cut for all")
     left = kept(config["compression_rate"])
-    if key == "epochs":
+    if choice(config, "cut", CUTS) == "epochs":
         return _cut_rounds(config, max(1, int(config[key] * left)))
     if key == "client_fraction":
         return {key: config[key] * (1 - config["compression_rate"])}
-    return {key: _cut_dim(config, key, left)}
+    return {key: _cut_dim(config, left)}
+
+
+def _compressors(config: Config) -> dict[str, tuple[type[Compressor], str | None]]:
+    """Return classes by name, and the key that each name comes with the cut of."""
+    named = {
+        name: (found, registry.read_properties("compressor", name).get("cut"))
+        for name, found in config.compressors.values()
+    }
+    if len(named) > 1 and any(key for _, key in named.values()):
+        allowed = f"one that serves both ways, not {' and '.join(named)}"
+        refuse(config, "compressor", allowed)
+    return named
 
 
 def _cut_rounds(config: Config, epochs: int) -> dict[str, Any]:
@@ -44,12 +61,13 @@ def _cut_rounds(config: Config, epochs: int) -> dict[str, Any]:
     return {"epochs": epochs, "eval_step": step}
 
 
-def _cut_dim(config: Config, key: str, left: float) -> int:
+def _cut_dim(config: Config, left: float) -> int:
+    key = "embedding_size"
     if not config.model_class.resizable:
-        allowed = f"another: {config.method} cannot cut the parts of {config.model}"
-        refuse(config, "compressor", allowed)
+        allowed = f"another key, as it cannot cut the parts of model={config.model}"
+        refuse(config, "cut", allowed)
     bits = config.compressors["uplink"][1].value_bits
     embedding = config.make_item_embedding(1, config[key])
     if embedding is not None and embedding.width != config[key]:
-        refuse(config, "item_embedding", f"one that {config.method} can cut")
+        refuse(config, "item_embedding", f"one that cut={key} can cut, as full or hash")
     return max(1, int(config[key] * left * 32 / bits))

@@ -21,7 +21,7 @@ class Row(NamedTuple):
 
 
 def listing(config_files: Sequence[str]) -> list[Row]:
-    """Describe models, item embeddings and compressors, ours and those of the files."""
+    """Describe the classes of every kind, ours and those of the files."""
     rows = []
     with registry.importable(config_files):
         given: dict[str, Any] = {}
@@ -29,19 +29,26 @@ def listing(config_files: Sequence[str]) -> list[Row]:
             given |= registry.read_yaml(file)
         for kind, n_given in registry.GIVEN.items():
             for name, of_yaml in _named(kind, given):
-                what, parameters = describe(str(of_yaml.pop(f"{kind}_class")))
+                what, parameters = _about(kind, of_yaml)
                 keys = dict([*parameters.items()][n_given:]) | of_yaml
                 text = ", ".join(f"{key}={value}" for key, value in keys.items())
                 rows.append(Row(kind, name, what, text))
     return rows
 
 
+def _about(kind: str, of_yaml: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Describe a name's class, or say whose name with other keys it is."""
+    if kind in of_yaml:
+        return f"{of_yaml.pop(kind)}, with this key", {}
+    return describe(str(of_yaml.pop(f"{kind}_class")))
+
+
 def _named(kind: str, given: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Names of a kind, with the keys that they come with."""
     names = registry.names(kind)
     found = {name: registry.read_properties(kind, name) for name in names}
-    path = given.get(f"{kind}_class")
-    if path:
+    paths = given.get(f"{kind}_class") or []
+    for path in [paths] if isinstance(paths, str) else paths:
         found[str(given.get(kind) or path.rpartition(".")[2])] = {f"{kind}_class": path}
     yield from found.items()
 

@@ -56,6 +56,7 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
             for key, value in (("model", model), ("dataset", dataset))
             if isinstance(value, str)
         }
+        self.parts = methods.NO_PARTS
         self._declared: set[str] = set()
         self._known: set[str] = set()
         self._config_files = list(config_file_list or [])
@@ -84,8 +85,17 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Give RecBole its shims, and let users' modules be imported, for a while."""
-        with compat.recbole(), registry.importable(self._config_files):
+        with (
+            compat.recbole(),
+            compat.metrics(dict(self.parts.metrics), self._make_metric),
+            registry.importable(self._config_files),
+        ):
             yield
+
+    @staticmethod
+    def _make_metric(name: str, found: type, config: MergedConfig) -> Any:
+        """Make a metric for RecBole."""
+        return build.make(config, "metric", name, found, config)
 
     # What RecBole calls, in this order.
 
@@ -209,7 +219,8 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
         own: dict[str, Any] = {}
         for name, compressor_class in self.compressors.values():
             own |= build.own_keys("compressor", name, compressor_class, taken)
-        own.pop("compressor_class", None)  # of one of them; the names say which
+        for key in ("compressor", "compressor_class"):  # of one; the names say which
+            own.pop(key, None)
         return own
 
     def _preset(self, name: str | None) -> dict[str, Any]:
@@ -253,7 +264,8 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
 
     def _set_default_parameters(self) -> None:
         rules.check_common(self)
-        super()._set_default_parameters()
+        with self.in_use():  # the metrics are known by now
+            super()._set_default_parameters()
 
 
 def _refuse_changes(given: dict[str, Any], saved: dict[str, Any]) -> None:

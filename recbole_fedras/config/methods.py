@@ -1,14 +1,21 @@
-"""The parts of a round that a configuration names: aggregator, policy, transforms."""
+"""What else a configuration names: aggregator, replica policy, transforms, metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from recbole.evaluator import metrics_dict
+from recbole.evaluator.base_metric import AbstractMetric
+
+from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import build, registry
 from recbole_fedras.errors import ConfigError
-from recbole_fedras.federation.server.aggregation import Aggregator
+from recbole_fedras.federation.protocol import Agreement
+from recbole_fedras.federation.server.aggregation import Aggregator, InverseFrequency
+from recbole_fedras.federation.server.broadcast import Broadcast
 from recbole_fedras.federation.server.downlink import DownlinkPolicy
+from recbole_fedras.federation.server.state import SharedParameters
 from recbole_fedras.federation.simulation import Methods
 from recbole_fedras.federation.transforms import Transform
 
@@ -17,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Parts(NamedTuple):
-    """Names and classes of the parts of a round.
+    """Names and classes of the parts of a run, besides model and compressors.
 
     Attributes
     ----------
@@ -25,24 +32,36 @@ class Parts(NamedTuple):
         Name and class.
     transforms : list of tuple
         The same, in the order that they are applied in.
+    metrics : list of tuple
+        Those of the user's own.
     """
 
     aggregation: tuple[str, type[Aggregator]]
     replica: tuple[str, type[DownlinkPolicy]]
     transforms: list[tuple[str, type[Transform]]]
+    metrics: list[tuple[str, type]]
 
     def keys(self, taken: set[str]) -> dict[str, Any]:
-        """Return the keys of all parts, with their defaults."""
+        """Return the keys of all parts, with their defaults.
+
+        Raises
+        ------
+        ConfigError
+            If two parts have the same key, or one has a key of ``taken``.
+        """
         keys: dict[str, Any] = {}
         for kind, (name, found) in self._named():
-            keys |= build.own_keys(kind, name, found, taken)
-        return {key: value for key, value in keys.items() if not key.endswith("_class")}
+            keys |= build.own_keys(kind, name, found, taken | keys.keys())
+            keys.pop(f"{kind}_class", None)  # the names say which
+        return keys
 
     def _named(self) -> Iterator[tuple[str, tuple[str, type]]]:
         yield "aggregation", self.aggregation
         yield "replica", self.replica
         for transform in self.transforms:
             yield "transform", transform
+        for metric in self.metrics:
+            yield "metric", metric
 
 
 def find_parts(chosen: dict[str, Any]) -> Parts:
@@ -57,17 +76,14 @@ def find_parts(chosen: dict[str, Any]) -> Parts:
         (name, registry.find("transform", "transforms", name, None, Transform))
         for name in _names(chosen, "transforms")
     ]
-    users = [
-        (
-            path.rpartition(".")[2],
-            registry.load_class("transform_class", path, Transform),
-        )
-        for path in _names(chosen, "transform_class")
-    ]
+    metrics = _users(chosen, "metric_class", AbstractMetric)
+    for name, found in metrics:
+        _check_metric(name, found)
     return Parts(
         _find(chosen, "aggregation", Aggregator),
         _find(chosen, "replica", DownlinkPolicy),
-        [*shipped, *users],
+        [*shipped, *_users(chosen, "transform_class", Transform)],
+        metrics,
     )
 
 
@@ -80,13 +96,54 @@ def _names(chosen: dict[str, Any], key: str) -> list[str]:
     return names
 
 
+def _users(chosen: dict[str, Any], key: str, base: type) -> list[tuple[str, type]]:
+    """Return names and classes of a key that holds paths."""
+    return [
+        (path.rpartition(".")[2], registry.load_class(key, path, base))
+        for path in _names(chosen, key)
+    ]
+
+
 def _find(chosen: dict[str, Any], kind: str, base: type) -> tuple[str, type]:
     name, path = str(chosen[kind]), chosen.get(f"{kind}_class")
     return name, registry.find(kind, kind, name, path, base)
 
 
+def _check_metric(name: str, found: type) -> None:
+    """Refuse what RecBole could not use."""
+    for attribute in ("metric_type", "metric_need"):
+        if not hasattr(found, attribute):
+            raise ConfigError(
+                f"metric_class: {name} must have the attribute {attribute}, as a "
+                "TopkMetric of RecBole's has"
+            )
+    if isinstance(metrics_dict.get(name.lower()), type):  # ours are no types there
+        raise ConfigError(
+            f"metric_class: {name} is the name of a metric of RecBole's; it must have "
+            "another"
+        )
+
+
+class _Policy(NamedTuple):
+    """A replica policy that is made when there is a server, of the keys by then."""
+
+    config: Config
+    name: str
+    found: type[DownlinkPolicy]
+
+    @property
+    def shared(self) -> bool:
+        return self.found.shared
+
+    def __call__(
+        self, agreement: Agreement, compressor: Compressor, parameters: SharedParameters
+    ) -> DownlinkPolicy:
+        given = agreement, compressor, parameters
+        return build.make(self.config, "replica", self.name, self.found, *given)
+
+
 def make_methods(config: Config) -> Methods:
-    """Build all parts of a round.
+    """Build all parts of a round; the policy waits for its server.
 
     Raises
     ------
@@ -96,5 +153,9 @@ def make_methods(config: Config) -> Methods:
     parts = config.parts
     aggregator = build.make(config, "aggregation", *parts.aggregation)
     transforms = [build.make(config, "transform", *part) for part in parts.transforms]
-    uplink, downlink = config.make_compressors()
-    return Methods(uplink, downlink, aggregator, parts.replica[1], tuple(transforms))
+    policy = _Policy(config, *parts.replica)
+    return Methods(*config.make_compressors(), aggregator, policy, tuple(transforms))
+
+
+#: What holds before the keys are read.
+NO_PARTS = Parts(("", InverseFrequency), ("", Broadcast), [], [])

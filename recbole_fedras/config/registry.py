@@ -21,11 +21,11 @@ from recbole_fedras.config.sources import SafeLoader
 from recbole_fedras.errors import ConfigError
 
 #: Kinds of classes, and how many of their constructors' arguments are no keys: config
-#: and dataset of a model; n_items, dim, base and seed of an item embedding.
-#: Of a replica policy agreement, compressor and parameters.
+#: and dataset of a model; n_items, dim, base and seed of an item embedding; agreement,
+#: compressor and parameters of a replica policy; config of a metric.
 GIVEN = {
     "model": 2, "item_embedding": 4, "compressor": 0, "aggregation": 0, "replica": 3,
-    "transform": 0,
+    "transform": 0, "metric": 1,
 }  # fmt: skip
 
 #: Files of users' classes that were loaded, and the keys that named them.
@@ -80,6 +80,14 @@ def names(kind: str) -> Iterator[str]:
         yield path.stem
 
 
+def shipped(kind: str) -> dict[str, str]:
+    """Return the classes of a kind by name, without names for another's keys."""
+    paths = {
+        name: read_properties(kind, name).get(f"{kind}_class") for name in names(kind)
+    }
+    return {name: path for name, path in paths.items() if path}
+
+
 @contextmanager
 def importable(config_files: Iterable[str]) -> Iterator[None]:
     """Let modules beside the config files and in the working folder be imported."""
@@ -120,12 +128,17 @@ def load_class(key: str, path: str, base: type) -> type:
 def find(kind: str, key: str, name: str, path: str | None, base: type) -> type:
     """Find the class of a kind that a key names, in our YAML files or at a path.
 
+    A name whose YAML file has another name of its kind stands for that one's class.
+
     Raises
     ------
     ConfigError
         If it is unknown or cannot be imported.
     """
-    path = path or read_properties(kind, name).get(f"{kind}_class")
+    of_name = read_properties(kind, name)
+    path = path or of_name.get(f"{kind}_class")
+    if not path and kind in of_name:
+        return find(kind, key, of_name[kind], None, base)
     if not path:
         valid = list(names(kind))
         raise ConfigError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from recbole.utils import EvaluatorType
 
 from recbole_fedras.compressor import Compressor
+from recbole_fedras.config import registry
 from recbole_fedras.config.values import (
     boolean,
     check_names,
@@ -20,6 +21,7 @@ from recbole_fedras.config.values import (
 )
 from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.errors import ConfigError
+from recbole_fedras.federation.server.aggregation import Aggregator
 
 if TYPE_CHECKING:
     from recbole_fedras.config.config import Config
@@ -34,6 +36,9 @@ _UNSUPPORTED = {
     "save_dataloaders": False,  # what RecBole takes up again whatever our keys say
     "dataloaders_save_path": None,
 }
+
+_Carrier = type[Compressor] | type[Aggregator]
+_CARRIERS: dict[str, _Carrier] = {"compressor": Compressor, "aggregation": Aggregator}
 
 _SPLITS = ("LS", "RS", "TS")
 _LEAVE_ONE_OUT = ("valid_and_test", "test_only")  # RecBole evaluates no other
@@ -75,9 +80,6 @@ def check_federated(config: Config) -> None:
     for key, only in _UNSUPPORTED.items():
         if config[key] != only:
             refuse(config, key, f"{only!r} in federated training")
-    for key, only in getattr(config.model_class, "fixed_keys", {}).items():
-        if config[key] != only:
-            refuse(config, key, f"{only} in federated training")
     check_names(config, "eval_args", {"split", "group_by", "order", "mode"})
     negatives = {"distribution", "sample_num", "alpha", "dynamic", "candidate_num"}
     check_names(config, "train_neg_sample_args", negatives)
@@ -114,6 +116,9 @@ def _check_candidates(config: Config) -> None:
 
 
 def _check_metrics(config: Config) -> None:
+    for name, _ in config.parts.metrics:
+        if name not in config["metrics"]:
+            refuse(config, "metrics", f"with {name}, which metric_class names")
     if config["eval_type"] != EvaluatorType.RANKING:
         refuse(config, "metrics", "metrics of rankings: clients know no other labels")
     metrics = [metric.lower() for metric in config["metrics"]]
@@ -144,50 +149,55 @@ def check_item_embedding(config: Config, kind: type[ItemEmbedding]) -> None:
         )
 
 
-def check_compressors(
-    config: Config, compressors: dict[str, tuple[str, type[Compressor]]]
-) -> None:
-    """Check that model, policies and the compressor of each direction go together."""
-    _check_base(config, *compressors["downlink"])
-    binary = config.model_class.binary
-    for direction, (name, compressor_class) in compressors.items():
-        fits = compressor_class.binary or compressor_class.lossless
-        if (compressor_class.binary and not binary) or (binary and not fits):
-            raise ConfigError(
-                f"model={config.model!r} does not go with {name!r} for the "
-                f"{direction}: binary codes (LightFR) take BinaryCodes or none, "
-                "and BinaryCodes takes nothing else"
-            )
-    if binary != (config["aggregation"] == "discrete"):
-        refuse(config, "aggregation", "discrete for binary codes, and only then")
-    if binary:
-        _check_codes(config)
+def check_methods(config: Config) -> None:
+    """Check that model, policy, aggregator and compressors go together."""
+    _check_policy(config)
+    for direction, (name, compressor_class) in config.compressors.items():
+        own = config[f"{direction}_compressor"] is not None
+        key = f"{direction}_compressor" if own else "compressor"
+        _check_table_values(config, "compressor", key, name, compressor_class)
+    _check_table_values(config, "aggregation", "aggregation", *config.parts.aggregation)
+    for key, allowed in config.model_class.requires.items():
+        if config[key] not in allowed:
+            names = " or ".join(map(str, allowed))
+            refuse(config, key, f"{names} with model={config.model}")
 
 
-def _check_base(config: Config, name: str, compressor_class: type[Compressor]) -> None:
-    """Refuse policies without a common table to a method that needs one."""
-    if not compressor_class.needs_base:
-        return
+def _check_policy(config: Config) -> None:
+    """Refuse what needs a table that both ends know to a policy without one."""
+    policy = config.parts.replica[1]
+    name, compressor_class = config.compressors["downlink"]
     reason = f"{name} needs to know the receiver's table"
-    if config["replica"] == "stale":
+    tiers = config["bandwidth"] is not None and policy.shared
+    if compressor_class.needs_base and not policy.cumulative:
         refuse(config, "replica", f"broadcast or personal: {reason}")
-    tiers = config["bandwidth"] is not None and config["replica"] == "broadcast"
-    if tiers and not config["downlink_feedback"]:
+    if compressor_class.needs_base and tiers and not config["downlink_feedback"]:
         refuse(config, "downlink_feedback", f"True with bandwidth: {reason}")
+    if config["downlink_feedback"] and not policy.cumulative:
+        allowed = (
+            f"False with replica={config['replica']}, where everybody lacks something "
+            "else: replica=personal sends each client what it lacks"
+        )
+        refuse(config, "downlink_feedback", allowed)
 
 
-def _check_codes(config: Config) -> None:
-    """Refuse to binary codes what is made for real numbers."""
-    if not config.federation().optimization.is_plain:
-        refuse(config, "server_optimizer", "sgd of rate 1 for binary codes")
-    if config.make_item_embedding(1, config["embedding_size"]) is not None:
-        refuse(config, "item_embedding", "full, without use_base, for binary codes")
-    if config["local_loss"] != "bce":
-        refuse(config, "local_loss", "bce for binary codes, which have their own")
-    for key, only in (("upload", "delta"), ("user_optimizer", "sgd")):
-        if config[key] != only:
-            refuse(config, key, f"{only} for binary codes")
-    if config["local_objective"] != "sgd":
-        refuse(config, "local_objective", "sgd for binary codes")
-    if config["replica"] == "stale":  # half an update leaves no codes
-        refuse(config, "replica", "broadcast or personal for binary codes")
+def _check_table_values(
+    config: Config, kind: str, key: str, name: str, found: _Carrier
+) -> None:
+    """Refuse what is made for other tables than the model's."""
+    values = config.model_class.table_values
+    if _carries(found, values):
+        return
+    fit = [
+        other
+        for other, path in registry.shipped(kind).items()
+        if _carries(registry.load_class(key, path, _CARRIERS[kind]), values)
+    ]
+    raise ConfigError(
+        f"{key}={name!r} does not go with model={config.model!r}, whose tables hold "
+        f"{values}; those that do: {', '.join(fit)}"
+    )
+
+
+def _carries(found: _Carrier, values: str) -> bool:
+    return found.table_values is None or values in found.table_values

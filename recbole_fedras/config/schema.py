@@ -38,7 +38,7 @@ def federation(config: Keys) -> Federation:
         aggregation=str(config["aggregation"]),
         replica=str(config["replica"]),
         budget=choice(config, "budget", BUDGETS),
-        downlink_feedback=_downlink_feedback(config),
+        downlink_feedback=boolean(config, "downlink_feedback"),
         uplink_feedback=boolean(config, "uplink_feedback"),
         optimization=_server_optimization(config),
         max_update_norm=number(config, "max_update_norm", above=0),
@@ -145,18 +145,6 @@ def _compression_rates(config: Keys) -> tuple[float, ...]:
     return tuple(rates.tolist())
 
 
-def _downlink_feedback(config: Keys) -> bool:
-    feedback = boolean(config, "downlink_feedback")
-    if feedback and config["replica"] == "stale":
-        refuse(
-            config,
-            "downlink_feedback",
-            "False with replica=stale, where everybody lacks something else: "
-            "replica=personal sends each client what it lacks",
-        )
-    return feedback
-
-
 def model_settings(config: Keys, warmup_rounds: int) -> ModelSettings:
     """Return what every model is made with."""
     return ModelSettings(
@@ -169,7 +157,7 @@ def model_settings(config: Keys, warmup_rounds: int) -> ModelSettings:
 
 
 def run_settings(config: Keys, asked: Keys) -> RunSettings:
-    """Return what is run, and what was ``asked`` for before a method's cut."""
+    """Return what is run, and what was ``asked`` for before a cut."""
     n_jobs = config["n_jobs"]
     if type(n_jobs) is not int or (n_jobs < 1 and n_jobs != -1):
         refuse(config, "n_jobs", "-1 or an integer from 1")
@@ -181,6 +169,7 @@ def run_settings(config: Keys, asked: Keys) -> RunSettings:
         reproducibility=boolean(config, "reproducibility"),
         device=config["device"],
         rounds=integer(config, "epochs", 1),
+        cut=config["cut"],
         uncut=Uncut(asked["epochs"], asked["client_fraction"], asked["embedding_size"]),
         n_jobs=n_jobs,
         data_path=string(config, "data_path"),

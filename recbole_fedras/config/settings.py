@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Uncut:
-    """What was asked for, where a method does less instead of compressing.
+    """What was asked for, where a run does less instead of compressing.
 
     Attributes
     ----------
@@ -36,6 +36,8 @@ class RunSettings:
         RecBole's: whether torch keeps to deterministic algorithms.
     device : torch.device
     rounds : int
+    cut : str or None
+        Key that the compression rate cuts instead of compressing.
     uncut : Uncut
         The run without the cut.
     n_jobs : int
@@ -62,6 +64,7 @@ class RunSettings:
     reproducibility: bool
     device: torch.device
     rounds: int
+    cut: str | None
     uncut: Uncut
     n_jobs: int
     data_path: str

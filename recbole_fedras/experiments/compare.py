@@ -21,7 +21,7 @@ from recbole_fedras.experiments.summary import summary
 from recbole_fedras.experiments.sweep import RELABELLING, Sweep
 from recbole_fedras.experiments.tables import SPREAD, Table
 from recbole_fedras.federation.simulation import Simulation
-from recbole_fedras.quick_start import make_simulation, prepare_data
+from recbole_fedras.run.setup import make_simulation, prepare_data
 from recbole_fedras.run.trainer import check_after_warmup
 
 #: Keys that declare a compressor of the user's own, which ``compressors`` may name.

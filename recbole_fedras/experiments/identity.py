@@ -136,12 +136,18 @@ class Resolver:
 
 
 def _own_sources(config: Keys) -> Iterator[tuple[str, str]]:
-    for key, path in config.items():
-        if key.endswith("_class") and path:
-            module = importlib.import_module(str(path).rpartition(".")[0])
-            file = Path(inspect.getsourcefile(module) or "")
-            if PACKAGE not in file.parents and (digest := digest_of_files([file])):
+    for key, paths in config.items():
+        if key.endswith("_class") and paths:
+            named = [paths] if isinstance(paths, str) else paths
+            files = [file for file in map(_file, named) if PACKAGE not in file.parents]
+            if digest := digest_of_files(files):
                 yield key, digest
+
+
+def _file(path: str) -> Path:
+    """Return the file of ``package.module.Class``."""
+    module = importlib.import_module(path.rpartition(".")[0])
+    return Path(inspect.getsourcefile(module) or "")
 
 
 def _digest_of(value: Any) -> str:

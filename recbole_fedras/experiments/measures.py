@@ -27,7 +27,8 @@ from recbole_fedras.config.values import refuse
 from recbole_fedras.experiments.identity import Keys, Outcome
 from recbole_fedras.experiments.loss_meter import LossMeter
 from recbole_fedras.federation.simulation import Simulation
-from recbole_fedras.quick_start import Rounds, cost, make_simulation, prepare_data
+from recbole_fedras.run.cost import cost
+from recbole_fedras.run.setup import Rounds, make_simulation, prepare_data
 from recbole_fedras.wire.payload import Payload
 
 Note = Callable[[RowUpdate, Payload, RoundContext, float], None]

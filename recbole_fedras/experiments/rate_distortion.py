@@ -62,8 +62,8 @@ def methods(config: Config) -> dict[str, Compressor]:
     shipped = _shipped()
     built: dict[str, Compressor] = {}
     for name, found in (shipped | dict(config.compressors.values())).items():
-        if found.cuts is not None or found.needs_base:
-            continue  # on one update the same as none, as FedRAS
+        if found.needs_base:
+            continue  # on one update the same as FedRAS
         defaults = registry.hyper_parameters(found)
         defaults |= registry.read_properties("compressor", name)
         defaults |= config.external_config_dict
@@ -75,11 +75,10 @@ def methods(config: Config) -> dict[str, Compressor]:
 
 
 def _shipped() -> dict[str, type[Compressor]]:
-    classes: dict[str, type[Compressor]] = {}
-    for name in registry.names("compressor"):
-        path = registry.read_properties("compressor", name)["compressor_class"]
-        classes[name] = registry.load_class("compressor_class", path, Compressor)
-    return classes
+    return {
+        name: registry.load_class("compressor_class", path, Compressor)
+        for name, path in registry.shipped("compressor").items()
+    }
 
 
 def measure(

@@ -19,7 +19,7 @@ from recbole_fedras.errors import DataError
 from recbole_fedras.federation.server.broadcast import Broadcast
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.federation.transforms import SharedUpdate, Transform
-from recbole_fedras.quick_start import make_simulation, prepare_data
+from recbole_fedras.run.setup import make_simulation, prepare_data
 
 Array = NDArray[Any]
 

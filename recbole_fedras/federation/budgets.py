@@ -25,7 +25,7 @@ def make_budgets(
 ) -> list[Budget]:
     """Return what each bandwidth tier may send of a table (n_rows, dim) and a network.
 
-    What sends everything as it is, of whatever is cut, needs no budget of bytes.
+    What sends everything as it is needs no budget of bytes.
 
     Raises
     ------
@@ -33,8 +33,8 @@ def make_budgets(
         If a compressor cannot work with one of them.
     """
     rates = federation.compression_rates
-    unbudgeted = all(compressor.unbudgeted for compressor in compressors)
-    if federation.budget == "wire" and not unbudgeted:
+    lossless = all(compressor.lossless for compressor in compressors)
+    if federation.budget == "wire" and not lossless:
         budgets = [wire_budget(n_rows, dim, rate, n_theta) for rate in rates]
     else:
         budgets = [Budget(n_rows, dim, rate) for rate in rates]
@@ -52,7 +52,7 @@ def hold_to(budget: Budget, payload: Payload, compressor: Compressor) -> None:
     BudgetError
         If its payload takes more.
     """
-    if budget.n_bytes is None or compressor.unbudgeted:
+    if budget.n_bytes is None or compressor.lossless:
         return
     size = len(payload.to_bytes())
     if size > budget.n_bytes:

@@ -17,8 +17,8 @@ class RoundReport:
     Attributes
     ----------
     loss : float or None
-        Of a training sample, the mean: binary cross-entropy, LightFR's squared error;
-        or of a pair, BPR's. None if clients do not report it.
+        Of a training sample, or of a pair with BPR, the mean. None if clients do not
+        report it.
     n_invited, n_clients : int
         Clients invited, and those whose updates counted.
     refusals : list of Refusal

@@ -100,9 +100,8 @@ class Federation:
         Share of all eligible clients that form a round's cohort.
     compression_rates : tuple of float
         Of each bandwidth tier; one entry where all clients are alike.
-    aggregation : {'inverse_frequency', 'fedavg', 'discrete'}
-    replica : {'broadcast', 'stale', 'personal'}
-        Which downlinks clients hold, see :mod:`recbole_fedras.federation.replica`.
+    aggregation, replica : str
+        Names of the aggregator and of the replica policy.
     budget : {'nominal', 'wire'}
         What a compression rate counts: values of items, as papers do, or all bytes.
     downlink_feedback : bool

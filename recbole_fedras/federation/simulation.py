@@ -57,6 +57,19 @@ class FederatedModel(Protocol):
         """Score with what the shard's clients hold from now on."""
 
 
+class MakePolicy(Protocol):
+    """Makes the replica policy of a server: a class of one, or what stands for it."""
+
+    @property
+    def shared(self) -> bool:
+        """As :attr:`DownlinkPolicy.shared`."""
+
+    def __call__(
+        self, agreement: Agreement, compressor: Compressor, parameters: SharedParameters
+    ) -> DownlinkPolicy:
+        """Make it; parameters are those of :class:`DownlinkPolicy`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Methods:
     """What a federation is made of, each replaceable by a class of one's own.
@@ -66,14 +79,15 @@ class Methods:
     uplink, downlink : Compressor
         One of each; the same object may serve as both.
     aggregator : Aggregator
-    policy : type of DownlinkPolicy
+    policy : MakePolicy
+        A class of :class:`DownlinkPolicy`.
     transforms : sequence of Transform
     """
 
     uplink: Compressor
     downlink: Compressor
     aggregator: Aggregator
-    policy: type[DownlinkPolicy] = Broadcast
+    policy: MakePolicy = Broadcast
     transforms: Sequence[Transform] = ()
 
     def on_clients(self) -> ClientMethods:

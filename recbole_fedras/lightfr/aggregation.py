@@ -9,6 +9,7 @@ from torch import Tensor
 
 from recbole_fedras.compressor.base import RowUpdate, row_update
 from recbole_fedras.federation.server.aggregation import Aggregator, ThetaMean
+from recbole_fedras.lightfr.codes import CODES
 from recbole_fedras.lightfr.descent import descend
 
 
@@ -20,6 +21,8 @@ class CodeDescent(Aggregator):
     ``sum_u (f - c_u . d_i)^2`` from the code that it has: the error of i's users, as
     ``(sgn(r') f - sgn(r') b_u . d)^2`` is the error of ``b_u . d`` against r'.
     """
+
+    table_values = (CODES,)
 
     def begin(self, table: Tensor) -> None:
         """Begin a round from the server's codes."""

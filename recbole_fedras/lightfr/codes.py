@@ -14,6 +14,9 @@ from recbole_fedras.compressor.base import (
 )
 from recbole_fedras.wire.payload import Payload
 
+#: What tables of these models hold.
+CODES = "codes of -1 and 1"
+
 
 class BinaryCodes(Compressor):
     """Codes of -1 and 1 as bits: how LightFR sends what changed.
@@ -44,10 +47,10 @@ class BinaryCodes(Compressor):
     (256, tensor(2.))
     """
 
-    cuts = "embedding_size"
+    lossless = True
     value_bits = 1
     needs_base = True
-    binary = True
+    table_values = (CODES,)
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Send the signs after the update."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from recbole_fedras.data.clients import Samples
 from recbole_fedras.data.local import Descent, LocalParameters
+from recbole_fedras.embedding.full import Full
 from recbole_fedras.errors import ConfigError
+from recbole_fedras.lightfr.codes import CODES
 from recbole_fedras.lightfr.descent import descend
 from recbole_fedras.model.base import FederatedRecommender
 from recbole_fedras.model.settings import ModelConfig
@@ -56,12 +59,30 @@ class LightFR(FederatedRecommender):
     sent a row. Equal scores, which are frequent, count by their average rank.
     """
 
-    binary = True
+    table_values = CODES
+
+    requires: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "use_gpu": (False,),  # its kernel is the only trainer there is
+        "local_loss": ("bce",),  # which stands for its own
+        "local_objective": ("sgd",),
+        "upload": ("delta",),
+        "user_optimizer": ("sgd",),
+        "server_optimizer": ("sgd",),  # the aggregate as it is: anything else ...
+        "server_learning_rate": (1,),
+        "replica": ("broadcast", "personal"),  # ... or half of it leaves no codes
+        "item_embedding": ("full",),
+        "item_embedding_class": (f"{Full.__module__}.{Full.__qualname__}",),
+        "use_base": (False,),
+    }
 
     def __init__(
         self, config: ModelConfig, dataset: Any, code_regularization: float
     ) -> None:
         super().__init__(config, dataset)
+        if self.train_clients is None:  # of a subclass with another score
+            raise ConfigError(
+                f"model={type(self).__name__!r}: codes need train_clients of their own"
+            )
         regularization = code_regularization
         if type(regularization) not in (int, float) or not regularization >= 0.5:
             raise ConfigError(

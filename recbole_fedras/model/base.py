@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
+from recbole_fedras.compressor.base import REAL
 from recbole_fedras.data.local import TrainClients
 from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.errors import ConfigError
@@ -76,8 +77,11 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     #: Whether ``embedding_size`` may be cut without another key.
     resizable: bool = True
 
-    #: Whether embeddings are codes of -1 and 1, which only ``train_clients`` can train.
-    binary: bool = False
+    #: What embeddings hold: compressor and aggregator must take such tables.
+    table_values: ClassVar[str] = REAL
+
+    #: Keys of which not every value goes with the model, and those that do.
+    requires: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     #: Compiled local training on the CPU, or None: ``train_clients(parameters, samples,
     #: descent) -> losses`` trains a group's clients exactly as gradients of
@@ -100,10 +104,6 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     def __init__(self, config: ModelConfig, dataset: Any) -> None:
         super().__init__(config, dataset)
-        if self.binary and self.train_clients is None:
-            raise ConfigError(
-                f"model={type(self).__name__!r}: codes need train_clients of their own"
-            )
         settings = config.model_settings()
         self.label_field = settings.label_field
         self.dim, self.init_std = settings.dim, settings.init_std

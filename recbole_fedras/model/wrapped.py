@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NoReturn
 from weakref import WeakKeyDictionary
 
@@ -75,9 +75,6 @@ class WrappedRecommender(FederatedRecommender):
     """
 
     recommender: ClassVar[type[GeneralRecommender]]
-
-    #: The recommender's keys of which only one value can be federated.
-    fixed_keys: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: ModelConfig, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -212,6 +209,7 @@ class FedNeuMF(WrappedRecommender):
 
     recommender = NeuMF
     resizable = False
-    fixed_keys: ClassVar[dict[str, Any]] = {
-        "mf_train": True, "mlp_train": True, "use_pretrain": False, "dropout_prob": 0,
+    requires: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "mf_train": (True,), "mlp_train": (True,), "use_pretrain": (False,),
+        "dropout_prob": (0,),
     }  # fmt: skip

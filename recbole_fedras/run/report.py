@@ -113,7 +113,7 @@ def communication(
     table_bytes, theta_bytes : int
         Size of the item table and of the network in float32.
     participations : float
-        Clients in all rounds. If a method cuts embeddings, rounds or cohorts instead of
+        Clients in all rounds. If a run cuts embeddings, rounds or cohorts instead of
         compressing, table and participations are those without the cut.
     mb_per_s : dict
         What a client's link carries in each direction, 10^6 bytes a second.

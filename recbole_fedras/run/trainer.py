@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,7 +13,6 @@ import numpy as np
 import torch
 from recbole.trainer import Trainer
 from torch import Tensor
-from tqdm import tqdm
 
 from recbole_fedras.config import Config, compat
 from recbole_fedras.config.checkpoint import (
@@ -30,13 +25,13 @@ from recbole_fedras.data.dataset import client_data
 from recbole_fedras.embedding.base import introduction
 from recbole_fedras.errors import DataError, FederationError, NonFiniteError
 from recbole_fedras.federation.budgets import make_budgets
-from recbole_fedras.federation.round import RoundReport
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.run.evaluation import FairCollector
+from recbole_fedras.run.progress import Interrupt, ProgressBar
+from recbole_fedras.run.randomness import random_state, restore_random_state
 from recbole_fedras.run.report import (
     RunFolder,
-    megabytes,
     round_row,
 )
 from recbole_fedras.wire.payload import Payload
@@ -73,11 +68,13 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self._clients = client_data(train_data._dataset)
         self.simulation = self._simulate(self._introduction())
         check_after_warmup(config, self.simulation)
-        super().__init__(config, model)
-        self.eval_collector = FairCollector(config)
+        with config.in_use():  # for metrics of the user's own
+            super().__init__(config, model)
+            self.eval_collector = FairCollector(config)
         self.folder: RunFolder | None = None
         self.rows: list[dict[str, Any]] = []
         self._valid_result: dict[str, float] | None = None
+        self._interrupt = Interrupt()
 
     def _introduction(self) -> Payload | None:
         """Return what each client is sent once of the items."""
@@ -151,7 +148,8 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             if saved:
                 self._save_last()
             return self.best_valid_score, self.best_valid_result
-        with self._progress_bar(show_progress), self._delayed_interrupts():
+        self._bar = ProgressBar(self.epochs, self.start_epoch, show_progress)
+        with self._bar, self._interrupt.noted():
             try:
                 result = super().fit(
                     train_data,
@@ -211,7 +209,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             ) from error
         self.model.load_other_parameter(state["other_parameter"])
         self.rows = json.loads(state["rows"])
-        _restore_random_state(state["random"])
+        restore_random_state(state["random"])
         best = best_of(resume_file)
         if best.name != "best.pth":
             self.logger.warning(f"No best.pth beside {best}: it counts as the best")
@@ -230,7 +228,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         loss_func: Callable[..., Tensor] | None = None,
         show_progress: bool = False,
     ) -> float:
-        if self._interrupted:
+        if self._interrupt.asked:
             raise KeyboardInterrupt(self._keep_last_good())
         start = perf_counter()
         if epoch_idx < self.config.warmup_rounds:
@@ -245,9 +243,10 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         row = round_row(epoch_idx, report)
         row["seconds_total"] = perf_counter() - start
         self.rows.append(row)
-        for key, total in self.simulation.ledger.totals.items():
+        totals = self.simulation.ledger.totals
+        for key, total in totals.items():
             self.tensorboard.add_scalar(f"Communication/{key}", total, epoch_idx)
-        self._advance_bar(report, row["seconds_total"])
+        self._bar.advance(report, totals, row["seconds_total"])
         if self._saved and self._checkpoint_is_due(epoch_idx):
             self._save_last()
         return float("nan") if report.loss is None else report.loss
@@ -283,7 +282,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         row |= {f"valid_{name}": value for name, value in self._valid_result.items()}
         row["seconds_evaluation"] = seconds
         row["seconds_total"] += seconds
-        self._figures[self.valid_metric] = f"{score:.4f}"
+        self._bar.figures[self.valid_metric] = f"{score:.4f}"
         return score, result
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
@@ -318,7 +317,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             "optimizer": {},
             "simulation": self.simulation.state_dict(),
             "rows": json.dumps(self.rows),
-            "random": _random_state(),
+            "random": random_state(),
         }
 
     def _save_last(self) -> Path | None:
@@ -333,54 +332,6 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
     def _keep_last_good(self) -> str:
         path = self._save_last()
         return f"continue with --resume={path}" if path else "no round was completed"
-
-    # Progress and interrupts.
-
-    @contextmanager
-    def _progress_bar(self, show: bool) -> Iterator[None]:
-        self._figures: dict[str, str] = {}
-        self._bar = tqdm(
-            total=self.epochs,
-            initial=self.start_epoch,
-            desc="Rounds",
-            unit="round",
-            disable=not show,
-            dynamic_ncols=True,
-            mininterval=0.2 if sys.stderr.isatty() else 10,
-        )
-        with self._bar:
-            yield
-
-    def _advance_bar(self, report: RoundReport, seconds: float) -> None:
-        totals = self.simulation.ledger.totals
-        self._figures |= {
-            "loss": "?" if report.loss is None else f"{report.loss:.4f}",
-            "clients/s": f"{report.n_clients / seconds:.0f}",
-            "up": megabytes(totals["uplink_bytes"]),
-            "down": megabytes(totals["downlink_bytes"]),
-        }
-        self._bar.set_postfix(self._figures, refresh=False)
-        self._bar.update()
-
-    @contextmanager
-    def _delayed_interrupts(self) -> Iterator[None]:
-        self._interrupted = False
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(signum: int, frame: Any) -> None:
-            if self._interrupted:
-                raise KeyboardInterrupt
-            self._interrupted = True
-
-        signals = (signal.SIGINT, signal.SIGTERM)
-        previous = [signal.signal(number, note) for number in signals]
-        try:
-            yield
-        finally:
-            for number, handler in zip(signals, previous, strict=True):
-                signal.signal(number, handler)
 
 
 def check_after_warmup(config: Config, simulation: Simulation) -> None:
@@ -405,21 +356,3 @@ def check_after_warmup(config: Config, simulation: Simulation) -> None:
         agreement.n_theta + embedding.n_theta,
         config.make_compressors(),
     )
-
-
-def _random_state() -> dict[str, Any]:
-    """Global generators, which only ``eval_candidates: recbole`` draws from."""
-    state = dict(np.random.get_state(legacy=False))  # noqa: NPY002 - RecBole's
-    keys = torch.from_numpy(state["state"]["key"].astype(np.int64))
-    return {
-        "torch": torch.get_rng_state(),
-        "numpy": plain(state | {"state": state["state"]["pos"]}),
-        "numpy_keys": keys,
-    }
-
-
-def _restore_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    keys = state["numpy_keys"].numpy().astype(np.uint32)
-    inner = {"key": keys, "pos": state["numpy"]["state"]}
-    np.random.set_state(state["numpy"] | {"state": inner})  # noqa: NPY002

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CTX, DIM, N_ITEMS, budget, make_update, slow
-from methods import CUTS, NAMES, OF_UPDATES, VARIANTS, compatible, make, sent, table
+from methods import NAMES, OF_UPDATES, VARIANTS, compatible, make, sent, table
 
 from recbole_fedras.compressor import RowUpdate, check_compressor
 from recbole_fedras.compressor.base import Budget, CohortUpdate, empty_update
@@ -23,7 +23,7 @@ def through_the_wire(compressor, update, rate, broadcast):
     return sent(payload)
 
 
-@pytest.mark.parametrize(("name", "keys"), [*VARIANTS, *((name, {}) for name in CUTS)])
+@pytest.mark.parametrize(("name", "keys"), [*VARIANTS, ("BinaryCodes", {})])
 @pytest.mark.parametrize(
     ("n_items", "dim"),
     [(N_ITEMS, DIM), slow(300, 16)],

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import COMMON, TINY
+from conftest import COMMON, ROOT, TINY
 
 from recbole_fedras.__main__ import main
 from recbole_fedras.config import Config, registry
 from recbole_fedras.config.listing import describe, listing
 from recbole_fedras.config.sources import Loader
 from recbole_fedras.errors import BudgetError, ConfigError, DataError
-from recbole_fedras.quick_start import prepare_data, run_recbole_fedras
+from recbole_fedras.quick_start import run_recbole_fedras
+from recbole_fedras.run.setup import prepare_data
 
 
 def test_reading_an_unknown_key_names_the_nearest():
@@ -88,14 +89,37 @@ def test_a_models_keys_are_its_constructors_parameters(workspace, capsys):
 
 @pytest.mark.parametrize("kind", list(registry.GIVEN))
 def test_sources_describe_classes_as_they_are(kind):
-    for name in registry.names(kind):
-        path = registry.read_properties(kind, name)[f"{kind}_class"]
+    for path in registry.shipped(kind).values():
         found = registry.load_class(f"{kind}_class", path, object)
         what, parameters = describe(path)
         assert what == found.__doc__.partition("\n")[0]
         n = registry.GIVEN[kind]
         expected = list(registry.hyper_parameters(found).items())[n:]
         assert list(parameters.items())[n:] == expected
+
+
+def test_every_key_that_ships_is_documented():
+    documented = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+    for kind in (".", *registry.GIVEN):
+        names = ["overall"] if kind == "." else registry.names(kind)
+        for name in names:
+            for key in registry.read_properties(kind, name):
+                assert f"`{key}`" in documented, (kind, name, key)
+
+
+def test_the_wheel_has_every_package_and_every_yaml_file():
+    setup = (ROOT / "setup.cfg").read_text(encoding="utf-8")
+    package = ROOT / "recbole_fedras"
+    folders = [path.parent.relative_to(ROOT) for path in package.rglob("__init__.py")]
+    yamls = {
+        path.parent.relative_to(ROOT) for path in ROOT.glob("properties/**/*.yaml")
+    }
+    for folder in folders:
+        assert f"    {'.'.join(folder.parts)}\n" in setup
+    for folder in yamls:
+        name = ".".join(("recbole_fedras", *folder.parts))
+        assert f"    {name}\n" in setup
+        assert f"\n{name} = *.yaml\n" in setup
 
 
 BUGGY = """

@@ -11,7 +11,7 @@ from recbole_fedras.config import Config
 from recbole_fedras.data.catalogue import Catalogue, clients_of_shard, number_clients
 from recbole_fedras.data.dataset import catalogue_of, client_data
 from recbole_fedras.errors import DataError
-from recbole_fedras.quick_start import prepare_data
+from recbole_fedras.run.setup import prepare_data
 
 
 def read(path):

@@ -15,7 +15,8 @@ from recbole_fedras.__main__ import main
 from recbole_fedras.compressor import check_compressor
 from recbole_fedras.config import Config
 from recbole_fedras.data.prepare import prepare
-from recbole_fedras.quick_start import prepare_data, run_recbole_fedras
+from recbole_fedras.quick_start import run_recbole_fedras
+from recbole_fedras.run.setup import prepare_data
 
 ROOT = Path(__file__).parents[2]
 needs_shared = pytest.mark.skipif(

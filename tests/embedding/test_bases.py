@@ -15,7 +15,8 @@ from recbole_fedras.config.checkpoint import read_checkpoint
 from recbole_fedras.data.features import item_features, principal_components
 from recbole_fedras.embedding.quantizer import residual_kmeans, rq_vae
 from recbole_fedras.federation.simulation import Simulation
-from recbole_fedras.quick_start import prepare_data, run_recbole_fedras
+from recbole_fedras.quick_start import run_recbole_fedras
+from recbole_fedras.run.setup import prepare_data
 from recbole_fedras.run.trainer import FederatedTrainer
 
 NAMES = list(registry.names("item_embedding"))

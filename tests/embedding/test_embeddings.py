@@ -24,7 +24,8 @@ from recbole_fedras.federation.client.training import (
     train_cohort,
 )
 from recbole_fedras.numeric.theta import unflatten
-from recbole_fedras.quick_start import prepare_data, run_recbole_fedras
+from recbole_fedras.quick_start import run_recbole_fedras
+from recbole_fedras.run.setup import prepare_data
 from recbole_fedras.run.trainer import FederatedTrainer
 
 NAMES = list(registry.names("item_embedding"))
@@ -226,7 +227,7 @@ def test_bytes_are_those_of_the_formula(run, name):
 
 COMPRESSORS = [name for name in registry.names("compressor") if name != "BinaryCodes"]
 REFUSED = {
-    ("lora", "Base"): "one that Base can cut",
+    ("lora", "Base"): "one that cut=embedding_size can cut",
     ("rq", "RCR"): "less than the round of the last evaluation, 1",
 }
 
@@ -242,7 +243,7 @@ def composes_or_says_why_not(run, name, objective, model, compressor):
     keys |= SIZES | {"local_objective": objective}
     said = REFUSED.get((name, compressor))
     if (model, compressor) == ("FedNeuMF", "Base"):
-        said = "Base cannot cut the parts of FedNeuMF"
+        said = "cannot cut the parts of model=FedNeuMF"
     if said is not None:
         with pytest.raises(ValueError, match=said):
             run(model, **keys)
@@ -360,7 +361,7 @@ def test_the_example_of_the_docs_works(run, workspace):
 def test_binary_codes_are_of_full_items_and_plain_descent(workspace, name, objective):
     keys = {"model": "LightFR", "item_embedding": name, "local_objective": objective}
     said = "item_embedding" if name != "full" else "local_objective='sam'"
-    with pytest.raises(ValueError, match=f"{said}.* is not allowed.* for binary codes"):
+    with pytest.raises(ValueError, match=f"{said}.* is not .* with model=LightFR"):
         Config(config_dict=keys | {"dataset": "tiny", "warmup_rounds": 1}, argv=COMMON)
 
 
@@ -381,15 +382,16 @@ def test_binary_codes_are_of_full_items_and_plain_descent(workspace, name, objec
             "hash_functions=9 is not allowed; it must be at most embedding_size=8",
         ),
         ({"item_embedding": "lora", "item_alpha": 0}, "item_alpha=0 is not allowed"),
-        ({"item_embedding": "lora", "compressor": "Base"}, "one that Base can cut"),
+        ({"item_embedding": "lora", "compressor": "Base"}, "cut=embedding_size can"),
         ({"use_base": "yes"}, "use_base='yes' is not allowed"),
-        ({"model": "LightFR", "item_embedding": "hash"}, "full, without use_base"),
+        ({"model": "LightFR", "item_embedding": "hash"}, "full with model=LightFR"),
+        ({"model": "LightFR", "use_base": True}, "False with model=LightFR"),
         (
             {
                 "model": "LightFR",
                 "item_embedding_class": "recbole_fedras.embedding.hashing.Hash",
             },
-            "full, without use_base",
+            "full with model=LightFR",
         ),
     ],
 )

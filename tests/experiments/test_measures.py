@@ -20,7 +20,7 @@ from recbole_fedras.experiments.measures import (
     transfer_time,
 )
 from recbole_fedras.federation.simulation import Simulation
-from recbole_fedras.quick_start import make_simulation, prepare_data
+from recbole_fedras.run.setup import make_simulation, prepare_data
 
 
 def losses(**keys):

@@ -17,7 +17,7 @@ from recbole_fedras.data.local import LocalParameters
 from recbole_fedras.lightfr.aggregation import CodeDescent
 from recbole_fedras.lightfr.codes import BinaryCodes
 from recbole_fedras.lightfr.descent import descend
-from recbole_fedras.lightfr.model import _train_clients
+from recbole_fedras.lightfr.model import LightFR, _train_clients
 from recbole_fedras.numeric.rng import Stream, counter_key
 
 
@@ -152,23 +152,50 @@ def test_a_resumed_run_ends_like_the_whole(run, workspace):
     [
         (
             {"compressor": "SVD"},
-            "model='LightFR' does not go with 'SVD' for the uplink",
+            "^compressor='SVD' does not go with model='LightFR', whose tables hold "
+            "codes of -1 and 1; those that do: BinaryCodes, none$",
         ),
-        ({"downlink_compressor": "FedRAS"}, "'FedRAS' for the downlink"),
-        ({"model": "MF", "compressor": "BinaryCodes"}, "'MF' does not go with"),
-        ({"aggregation": "fedavg"}, "aggregation='fedavg' is not allowed"),
+        ({"downlink_compressor": "FedRAS"}, "downlink_compressor='FedRAS' does not go"),
+        (
+            {"model": "MF", "compressor": "BinaryCodes"},
+            "compressor='BinaryCodes' does not go with model='MF', .*: CE, CoLR, ",
+        ),
+        (
+            {"aggregation": "fedavg"},
+            "aggregation='fedavg' does not go with model='LightFR', .*: discrete$",
+        ),
         (
             {"model": "MF", "aggregation": "discrete"},
-            "discrete for binary codes, and only",
+            "aggregation='discrete' does not go .*: fedavg, inverse_frequency$",
         ),
         ({"replica": "stale"}, "BinaryCodes needs to know the receiver's table"),
-        ({"replica": "stale", "compressor": "none"}, "personal for binary codes"),
-        ({"preset": "best", "compressor": "KLT"}, "does not go with 'KLT'"),
+        (
+            {"replica": "stale", "compressor": "none"},
+            "replica='stale' is not .* broadcast or personal with model=LightFR",
+        ),
+        ({"preset": "best", "compressor": "KLT"}, "compressor='KLT' does not go with"),
+        ({"use_gpu": True}, "use_gpu=True is not .* False with model=LightFR"),
+        ({"local_loss": "bpr"}, "local_loss='bpr' is not .* bce with model=LightFR"),
+        ({"upload": "gradient", "local_epochs": 1}, "delta with model=LightFR"),
+        ({"user_optimizer": "adam"}, "sgd with model=LightFR"),
+        ({"server_optimizer": "adam"}, "sgd with model=LightFR"),
+        ({"server_learning_rate": 0.5}, "server_learning_rate=0.5 .* 1 with model=L"),
+        ({"downlink_compressor": "none"}, "both ways, not BinaryCodes and none"),
     ],
 )
 def test_what_does_not_go_together_is_refused(workspace, keys, said):
     with pytest.raises(ValueError, match=said):
         Config(config_dict={"model": "LightFR", "dataset": "tiny"} | keys)
+
+
+def test_codes_of_another_score_need_their_own_training(run):
+    class Doubled(LightFR):
+        def score(self, user_rows, item_rows, theta):
+            return 2 * super().score(user_rows, item_rows, theta)
+
+    keys = {"compressor": "BinaryCodes", "aggregation": "discrete", "use_gpu": False}
+    with pytest.raises(ValueError, match="'Doubled': codes need train_clients of th"):
+        run(Doubled, code_regularization=0.6, **keys)
 
 
 @pytest.mark.parametrize("regularization", [0.4, "much", float("nan")])

@@ -14,7 +14,8 @@ from recbole_fedras.config import Config
 from recbole_fedras.config.checkpoint import read_checkpoint
 from recbole_fedras.model.gmf import GMF
 from recbole_fedras.model.wrapped import FedNeuMF, WrappedRecommender
-from recbole_fedras.quick_start import prepare_data, run_recbole_fedras
+from recbole_fedras.quick_start import run_recbole_fedras
+from recbole_fedras.run.setup import prepare_data
 
 SIZES = {"embedding_size": 8, "mf_embedding_size": 3, "mlp_embedding_size": 5}
 

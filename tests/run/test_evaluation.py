@@ -8,7 +8,7 @@ import torch
 from conftest import TINY, rounds_of, write_dataset
 
 from recbole_fedras.config import Config
-from recbole_fedras.quick_start import prepare_data
+from recbole_fedras.run.setup import prepare_data
 from recbole_fedras.run.trainer import FederatedTrainer
 
 

@@ -16,10 +16,8 @@ from recbole_fedras.__main__ import main
 from recbole_fedras.config import Config, compat
 from recbole_fedras.config.checkpoint import read_checkpoint
 from recbole_fedras.errors import NonFiniteError
-from recbole_fedras.quick_start import (
-    prepare_data,
-    run_recbole_fedras,
-)
+from recbole_fedras.quick_start import run_recbole_fedras
+from recbole_fedras.run.setup import prepare_data
 
 
 def same_but_for_time(first: list[dict], second: list[dict]) -> bool:

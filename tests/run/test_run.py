@@ -9,17 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import TINY, rounds_of, slow
+from conftest import COMMON, TINY, rounds_of, slow
 
 from recbole_fedras.__main__ import main
 from recbole_fedras.config import Config, compat, registry
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.numeric.theta import unflatten
-from recbole_fedras.quick_start import (
-    objective_function,
-    prepare_data,
-    run_recbole_fedras,
-)
+from recbole_fedras.quick_start import objective_function, run_recbole_fedras
+from recbole_fedras.run.setup import prepare_data
 from recbole_fedras.run.trainer import FederatedTrainer
 
 
@@ -367,8 +364,31 @@ def test_a_rate_may_be_met_by_doing_less(run, name, key, whole, left):
     assert cost["wire_compression_rate"] == 1 - sent / uncut["dense_bytes"]
     config = (Path(result["run_folder"]) / "config.yaml").read_text()
     assert yaml.safe_load(config)[key] == whole  # a run from it is cut as well
+    assert (result["compressor"], result["cut"]) == (name, key)
+    by_key = run(compressor="none", cut=key, compression_rate=0.75, eval_step=1,
+                 **{key: whole})  # fmt: skip
+    assert (by_key["compressor"], by_key["cut"]) == ("none", key)
+    for part in ("test_result", "communication"):
+        assert by_key[part] == result[part]
     with pytest.raises(ValueError, match=f"serves both ways, not {name} and SVD"):
         run(compressor=name, downlink_compressor="SVD")
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"cut": "seed"}, "cut='seed' is not .* one of embedding_size, epochs, client"),
+        ({"cut": "epochs"}, "cut='epochs' is not .* ~ with FedRAS, or compressor must"),
+        ({"compressor": "RCR", "cut": "embedding_size"}, "epochs, which RCR stands"),
+        ({"compressor": "RCR", "cut": None}, "cut=None .* epochs, which RCR stands"),
+        ({"compressor": "RSC", "bandwidth": [0.5, 0.9]}, "None with cut=client_fract"),
+        ({"uplink_compressor": "RCR", "compressor": "none"}, "not RCR and none"),
+    ],
+)
+def test_a_cut_is_refused_beside_what_compresses(workspace, keys, said):
+    keys = {"compressor": "none"} | keys if keys.get("cut") == "seed" else keys
+    with pytest.raises(ValueError, match=said):
+        Config(config_dict=keys, argv=COMMON)
 
 
 def test_dense_bytes_are_those_of_the_rounds_that_ran(run):

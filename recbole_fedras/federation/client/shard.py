@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +11,11 @@ import torch
 from torch import Tensor
 
 from recbole_fedras.compressor.base import Compressor
-from recbole_fedras.data.clients import ClientData, Samples, draw_samples
+from recbole_fedras.data.clients import ClientData
 from recbole_fedras.embedding.base import ItemEmbedding, take_introduction
 from recbole_fedras.errors import NonFiniteError
 from recbole_fedras.federation.client.feedback import UplinkFeedback
+from recbole_fedras.federation.client.groups import draw_groups, parts
 from recbole_fedras.federation.client.replicas import (
     OwnReplicas,
     Replicas,
@@ -32,14 +32,9 @@ from recbole_fedras.federation.client.training import (
 from recbole_fedras.federation.protocol import Agreement, Ints
 from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.federation.transforms import Transform
-from recbole_fedras.numeric.parallel import thread_map
-from recbole_fedras.numeric.rng import Stream, counter_key
 from recbole_fedras.numeric.stopwatch import Stopwatch
 from recbole_fedras.numeric.theta import Theta, flatten, unflatten
 from recbole_fedras.wire.message import Kind, Message
-
-#: Updates of a cohort that a shard holds at a time, about; the rest waits its turn.
-PART_BYTES = 2**27
 
 
 class Start(NamedTuple):
@@ -80,6 +75,14 @@ class ClientMethods(NamedTuple):
     downlink: Compressor
     transforms: Sequence[Transform] = ()
     shared_replicas: bool = True
+
+
+class _Private(NamedTuple):
+    """What clients keep of a training, once it has counted."""
+
+    clients: Ints
+    user_rows: Tensor
+    user_states: Tensor | None
 
 
 class Shard:
@@ -139,7 +142,7 @@ class Shard:
             agreement, methods.uplink, methods.transforms, self.feedback, self.seconds
         )
         self._workspace = Workspace()
-        self._pending: list[Trained] = []
+        self._pending: list[_Private] = []
 
     @property
     def embedding(self) -> ItemEmbedding | None:
@@ -178,24 +181,28 @@ class Shard:
             If a message cannot be applied.
         """
         self.settle(())  # what no receipt came for
-        for part in self._parts(messages):
+        n_parts = 1 if self.embedding is None else self.embedding.n_parts
+        for part in parts(
+            messages, self._agreement, self._data, self.training, n_parts
+        ):
             with self.seconds("compression"):
                 self._apply([message for own in part for message in own])
             clients = np.array([own[0].header.client for own in part])
             round = part[0][-1].header.round
             trained = self._train(clients, round)
-            self._pending.append(trained)
+            private = _Private(clients, trained.user_rows, trained.user_states)
+            self._pending.append(private)
             yield from self._sender.answers(trained, round, self._base_of)
 
     def settle(self, receipts: Iterable[Message]) -> None:
         """Put into force what counted, forget the rest of what is pending."""
         counted = {message.header.client for message in receipts}
-        for trained in self._pending:
-            kept = np.isin(trained.updates.clients.numpy(), list(counted))
-            places = self._places(trained.updates.clients.numpy()[kept])
-            self.user_rows[places] = trained.user_rows[kept]
-            if self.user_states is not None and trained.user_states is not None:
-                self.user_states[places] = trained.user_states[kept]
+        for private in self._pending:
+            kept = np.isin(private.clients, list(counted))
+            places = self._places(private.clients[kept])
+            self.user_rows[places] = private.user_rows[kept]
+            if self.user_states is not None and private.user_states is not None:
+                self.user_states[places] = private.user_states[kept]
         self._pending = []
         self.replicas.commit(counted)
         if self.feedback is not None:
@@ -207,40 +214,6 @@ class Shard:
 
     def _places(self, clients: Ints) -> Tensor:
         return torch.from_numpy(np.searchsorted(self.clients, clients))
-
-    # Parts of a cohort.
-
-    def _parts(self, messages: Iterable[Message]) -> Iterator[list[list[Message]]]:
-        """Collect clients' messages until their updates reach ``PART_BYTES``.
-
-        Groups stay whole, so that parts of another size change no bit.
-        """
-        part: list[list[Message]] = []
-        size = 0
-        by_client = (
-            list(own) for _, own in groupby(messages, lambda one: one.header.client)
-        )
-        for _, group in groupby(by_client, lambda own: self._block(own[0])):
-            members = list(group)
-            needed = sum(self._bytes_of(own[0].header.client) for own in members)
-            if part and size + needed > PART_BYTES:
-                yield part
-                part, size = [], 0
-            part += members
-            size += needed
-        if part:
-            yield part
-
-    def _block(self, message: Message) -> int:
-        return message.header.client // self._agreement.block
-
-    def _bytes_of(self, client: int) -> int:
-        """Return what a client's update may take."""
-        count = self._data.offsets[client + 1] - self._data.offsets[client]
-        n_negatives = self.training.local_epochs * self.training.n_negatives
-        n_parts = 1 if self.embedding is None else self.embedding.n_parts
-        n_rows = min(count * (1 + n_negatives) * n_parts, self._agreement.n_items)
-        return int(n_rows) * self._agreement.dim * 4
 
     # What happens to a part.
 
@@ -268,7 +241,14 @@ class Shard:
             trained = train_cohort(
                 self._model._replace(theta=unflatten(theta, self._model.theta)),
                 participants,
-                self._draw(clients, round),
+                draw_groups(
+                    clients,
+                    self._agreement,
+                    self._data,
+                    self.training,
+                    round,
+                    whole=tables.device.type != "cpu",
+                ),
                 self.training,
                 self._uplink.gradient_map(
                     self._agreement.budgets[0], self._agreement.context(round)
@@ -277,21 +257,6 @@ class Shard:
             )
         self._require_finite(trained, round)
         return trained
-
-    def _draw(self, clients: Ints, round: int) -> list[Samples]:
-        """Draw the samples of each group, in threads; on another device, of all."""
-        training, seed = self.training, self._agreement.federation.seed
-        groups = [clients]
-        if self.replicas.tables.device.type == "cpu":
-            starts = 1 + np.flatnonzero(np.diff(clients // self._agreement.block))
-            groups = np.split(clients, starts)
-        key = counter_key(seed, Stream.SAMPLES, round)
-
-        def draw(group: Ints) -> Samples:
-            counts = (training.n_negatives, training.local_epochs)
-            return draw_samples(self._data, group, *counts, key, training.pairwise)
-
-        return thread_map(draw, groups)
 
     def _base_of(self, client: int) -> Tensor:
         return self.replicas.tables[int(self.replicas.table_of([client])[0])]

@@ -82,9 +82,8 @@ class Trained:
     updates : CohortUpdate
         Change of the shared parameters, for the server.
     losses : Tensor of float64, shape (n_clients,)
-        Binary cross-entropy (LightFR: squared error; BPR: of pairs), summed over each
-        client's samples when they were trained on; not finite where anything else of
-        the client here is not.
+        The model's, summed over each client's samples (BPR: pairs) when they were
+        trained on; not finite where anything else of the client here is not.
     n_samples : Tensor of int64, shape (n_clients,)
         Of BPR, pairs.
     user_states : Tensor or None, shape (n_clients, 2 dim + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_fedras.compressor.base import RowUpdate, row_update
+from recbole_fedras.compressor.base import REAL, RowUpdate, row_update
 
 
 class Aggregator(ABC):
@@ -31,6 +32,10 @@ class Aggregator(ABC):
     >>> update.ids.tolist(), update.rows.flatten().tolist()
     ([0, 2], [1.0, 0.5])
     """
+
+    #: What tables may hold whose updates it combines, see
+    #: ``FederatedRecommender.table_values``; None: anything.
+    table_values: ClassVar[tuple[str, ...] | None] = (REAL,)
 
     @abstractmethod
     def begin(self, table: Tensor) -> None:

@@ -32,7 +32,6 @@ class Broadcast(PublishedDownlinks):
     """
 
     shared = True
-    cumulative = True
 
     def _set_up(self) -> None:
         table = self._parameters.item_table

@@ -44,6 +44,10 @@ class DownlinkPolicy(ABC):
     #: that any of them missed reaches it. Else each has a table of its own.
     shared: ClassVar[bool]
 
+    #: Whether everything that a client missed reaches it, so that the server encodes
+    #: for a table that the receiver holds.
+    cumulative: ClassVar[bool] = True
+
     def __init__(
         self, agreement: Agreement, compressor: Compressor, parameters: SharedParameters
     ) -> None:
@@ -121,9 +125,6 @@ class DownlinkPolicy(ABC):
 
 class PublishedDownlinks(DownlinkPolicy):
     """One message for all clients of a tier, made when the server has stepped."""
-
-    #: Whether a downlink builds on the one before.
-    cumulative: ClassVar[bool]
 
     def __init__(
         self, agreement: Agreement, compressor: Compressor, parameters: SharedParameters

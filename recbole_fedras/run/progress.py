@@ -1,0 +1,97 @@
+"""What a user sees of rounds under way, and how it can end them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from recbole_fedras.federation.round import RoundReport
+from recbole_fedras.run.report import megabytes
+
+
+class ProgressBar:
+    """One bar over all rounds, with the newest figures behind it.
+
+    Parameters
+    ----------
+    n_rounds, done : int
+        Rounds in all, and those completed before.
+    show : bool
+
+    Attributes
+    ----------
+    figures : dict of str to str
+    """
+
+    def __init__(self, n_rounds: int, done: int, show: bool) -> None:
+        self.figures: dict[str, str] = {}
+        self._bar = tqdm(
+            total=n_rounds,
+            initial=done,
+            desc="Rounds",
+            unit="round",
+            disable=not show,
+            dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 10,
+        )
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.__exit__(*error)
+
+    def advance(
+        self, report: RoundReport, totals: dict[str, int], seconds: float
+    ) -> None:
+        """Show one more round; ``totals`` are the ledger's."""
+        self.figures |= {
+            "loss": "?" if report.loss is None else f"{report.loss:.4f}",
+            "clients/s": f"{report.n_clients / seconds:.0f}",
+            "up": megabytes(totals["uplink_bytes"]),
+            "down": megabytes(totals["downlink_bytes"]),
+        }
+        self._bar.set_postfix(self.figures, refresh=False)
+        self._bar.update()
+
+
+class Interrupt:
+    """Whether the user, or the system, has asked for an end: a round may finish first.
+
+    Attributes
+    ----------
+    asked : bool
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def _note(self, signum: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note Ctrl-C and SIGTERM instead of stopping at once; a second one stops.
+
+        Elsewhere than in the main thread signals cannot be noted.
+        """
+        self.asked = False
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        signals = (signal.SIGINT, signal.SIGTERM)
+        previous = [signal.signal(number, self._note) for number in signals]
+        try:
+            yield
+        finally:
+            for number, handler in zip(signals, previous, strict=True):
+                signal.signal(number, handler)

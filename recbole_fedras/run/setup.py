@@ -1,0 +1,133 @@
+"""What a run needs before its first round: data, model, simulation, log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import getLogger
+from typing import Any, TypeVar
+
+import recbole.data.dataset
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import init_logger, init_seed
+
+from recbole_fedras.config import Config, compat, registry
+from recbole_fedras.data.dataset import FederatedDataset, client_data
+from recbole_fedras.errors import ConfigError, DataError
+from recbole_fedras.federation.settings import Federation
+from recbole_fedras.federation.simulation import Methods, Simulation
+from recbole_fedras.model import FederatedRecommender
+from recbole_fedras.run.evaluation import fixed_candidates
+
+Rounds = TypeVar("Rounds", bound=Simulation)
+
+
+def prepare_data(config: Config) -> tuple[Any, Any, Any]:
+    """Load and split the data; return RecBole's loaders, evaluation as configured.
+
+    Raises
+    ------
+    ConfigError
+        For a model that is not federated.
+    DataError
+        For data that cannot work.
+    """
+    require_federated(config)
+    settings, evaluated = config.run_settings(), config.evaluation_settings()
+    init_seed(settings.seed, settings.reproducibility)
+    with config.in_use(), compat.errors_as(DataError, f"dataset={settings.dataset!r}"):
+        with _dataset_of(settings.model):
+            dataset = create_dataset(config)
+        dataset.config = config  # one that RecBole had saved splits as it once did
+        if max(evaluated.topk) >= dataset.item_num:
+            raise ConfigError(
+                f"topk={list(evaluated.topk)} is not allowed; it must be at most the "
+                f"number of items, {dataset.item_num - 1}"
+            )
+        getLogger().info(dataset)
+        loaders = data_preparation(config, dataset)
+    parts = [loader._dataset for loader in loaders]
+    train, *held_out = loaders
+    valid, test = (
+        fixed_candidates(loader, phase, parts, evaluated)
+        for loader, phase in zip(held_out, ("valid", "test"), strict=True)
+    )
+    return train, valid, test
+
+
+@contextmanager
+def _dataset_of(model: str) -> Iterator[None]:
+    """Let RecBole find our dataset by the model's name: its own way to extend it."""
+    module, name = vars(recbole.data.dataset), f"{model}Dataset"
+    before = {key: module[key] for key in (name,) if key in module}
+    module[name] = FederatedDataset
+    try:
+        yield
+    finally:
+        del module[name]
+        module.update(before)
+
+
+def make_simulation(
+    config: Config,
+    train_data: Any,
+    kind: type[Rounds],
+    methods: Methods | None = None,
+    federation: Federation | None = None,
+) -> Rounds:
+    """Set up rounds to be run by hand: no evaluation, no checkpoints, no warm-up.
+
+    Parameters
+    ----------
+    config : Config
+    train_data : AbstractDataLoader
+        RecBole's, of :func:`prepare_data`.
+    kind : type
+        Simulation, or one derived from it.
+    methods : Methods, optional
+        By default as configured.
+    federation : Federation, optional
+        Likewise.
+
+    Raises
+    ------
+    ConfigError
+        If a compressor cannot work at its rate, or a cohort is empty.
+    """
+    return kind(
+        config.make_model(train_data._dataset),
+        client_data(train_data._dataset),
+        methods or config.make_methods(),
+        federation or config.federation(),
+        config.local_training(),
+        config.run_settings().n_jobs,
+    )
+
+
+def require_federated(config: Config) -> None:
+    """Refuse a model that is not federated.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if not issubclass(config.model_class, FederatedRecommender):
+        valid = ", ".join(registry.names("model"))
+        raise ConfigError(
+            f"model={config.model!r} is not a federated model; federated are {valid}, "
+            "or a FederatedRecommender of your own named by model_class"
+        )
+
+
+@contextmanager
+def log_of_its_own(config: Config) -> Iterator[None]:
+    """Start RecBole's log, and end it with the run, so that the next has its own."""
+    root = getLogger()
+    before = list(root.handlers)
+    init_logger(config)
+    try:
+        yield
+    finally:
+        for handler in [other for other in root.handlers if other not in before]:
+            root.removeHandler(handler)
+            handler.close()
