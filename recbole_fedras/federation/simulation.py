@@ -157,6 +157,21 @@ class Simulation:
     ------
     ConfigError
         If a compressor cannot work at a compression rate, or a cohort is empty.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from recbole_fedras import Config
+    >>> keys = {"client_fraction": 1.0, "compressor": "none"}
+    >>> config = Config("MF", config_dict=keys)
+    >>> dataset = SimpleNamespace(num={"user_id": 3, "item_id": 5}.get, item_num=5)
+    >>> model = config.make_model(dataset)
+    >>> data = ClientData.from_pairs(np.array([0, 0, 1]), np.array([0, 1, 3]), 2, 4)
+    >>> methods, settings = config.make_methods(), config.federation()
+    >>> simulation = Simulation(model, data, methods, settings, config.local_training())
+    >>> report = simulation.run_round()
+    >>> simulation.round, report.n_clients, report.bytes["uplink_messages"]
+    (1, 2, 2)
     """
 
     def __init__(

@@ -70,6 +70,20 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         What items are made of; None: of a row each, as they are, and in a warm-up.
     item_embedding : nn.Embedding, shape (1 + n_rows, width)
         Shared: what everybody starts with. Row 0 is [PAD].
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from recbole_fedras import Config
+    >>> class Near(FederatedRecommender):
+    ...     def score(self, user_rows, item_rows, theta):
+    ...         return -(user_rows - item_rows).square().sum(-1)
+    >>> dataset = SimpleNamespace(num={"user_id": 3, "item_id": 5}.get, item_num=5)
+    >>> model = Near(Config(), dataset)  # two users and four items, beside [PAD]
+    >>> users, item = torch.tensor([1, 2]), model.item_table()[3]
+    >>> logits = model.predict({"user_id": users, "item_id": torch.tensor([4, 4])})
+    >>> bool(torch.allclose(logits, -(model.user_rows() - item).square().sum(-1)))
+    True
     """
 
     input_type = InputType.POINTWISE

@@ -72,6 +72,30 @@ class Server:
     introduction : Payload or None
         What each client is sent once, before its first downlink.
     seconds : Stopwatch
+
+    Examples
+    --------
+    >>> from recbole_fedras.compressor.base import RowUpdate, raw_payload
+    >>> from recbole_fedras.compressor.none import NoCompression
+    >>> from recbole_fedras.federation.server.aggregation import FedAvg
+    >>> from recbole_fedras.federation.server.broadcast import Broadcast
+    >>> from recbole_fedras.federation.settings import Federation
+    >>> federation, table = Federation(1, 1.0, (0.0,), "fedavg"), torch.zeros(3, 1)
+    >>> agreement = Agreement.of(federation, 2, table, 0, [NoCompression()])
+    >>> parameters = SharedParameters(table, torch.zeros(0), federation.optimization)
+    >>> policy = Broadcast(agreement, NoCompression(), parameters)
+    >>> eligible, mean = np.arange(2), FedAvg()
+    >>> server = Server(agreement, parameters, policy, NoCompression(), mean, eligible)
+    >>> [(one.header.kind.name, one.header.client) for one in server.invite()]
+    [('DOWNLINK', 0), ('DOWNLINK', 1)]
+    >>> change = raw_payload(RowUpdate(torch.tensor([2]), torch.ones(1, 1)), n_items=3)
+    >>> header = Header(Kind.UPDATE, round=0, client=1, version=1, base=0, n_samples=5)
+    >>> server.receive(Message.of(change, header))
+    >>> server.close().counted.tolist()  # client 0 is silent
+    [1]
+    >>> server.commit()
+    >>> server.round, server.parameters.item_table.flatten().tolist()
+    (1, [0.0, 0.0, 1.0])
     """
 
     def __init__(
