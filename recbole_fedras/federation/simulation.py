@@ -117,16 +117,15 @@ def make_server(
         agreement.federation.optimization,
         agreement.start,
     )
-    server = Server(
+    return Server(
         agreement,
         parameters,
         methods.policy(agreement, methods.downlink, parameters),
         methods.uplink,
         methods.aggregator,
         data.eligible,
+        methods.transforms,
     )
-    server.transforms = methods.transforms
-    return server
 
 
 class Simulation:

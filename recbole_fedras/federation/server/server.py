@@ -61,14 +61,14 @@ class Server:
     aggregator : Aggregator
     eligible : ndarray of int64
         Clients that have something to train on.
+    transforms : sequence of Transform
+        Applied to each aggregate, in their order.
 
     Attributes
     ----------
     parameters : SharedParameters
     policy : DownlinkPolicy
     aggregator : Aggregator
-    transforms : sequence of Transform
-        Applied to each aggregate, in their order.
     introduction : Payload or None
         What each client is sent once, before its first downlink.
     seconds : Stopwatch
@@ -106,6 +106,7 @@ class Server:
         uplink: Compressor,
         aggregator: Aggregator,
         eligible: Ints,
+        transforms: Sequence[Transform] = (),
     ) -> None:
         self._agreement, self.parameters = agreement, parameters
         self.policy, self._uplink, self.aggregator = policy, uplink, aggregator
@@ -113,7 +114,8 @@ class Server:
         fraction = agreement.federation.client_fraction
         self.cohort_size = cohort_size(len(eligible), fraction)
         self._introduced = np.zeros(agreement.n_clients, bool)
-        self.transforms: Sequence[Transform] = ()
+        self._transforms = transforms
+        self._states = self._states_of_parts()
         self.introduction: Payload | None = None
         self.seconds = Stopwatch()
 
@@ -176,12 +178,12 @@ class Server:
                 raise self._nobody()
             update = SharedUpdate(*self.aggregator.result())
             ctx = self._agreement.context(self.round)
-            for transform in self.transforms:
+            for transform in self._transforms:
                 update = transform.on_aggregate(update, ctx)
             change = self.parameters.step(*update)
         with self.seconds("compression"):
             self.policy.publish(change)
-        self._counted = counted
+        self._counted, self._next_states = counted, self._states_of_parts()
         return Closed(counted, len(self._cohort), self._intake.refusals, loss)
 
     def _nobody(self) -> FederationError:
@@ -199,8 +201,19 @@ class Server:
         round = self.round - 1
         return [receipt(round, client) for client in self._counted.tolist()]
 
+    def _parts(self) -> list[Aggregator | Transform]:
+        return [self.aggregator, *self._transforms]
+
+    def _states_of_parts(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self._parts()]
+
+    def _restore_parts(self) -> None:
+        for part, state in zip(self._parts(), self._states, strict=True):
+            part.load_state_dict(state)
+
     def commit(self) -> None:
         """Put the closed round into force; nothing here can fail."""
+        self._states = self._next_states
         self._introduced[self._counted] = True
         self.parameters.commit()
         self.policy.commit(self._counted)
@@ -209,6 +222,7 @@ class Server:
         """Return to the state before the round."""
         self.parameters.rollback()
         self.policy.rollback()
+        self._restore_parts()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next round depends on."""
@@ -216,6 +230,7 @@ class Server:
         return {
             "parameters": self.parameters.state_dict(),
             "policy": self.policy.state_dict(),
+            "parts": self._states,
             "introduced": torch.from_numpy(self._introduced),
             "introduction": introduction.to_bytes() if introduction else None,
         }
@@ -224,6 +239,8 @@ class Server:
         """Restore what :meth:`state_dict` returned."""
         self.parameters.load_state_dict(state["parameters"])
         self.policy.load_state_dict(state["policy"])
+        self._states = state["parts"]
+        self._restore_parts()
         self._introduced[:] = state["introduced"].numpy()
         if state["introduction"] is not None:
             self.introduction = Payload.from_bytes(state["introduction"])
