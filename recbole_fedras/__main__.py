@@ -295,7 +295,7 @@ def _add_jobs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _several(option: str, text: str, kind: Callable[[str], Value]) -> list[Value]:
+def _several(option: str, given: str, kind: Callable[[str], Value]) -> list[Value]:
     """Read the values of an option, at least one.
 
     Raises
@@ -304,11 +304,11 @@ def _several(option: str, text: str, kind: Callable[[str], Value]) -> list[Value
         That names the option.
     """
     try:
-        values = [kind(value) for value in text.split()]
+        values = [kind(value) for value in given.split()]
     except ValueError as error:
-        raise ConfigError(f"--{option}={text!r}: {error}") from error
+        raise ConfigError(f"--{option}={given!r}: {error}") from error
     if not values:
-        raise ConfigError(f"--{option}={text!r} must name at least one")
+        raise ConfigError(f"--{option}={given!r} must name at least one")
     return values
 
 

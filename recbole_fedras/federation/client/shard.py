@@ -212,8 +212,8 @@ class Shard:
             messages, self._agreement, self._data, self.training, n_parts
         ):
             with self.seconds("compression"):
-                self._apply([message for own in part for message in own])
-            clients = np.array([own[0].header.client for own in part])
+                self._apply([message for invitation in part for message in invitation])
+            clients = np.array([invitation[0].header.client for invitation in part])
             round = part[0][-1].header.round
             trained = self._train(clients, round)
             private = _Private(clients, trained.user_rows, trained.user_states)
