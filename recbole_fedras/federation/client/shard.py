@@ -14,8 +14,8 @@ from recbole_fedras.compressor.base import Compressor
 from recbole_fedras.data.clients import ClientData
 from recbole_fedras.embedding.base import ItemEmbedding, take_introduction
 from recbole_fedras.errors import NonFiniteError
+from recbole_fedras.federation.client.cohort import draw_groups, parts
 from recbole_fedras.federation.client.feedback import UplinkFeedback
-from recbole_fedras.federation.client.groups import draw_groups, parts
 from recbole_fedras.federation.client.replicas import (
     OwnReplicas,
     Replicas,
