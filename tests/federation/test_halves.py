@@ -171,7 +171,9 @@ def test_two_processes_end_with_the_simulations_bits(name, model, keys, training
     fresh = model_of(model, fitted=True)
     start = Start(np.arange(0), torch.zeros(0, DIM), fresh.item_table(), fresh.theta())
     methods = ready_methods(make(name), settings)
-    server = make_server(agree(fresh, settings, compressor), data, start, methods)
+    server = make_server(
+        agree(fresh, settings, compressor), data.eligible, start, methods
+    )
     server.introduction = introduced(fresh)
     ledger, transport = Ledger(), PipeTransport(pipes, SHARD_OF_CLIENT)
     with torch.no_grad():
