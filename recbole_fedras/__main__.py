@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except told as error:
         print(f"recbole-fedras: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads the output, as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:  # a bug, of which the reader needs the whole traceback
         _print_bug(error)
         return 1
