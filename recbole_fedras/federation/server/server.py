@@ -91,7 +91,9 @@ class Server:
     [('DOWNLINK', 0), ('DOWNLINK', 1)]
     >>> change = raw_payload(RowUpdate(torch.tensor([2]), torch.ones(1, 1)), n_items=3)
     >>> header = Header(Kind.UPDATE, round=0, client=1, version=1, base=0, n_samples=5)
-    >>> server.receive(Message.of(change, header))
+    >>> message = Message.of(change, header)
+    >>> server.receive(Answer(message.head, message.body)) == message
+    True
     >>> server.close().counted.tolist()  # client 0 is silent
     [1]
     >>> server.commit()
