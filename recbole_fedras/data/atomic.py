@@ -60,13 +60,15 @@ class AtomicFile:
         time : str, optional
             Field of times, tokens or floats; int64 where they are whole or dates.
         """
-        dtypes = {field: _DTYPES.get(self.types[field], "str") for field in fields}
+        dtypes: dict[str, str | None] = {
+            field: _DTYPES.get(self.types[field], "str") for field in fields
+        }
         if time is not None and self.types[time] == "float":
-            dtypes[time] = "int64"
+            dtypes[time] = None  # pandas takes it for int64 if all are whole numbers
         columns: dict[str, list[Any]] = {field: [] for field in fields}
         dates = Dates()
         for block in self._lines.blocks():
-            frame = self._parse(block, dtypes, time)
+            frame = self._parse(block, dtypes)
             self._check_values(block, frame, required)
             for field in fields:
                 values = frame.pop(field)
@@ -85,28 +87,22 @@ class AtomicFile:
             copy=False,
         )
 
-    def _parse(
-        self, block: Block, dtypes: dict[str, str], time: str | None
-    ) -> pd.DataFrame:
+    def _parse(self, block: Block, dtypes: dict[str, str | None]) -> pd.DataFrame:
         try:
-            with np.errstate(invalid="ignore"):  # of numbers beyond int64
-                return self._to_frame(block, dtypes)
-        except (ValueError, OverflowError) as error:
-            if time is not None and dtypes[time] == "int64":
-                dtypes[time] = "float64"  # from here on: there are fractions
-                return self._parse(block, dtypes, time)
-            numbers = [field for field in dtypes if dtypes[field] == "float64"]
+            return self._to_frame(block, dtypes)
+        except ValueError as error:
+            numbers = [field for field in dtypes if self.types[field] == "float"]
             self._refuse_number(block, numbers)
             raise DataError(f"{self.path}: {error}") from error
 
-    def _to_frame(self, block: Block, dtypes: dict[str, str]) -> pd.DataFrame:
+    def _to_frame(self, block: Block, dtypes: dict[str, str | None]) -> pd.DataFrame:
         return pd.read_csv(
             BytesIO(block.data),
             sep=self._lines.mark,
             header=None,
             names=list(self.types),
             usecols=list(dtypes),
-            dtype=dtypes,
+            dtype={field: kind for field, kind in dtypes.items() if kind},
             index_col=False,
             quoting=csv.QUOTE_NONE,
             keep_default_na=False,
@@ -152,6 +148,9 @@ class AtomicFile:
                     f"with a zone or none; if these are numbers, call it {field}:float",
                 )
             return nanoseconds
+        if values.dtype not in (np.int64, np.float64):
+            self._refuse_number(block, [field])
+            values = values.astype(np.float64)  # beyond int64
         row = first_inexact(values, lambda: self._texts(block, field))
         if row is not None:
             self._lines.refuse(

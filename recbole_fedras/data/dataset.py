@@ -89,7 +89,23 @@ class FederatedDataset(AtomicDataset):
                 self.inter_feat = self._by_time(self.inter_feat)
         elif not self.settings.keep_overlap:
             self._require_distinct_parts()
+        self._require_negatives()
         return super().build()
+
+    def _require_negatives(self) -> None:
+        users = self.inter_feat[self.uid_field].to_numpy()
+        counts, n_items = np.bincount(users), self.item_num - 1
+        for user in np.flatnonzero(counts >= n_items):
+            items = self.inter_feat[self.iid_field][users == user]
+            if items.nunique() == n_items:
+                raise DataError(
+                    f"user {self._token(self.uid_field, user)} interacted with all "
+                    f"{n_items} items, so that there are no negatives to draw for it; "
+                    "leave it out with user_inter_num_interval"
+                )
+
+    def _token(self, field: str, number: int) -> str:
+        return repr(str(self.id2token(field, number)))
 
     def _require_distinct_parts(self) -> None:
         feat = self.inter_feat
@@ -104,8 +120,8 @@ class FederatedDataset(AtomicDataset):
                 raise DataError(
                     f"{len(common)} rows of the {_PARTS[b]} file are in the "
                     f"{_PARTS[a]} file too, first line {common[0] + 2}: user "
-                    f"{str(self.id2token(self.uid_field, user))!r}, item "
-                    f"{str(self.id2token(self.iid_field, item))!r}; take them out of "
+                    f"{self._token(self.uid_field, user)}, item "
+                    f"{self._token(self.iid_field, item)}; take them out of "
                     "one, or set presplit_overlap=keep"
                 )
 
@@ -117,11 +133,11 @@ class FederatedDataset(AtomicDataset):
         counts = self.inter_feat[self.uid_field].value_counts()
         short = counts[counts < needed]
         if len(short):
-            user = self.id2token(self.uid_field, short.index[0])
+            user = self._token(self.uid_field, short.index[0])
             raise DataError(
                 f"eval_args split LS={settings.leave_out!r} needs {needed} "
                 f"interactions of every user, but {len(short)} of {len(counts)} users "
-                f"have fewer (user {str(user)!r}: {short.iloc[0]}); drop them with "
+                f"have fewer (user {user}: {short.iloc[0]}); drop them with "
                 f'user_inter_num_interval="[{needed},inf)", or set short_users=keep'
             )
 

@@ -66,15 +66,11 @@ def first_inexact(values: pd.Series, texts: Callable[[], pd.Series]) -> int | No
     texts : callable
         Returns them as they stand in the file; called only where that is in doubt.
     """
-    whole = values.dtype == np.int64
-    if whole and values.between(-_WHOLE, _WHOLE).all():
+    if values.dtype == np.int64:
         return None
     written = texts()
-    doubtful = written.str.len() > _SAFE_DIGITS
-    if whole:  # pandas takes 1e18 and 20.0 for whole numbers too, by way of float64
-        doubtful &= written.str.contains("[.eE]")
-    for row in np.flatnonzero(doubtful):
-        if Decimal(written.iloc[row]) != Decimal(repr(values.iloc[row].item())):
+    for row in np.flatnonzero(written.str.len() > _SAFE_DIGITS):
+        if Decimal(written.iloc[row]) != Decimal(repr(float(values.iloc[row]))):
             return int(row)
     return None
 
