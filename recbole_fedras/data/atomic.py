@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from codecs import BOM_UTF8
 from collections.abc import Collection
 from io import BytesIO
 from typing import Any, NoReturn
@@ -96,8 +97,11 @@ class AtomicFile:
             raise DataError(f"{self.path}: {error}") from error
 
     def _to_frame(self, block: Block, dtypes: dict[str, str | None]) -> pd.DataFrame:
+        data = block.data
+        if data.startswith(BOM_UTF8):  # of which pandas drops one, though it is an id's
+            data = BOM_UTF8 + data
         return pd.read_csv(
-            BytesIO(block.data),
+            BytesIO(data),
             sep=self._lines.mark,
             header=None,
             names=list(self.types),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -45,16 +46,25 @@ class FederatedDataset(AtomicDataset):
     # Filters. They leave rows in the order of the file, and their times as they are.
 
     def _data_filtering(self) -> None:
+        filters = self.settings.filters
         for step, keys in _FILTERS.items():
+            values = {key: filters[key] for key in keys if key in filters}
+            if not values and step != "_filter_inter_by_user_or_item":
+                continue
+            before = len(self.inter_feat)
             getattr(self, step)()
-            if self.inter_feat.empty:
-                values = {key: self.settings.filters.get(key) for key in keys}
-                said = " and ".join(f"{k}={v!r}" for k, v in values.items() if v)
-                raise DataError(
-                    f"dataset={self.dataset_name!r}: no interactions are left after "
-                    f"{said or ' and '.join(keys)}"
-                )
+            self._tell_what_is_left(before, values or {keys[0]: True})
         self._reset_index()
+
+    def _tell_what_is_left(self, before: int, keys: dict[str, Any]) -> None:
+        after = len(self.inter_feat)
+        told = " and ".join(f"{key}={value!r}" for key, value in keys.items())
+        if not after:
+            raise DataError(
+                f"dataset={self.dataset_name!r}: no interactions are left after {told}"
+            )
+        if after < before:
+            getLogger().info(f"{told}: {after} of {before} interactions are left")
 
     def _remove_duplication(self) -> None:
         """Keep the earliest or latest row of each pair; ``tied_times`` breaks ties."""
@@ -75,8 +85,9 @@ class FederatedDataset(AtomicDataset):
     def _normalize(self) -> None:
         """Let times be ranks before anything is computed of them."""
         if self.time_field in self.inter_feat:
-            ranks = self.inter_feat[self.time_field].rank(method="dense")
-            self.inter_feat[self.time_field] = ranks
+            times = self.inter_feat[self.time_field].to_numpy()
+            _, ranks = np.unique(times, return_inverse=True)
+            self.inter_feat[self.time_field] = 1.0 + ranks
         super()._normalize()
 
     # Splitting.

@@ -73,8 +73,11 @@ def test_ends_separators_and_encodings(read, separator, encoding):
 
 
 def test_a_byte_order_mark_is_no_part_of_a_field(read):
-    frame = read("user_id:token\nu\n".encode("utf-8-sig"), time=None)
+    """Elsewhere it is part of an id."""
+    text = "user_id:token\n\ufeffu\nu\n"
+    frame = read(text.encode("utf-8-sig"), time=None)
     assert list(frame) == ["user_id"]
+    assert frame["user_id"].tolist() == ["\ufeffu", "u"]
 
 
 def test_blocks_are_one_table(read, monkeypatch):
