@@ -20,12 +20,15 @@ def pytest_terminal_summary(terminalreporter, config):
     done.sort(key=lambda bench: groups.index(bench.group))
     rows = []
     for group, benches in groupby(done, key=lambda bench: bench.group):
-        own = list(benches)
-        naive = [b.stats.median for b in own if b.name.startswith("naive")]
-        errors = [b.extra_info["error"] for b in own if "error" in b.extra_info]
-        for bench in own:
+        members = list(benches)
+        naive = [b.stats.median for b in members if b.name.startswith("naive")]
+        errors = [b.extra_info["error"] for b in members if "error" in b.extra_info]
+        for bench in members:
             seconds, extra = bench.stats.median, bench.extra_info
-            row = {"stage": group if bench is own[0] else "", "how": bench.name}
+            row = {
+                "stage": group if bench is members[0] else "",
+                "how": bench.name,
+            }
             row["seconds"] = f"{seconds:.3g}"
             row["faster"] = f"{naive[0] / seconds:.1f} x" if naive else ""
             if "per client" in extra:

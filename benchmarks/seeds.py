@@ -19,6 +19,8 @@ from recbole_fedras.config import Config
 from recbole_fedras.experiments.sweep import Sweep
 from recbole_fedras.experiments.tables import SPREAD, Table
 
+Result = dict[str, Any]
+
 
 def main(argv: list[str]) -> None:
     """Run every configuration with every seed and print a Markdown table."""
@@ -40,29 +42,31 @@ def main(argv: list[str]) -> None:
     results = [outcome["result"] for outcome in outcomes]
     groups = [results[i : i + len(seeds)] for i in range(0, len(results), len(seeds))]
     rows = [
-        {"run": f"`{run}`"} | summary(own, groups[0])
-        for run, own in zip(runs, groups, strict=True)
+        {"run": f"`{run}`"} | summary(results, groups[0])
+        for run, results in zip(runs, groups, strict=True)
     ]
     title = f"{' '.join(common) or 'defaults'}; seeds {seeds}; {platform.processor()}"
     print(Table(title, rows).markdown())
 
 
-def summary(own: list[dict[str, Any]], first: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(
+    results: list[dict[str, Any]], first: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Return the columns of a configuration; ``first`` is what it is compared with."""
     row: dict[str, Any] = {}
-    for metric in own[0]["test_result"]:
-        values = [result["test_result"][metric] for result in own]
+    for metric in results[0]["test_result"]:
+        values = [result["test_result"][metric] for result in results]
         before = mean(result["test_result"][metric] for result in first)
         row[metric] = mean(values)
         row[metric + SPREAD] = stdev(values) if len(values) > 1 else None
         row[f"{metric} - first"] = mean(values) - before
-    cost = [result["communication"] for result in own]
+    cost = [result["communication"] for result in results]
     dense = mean(run["dense_bytes"] for run in cost) / 2
     for direction in ("uplink", "downlink"):
         size = mean(run[f"{direction}_bytes"] for run in cost)
         row[f"CR wire, {direction}"] = 1 - size / dense
     row["catch-up MB"] = mean(run["catch_up_bytes"] for run in cost) / 1e6
-    row["seconds"] = mean(result["seconds"]["total"] for result in own)
+    row["seconds"] = mean(result["seconds"]["total"] for result in results)
     return row
 
 

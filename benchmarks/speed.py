@@ -60,10 +60,10 @@ SEED, ROUND = 2020, 7
 
 def make_trainer(model: str, **keys: Any) -> tuple[FederatedTrainer, Any]:
     """Return a trainer and the loader of its validation part."""
-    own = {"show_progress": False, "compressor": "none", **keys}
+    keys_of_run = {"show_progress": False, "compressor": "none", **keys}
     if ML_1M:
-        own["data_path"] = str(FOLDER)
-    config = Config(model, "ml-1m" if ML_1M else "ml-100k", None, own)
+        keys_of_run["data_path"] = str(FOLDER)
+    config = Config(model, "ml-1m" if ML_1M else "ml-100k", None, keys_of_run)
     train, valid, _ = prepare_data(config)
     network = config.make_model(train._dataset)
     return FederatedTrainer(config, network, train), valid
@@ -136,7 +136,7 @@ def naive_client(
     training = trainer.simulation.shard.training
     items = nn.Embedding.from_pretrained(model.item_table().clone(), freeze=False)
     user = nn.Parameter(model.user_rows()[client].clone())
-    theta = {name: nn.Parameter(own.clone()) for name, own in model.theta().items()}
+    theta = {name: nn.Parameter(value.clone()) for name, value in model.theta().items()}
     optimizer = torch.optim.SGD(
         [
             {"params": items.parameters(), "lr": training.learning_rate},
@@ -155,7 +155,7 @@ def naive_client(
         for batch in order.split(training.batch_size):
             optimizer.zero_grad()
             item = items(torch.from_numpy(rows)[batch])
-            batched = {name: own[None] for name, own in theta.items()}
+            batched = {name: value[None] for name, value in theta.items()}
             logits = model.score(user[None, None], item[None], batched)[0]
             target = torch.from_numpy(labels)[batch]
             loss_of = nn.functional.binary_cross_entropy_with_logits
@@ -216,11 +216,13 @@ def uplink(trainers) -> tuple[CohortUpdate, list[Budget], list[RoundContext]]:
     """Return the first 100 updates of a cohort."""
     simulation = trainers["MF"].simulation
     with threads(1):
-        own = train(trainers["MF"], cohort_of(simulation)[:100]).updates
+        updates = train(trainers["MF"], cohort_of(simulation)[:100]).updates
     table = simulation.server.parameters.item_table
     budget = Budget(*table.shape, compression_rate=0.9375)
-    contexts = [RoundContext(0, 1, *table.shape, client) for client in range(len(own))]
-    return own, [budget] * len(own), contexts
+    contexts = [
+        RoundContext(0, 1, *table.shape, client) for client in range(len(updates))
+    ]
+    return updates, [budget] * len(updates), contexts
 
 
 UPLINK = "uplink k-means of (at most) 100 clients, CR 93.75 %"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except told as error:
         print(f"recbole-fedras: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads the output, as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:  # a bug, of which the reader needs the whole traceback
         _print_bug(error)
         return 1
@@ -295,7 +299,7 @@ def _add_jobs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _several(option: str, text: str, kind: Callable[[str], Value]) -> list[Value]:
+def _several(option: str, given: str, kind: Callable[[str], Value]) -> list[Value]:
     """Read the values of an option, at least one.
 
     Raises
@@ -304,11 +308,11 @@ def _several(option: str, text: str, kind: Callable[[str], Value]) -> list[Value
         That names the option.
     """
     try:
-        values = [kind(value) for value in text.split()]
+        values = [kind(value) for value in given.split()]
     except ValueError as error:
-        raise ConfigError(f"--{option}={text!r}: {error}") from error
+        raise ConfigError(f"--{option}={given!r}: {error}") from error
     if not values:
-        raise ConfigError(f"--{option}={text!r} must name at least one")
+        raise ConfigError(f"--{option}={given!r} must name at least one")
     return values
 
 

@@ -52,6 +52,15 @@ class Config(MergedConfig):
     resolved : dict
         Every key and value that defines the run, as plain types, before RecBole adds
         derived ones; a run started from it alone is the same run.
+
+    Examples
+    --------
+    >>> config = Config("MF", "ml-100k", config_dict={"compressor": "SVD"})
+    >>> config["epochs"], config.method, config.federation().client_fraction
+    (400, 'SVD', 0.1)
+    >>> Config(argv=["--epoch=5"])
+    Traceback (most recent call last):
+    recbole_fedras.errors.ConfigError: unknown config key 'epoch'; did you mean ...
     """
 
     def __init__(

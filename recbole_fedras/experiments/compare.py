@@ -67,13 +67,15 @@ def compare(
     """
     cells = _cells(_methods(compressors, rates, keys), seeds)
     _check([cell for of_method in cells.values() for cell in of_method], sweep)
-    outcomes = iter(sweep.run([c for own in cells.values() for c in own], "Compare"))
-    runs = {label: [next(outcomes) for _ in own] for label, own in cells.items()}
+    outcomes = iter(
+        sweep.run([c for group in cells.values() for c in group], "Compare")
+    )
+    runs = {label: [next(outcomes) for _ in group] for label, group in cells.items()}
     _refuse_diverged(runs)
     first = next(iter(runs.values()))
-    rows = [summary(label, own, first) for label, own in runs.items()]
+    rows = [summary(label, group, first) for label, group in runs.items()]
     note = note_of_other_code(
-        [run for own in runs.values() for run in own], train_and_test
+        [run for group in runs.values() for run in group], train_and_test
     )
     dataset, tried = first[0]["result"]["dataset"], ", ".join(map(str, seeds))
     table = Table(f"{dataset}, seeds {tried}", rows, note)
@@ -120,8 +122,8 @@ def _check(cells: list[Keys], sweep: Sweep) -> None:
 
 
 def _refuse_diverged(runs: dict[str, list[Outcome]]) -> None:
-    for label, own in runs.items():
-        for run in own:
+    for label, group in runs.items():
+        for run in group:
             if run["result"] is None:
                 seed = run["config"]["seed"]
                 raise NonFiniteError(f"{label}, seed {seed}: {run['error']}")
@@ -148,8 +150,8 @@ def _declared(keys: Keys) -> dict[str, Keys]:
     found = registry.load_class(
         "compressor_class", keys["compressor_class"], Compressor
     )
-    own = {"compressor_class", *registry.hyper_parameters(found)} & keys.keys()
-    return {keys["compressor"]: {key: keys[key] for key in own}}
+    group = {"compressor_class", *registry.hyper_parameters(found)} & keys.keys()
+    return {keys["compressor"]: {key: keys[key] for key in group}}
 
 
 def _figures(
@@ -166,8 +168,8 @@ def _figures(
     ]
     curves = [
         figures.Curve(dataset, label, run["curve"])
-        for label, own in runs.items()
-        for run in own
+        for label, group in runs.items()
+        for run in group
     ]
     sent = "MB sent, uplink and downlink"
     return {

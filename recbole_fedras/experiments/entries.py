@@ -41,36 +41,37 @@ class Entry:
     paper: list[float] | None
 
 
-def entries_of(text: dict[str, Any]) -> Iterator[Entry]:
+def entries_of(exhibit: dict[str, Any]) -> Iterator[Entry]:
     """Yield every entry of an exhibit's keys, in the order of its table."""
-    for dataset, model in product(text["datasets"], text["models"]):
-        for method in text["methods"]:
-            yield from _of_method(text, dataset, model, method)
+    for dataset, model in product(exhibit["datasets"], exhibit["models"]):
+        for method in exhibit["methods"]:
+            yield from _of_method(exhibit, dataset, model, method)
 
 
 def _of_method(
-    text: dict[str, Any], dataset: str, model: str, method: str
+    exhibit: dict[str, Any], dataset: str, model: str, method: str
 ) -> Iterator[Entry]:
-    own = text["methods"][method]
-    run = {"dataset": dataset, "model": model} | text["keys"]
+    keys_of_method = exhibit["methods"][method]
+    run = {"dataset": dataset, "model": model} | exhibit["keys"]
     settings = {
-        str(label): keys.get(dataset, keys) for label, keys in text["settings"].items()
+        str(label): keys.get(dataset, keys)
+        for label, keys in exhibit["settings"].items()
     }
-    tuning = text.get("tuning", next(iter(settings.values())))
+    tuning = exhibit.get("tuning", next(iter(settings.values())))
     tuning = tuning.get(dataset, tuning)
-    grid = text["learning_rates"]
+    grid = exhibit["learning_rates"]
     grid = grid[model] if isinstance(grid, dict) else grid
-    printed = text.get("paper", {}).get(dataset, {}).get(model, {})
+    printed = exhibit.get("paper", {}).get(dataset, {}).get(model, {})
     values = printed.get(method, [None] * len(settings))
-    by_setting = text.get("tuned_by_setting", False)
+    by_setting = exhibit.get("tuned_by_setting", False)
     for (setting, keys), paper in zip(settings.items(), values, strict=True):
         yield Entry(
             dataset,
             model,
             method,
             setting,
-            run | keys | own,
-            run | (keys if by_setting else {}) | tuning | own,
+            run | keys | keys_of_method,
+            run | (keys if by_setting else {}) | tuning | keys_of_method,
             grid,
             (dataset, model, method, setting if by_setting else ""),
             paper,

@@ -109,36 +109,36 @@ def read_exhibit(
         If there is none of that name, it has not that dataset, model or method, no
         method is left, or a key is what its runs differ in.
     """
-    text = exhibit_keys(name)
+    exhibit = exhibit_keys(name)
     _check_choices(
         name,
-        ("dataset", datasets, _choices(text, "dataset")),
-        ("model", models, _choices(text, "model")),
-        ("without", without, list(text["methods"])),
+        ("dataset", datasets, _choices(exhibit, "dataset")),
+        ("model", models, _choices(exhibit, "model")),
+        ("without", without, list(exhibit["methods"])),
     )
     datasets, models = list(dict.fromkeys(datasets)), list(dict.fromkeys(models))
-    text |= {"datasets": datasets or text["datasets"]}
-    text |= {"models": models or text["models"]}
-    left_out = [method for method in text["methods"] if method in without]
+    exhibit |= {"datasets": datasets or exhibit["datasets"]}
+    exhibit |= {"models": models or exhibit["models"]}
+    left_out = [method for method in exhibit["methods"] if method in without]
     for method in left_out:
-        del text["methods"][method]
-    if not text["methods"]:
+        del exhibit["methods"][method]
+    if not exhibit["methods"]:
         raise ConfigError(f"--without leaves no method in {name}")
     keys = dict(sorted((keys or {}).items()))
     if keys:
-        _refuse(keys, name, text)
-    part, said = _labels(left_out, keys, rounds)
+        _refuse(keys, name, exhibit)
+    part, labels = _labels(left_out, keys, rounds)
     keys = keys | ({} if rounds is None else {"epochs": rounds})
-    text |= {"keys": text.get("keys", {}) | keys}
+    exhibit |= {"keys": exhibit.get("keys", {}) | keys}
     return Exhibit(
         "-".join([name, *datasets, *models, *part]),
-        ", ".join([text["title"], *said]),
-        text["metrics"],
-        list(entries_of(text)),
-        text.get("figure"),
-        text.get("drawn", "settings"),
-        _MEASURES[text.get("measure", "train_and_test")],
-        text.get("jobs"),
+        ", ".join([exhibit["title"], *labels]),
+        exhibit["metrics"],
+        list(entries_of(exhibit)),
+        exhibit.get("figure"),
+        exhibit.get("drawn", "settings"),
+        _MEASURES[exhibit.get("measure", "train_and_test")],
+        exhibit.get("jobs"),
     )
 
 
@@ -156,24 +156,24 @@ def _labels(
     left_out: list[str], keys: Keys, rounds: int | None
 ) -> tuple[list[str], list[str]]:
     """Say what part of an exhibit it is, for a file's name and for a title."""
-    part, said = [], []
+    part, labels = [], []
     for method in left_out:
         part.append(f"without-{re.sub(r'[^.0-9A-Za-z-]+', '-', method)}")
-        said.append(f"without {method}")
+        labels.append(f"without {method}")
     if keys:
         part.append(_file_part(keys))
-        said += [f"{key}={value}" for key, value in keys.items()]
+        labels += [f"{key}={value}" for key, value in keys.items()]
     if rounds is not None:
         part.append(f"{rounds}-rounds")
-        said.append(f"{rounds} rounds")
-    return part, said
+        labels.append(f"{rounds} rounds")
+    return part, labels
 
 
 def has_part(name: str, datasets: Sequence[str], models: Sequence[str]) -> bool:
     """Whether an exhibit has all of these datasets and models."""
-    text = exhibit_keys(name)
-    return {*datasets} <= {*_choices(text, "dataset")} and {*models} <= {
-        *_choices(text, "model")
+    exhibit = exhibit_keys(name)
+    return {*datasets} <= {*_choices(exhibit, "dataset")} and {*models} <= {
+        *_choices(exhibit, "model")
     }
 
 
@@ -191,27 +191,27 @@ def exhibit_keys(name: str) -> dict[str, Any]:
             f"exhibit {name!r} is unknown; {registry.nearest(name, known)}"
             f"known: {', '.join(known)}"
         )
-    text = registry.read_properties("experiment", name)
-    if "like" not in text:
-        return text
-    whole = exhibit_keys(text.pop("like"))
-    return whole | text | {"methods": whole["methods"] | text.get("methods", {})}
+    exhibit = registry.read_properties("experiment", name)
+    if "like" not in exhibit:
+        return exhibit
+    whole = exhibit_keys(exhibit.pop("like"))
+    return whole | exhibit | {"methods": whole["methods"] | exhibit.get("methods", {})}
 
 
-def _choices(text: dict[str, Any], key: str) -> list[str]:
+def _choices(exhibit: dict[str, Any], key: str) -> list[str]:
     """Return what an exhibit has; of more datasets it may have numbers only."""
-    more = text.get("paper", {}) if key == "dataset" else {}
-    return list(dict.fromkeys([*text[f"{key}s"], *more]))
+    more = exhibit.get("paper", {}) if key == "dataset" else {}
+    return list(dict.fromkeys([*exhibit[f"{key}s"], *more]))
 
 
-def _refuse(keys: Keys, name: str, text: dict[str, Any]) -> None:
+def _refuse(keys: Keys, name: str, exhibit: dict[str, Any]) -> None:
     """Raise a ConfigError for a key by which runs would not be what they are called."""
     labelled = {
         key
-        for labels in (text["methods"], text["settings"])
-        for own in labels.values()
-        for dataset in text["datasets"]
-        for key in own.get(dataset, own)
+        for labels in (exhibit["methods"], exhibit["settings"])
+        for keys_of_label in labels.values()
+        for dataset in exhibit["datasets"]
+        for key in keys_of_label.get(dataset, keys_of_label)
         if key != "learning_rate"  # methods that name one keep it
     }
     refused = _REFUSED | dict.fromkeys(labelled, "its methods or settings differ in it")
@@ -222,7 +222,7 @@ def _refuse(keys: Keys, name: str, text: dict[str, Any]) -> None:
 
 def _file_part(keys: Keys) -> str:
     """Name keys and values, or a digest of them, where a file's name cannot."""
-    text = "-".join(f"{key}-{value}" for key, value in keys.items())
-    if re.fullmatch(r"[-.\w]{1,80}", text):
-        return text
-    return f"keys-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    label = "-".join(f"{key}-{value}" for key, value in keys.items())
+    if re.fullmatch(r"[-.\w]{1,80}", label):
+        return label
+    return f"keys-{hashlib.sha256(label.encode()).hexdigest()[:10]}"

@@ -46,9 +46,9 @@ def draw_settings(rows: Sequence[Row], xlabel: str | None) -> Figure:
     figure, every = panels_of(rows, xlabel)
     for panel, shown in every:
         for method, style in styles(rows):
-            own = [row for row in shown if row["method"] == method]
-            values, deviations = _bars(own)
-            places = [row["setting"] for row in own]
+            chosen = [row for row in shown if row["method"] == method]
+            values, deviations = _bars(chosen)
+            places = [row["setting"] for row in chosen]
             panel.errorbar(places, values, deviations, capsize=3, label=method, **style)
     return with_legend(figure)
 
@@ -82,12 +82,12 @@ def draw_metrics(rows: Sequence[Row], xlabel: str | None) -> Figure:
     for (dataset, _), panel in every:
         for index, method in enumerate(methods):
             label = {"dataset": dataset, "method": method}
-            own = [row for row in rows if label.items() <= row.items()]
-            places = np.arange(len(own)) + index * width
-            values, deviations = _bars(own)
+            chosen = [row for row in rows if label.items() <= row.items()]
+            places = np.arange(len(chosen)) + index * width
+            values, deviations = _bars(chosen)
             panel.bar(places, values, width, yerr=deviations, capsize=3, label=method)
-            names = [row["metric"] for row in own]
-            panel.set_xticks(np.arange(len(own)), names, fontsize="x-small")
+            names = [row["metric"] for row in chosen]
+            panel.set_xticks(np.arange(len(chosen)), names, fontsize="x-small")
     return with_legend(figure)
 
 
@@ -108,15 +108,15 @@ def draw_curves(
     figure, every = panels(datasets, metrics, xlabel)
     for (dataset, metric), panel in every:
         for index, method in enumerate(distinct(curve.method for curve in curves)):
-            own = [
+            chosen = [
                 row
                 for curve in curves
                 if (curve.dataset, curve.method) == (dataset, method)
                 for row in curve.rounds
             ]
             by_round = [
-                [row for row in own if row["round"] == at]
-                for at in dict.fromkeys(row["round"] for row in own)
+                [row for row in chosen if row["round"] == at]
+                for at in dict.fromkeys(row["round"] for row in chosen)
             ]
             where = [mean(_place(row, against) for row in rows) for rows in by_round]
             values = [[row[f"valid_{metric}"] for row in rows] for rows in by_round]
@@ -133,9 +133,9 @@ def draw_distortion(rows: Sequence[Row], title: str) -> Figure:
                              "bytes per item, everything counted", (7, 5))  # fmt: skip
     for _, panel in every:
         for method, style in styles(rows):
-            own = [row for row in rows if row["method"] == method]
-            sizes = [row["bytes_per_item"] for row in own]
-            errors = [max(row["error"], 1e-12) for row in own]
+            chosen = [row for row in rows if row["method"] == method]
+            sizes = [row["bytes_per_item"] for row in chosen]
+            errors = [max(row["error"], 1e-12) for row in chosen]
             panel.loglog(sizes, errors, label=method, **style)
     return with_legend(figure)
 
@@ -168,8 +168,8 @@ def _draw_front(panel: Axes, points: list[tuple[float, float]]) -> None:
 def _draw_band(
     panel: Axes, places: list[float], values: list[list[float]], style: dict[str, Any]
 ) -> None:
-    means = np.array([mean(own) for own in values])
-    spread = np.array([stdev(own) if len(own) > 1 else 0.0 for own in values])
+    means = np.array([mean(chosen) for chosen in values])
+    spread = np.array([stdev(chosen) if len(chosen) > 1 else 0.0 for chosen in values])
     every = max(1, len(places) // 8)
     panel.plot(places, means, markevery=every, **style)
     panel.fill_between(

@@ -151,8 +151,8 @@ def _file(path: str) -> Path:
 
 
 def _digest_of(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+    canonical = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:20]
 
 
 def digest_of_files(paths: Sequence[Path]) -> str | None:

@@ -65,8 +65,8 @@ def _commit() -> str | None:
         return None  # installed, maybe within another project's checkout
     describe = ["describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
     command = [git, "-C", str(PACKAGE), *describe]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    return said.stdout.strip() or None
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    return answer.stdout.strip() or None
 
 
 def is_other_code(outcome: Outcome, measure: Measure) -> bool:

@@ -149,7 +149,7 @@ def table(points: Sequence[Point], title: str) -> Table:
             "ids": point.ids_share,
             "framing": point.framing_share,
         }
-        for point in sorted(points, key=lambda own: (own.rate or 0, own.error))
+        for point in sorted(points, key=lambda point: (point.rate or 0, point.error))
     ]
     return Table(title, rows)
 

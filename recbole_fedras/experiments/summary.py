@@ -25,15 +25,15 @@ def summary(label: str, runs: list[Outcome], first: list[Outcome]) -> dict[str, 
     row["better users"], row["worse users"], row["p"] = significance(runs, first)
     cost = [run["result"]["communication"] for run in runs]
     for direction in ("uplink", "downlink", "catch_up"):
-        size = mean(own[f"{direction}_bytes"] for own in cost)
+        size = mean(cells[f"{direction}_bytes"] for cells in cost)
         row[f"{direction.replace('_', '-')} MB"] = size / 1e6
-    row["CR wire"] = mean(own["wire_compression_rate"] for own in cost)
+    row["CR wire"] = mean(cells["wire_compression_rate"] for cells in cost)
     row["seconds"] = mean(run["result"]["seconds"]["total"] for run in runs)
     row["other code"] = other_code(runs, train_and_test)
     return row
 
 
-def significance(own: list[Outcome], first: list[Outcome]) -> tuple[int, int, float]:
+def significance(cells: list[Outcome], first: list[Outcome]) -> tuple[int, int, float]:
     """Test by Wilcoxon's signed ranks whether users fare otherwise than with ``first``.
 
     What is paired is a user's reciprocal rank in the test, the mean over seeds.
@@ -46,10 +46,10 @@ def significance(own: list[Outcome], first: list[Outcome]) -> tuple[int, int, fl
         Two-sided; 1 where no user differs. NaN where no metric counts hits, and where
         a split that depends on the seed tests other users with each.
     """
-    sizes = {len(cell["ranks"]) for cell in [*own, *first]}
+    sizes = {len(cell["ranks"]) for cell in [*cells, *first]}
     if sizes == {0} or len(sizes) > 1:
         return 0, 0, nan
-    change = _reciprocal_ranks(own) - _reciprocal_ranks(first)
+    change = _reciprocal_ranks(cells) - _reciprocal_ranks(first)
     better, worse = int((change > 1e-12).sum()), int((change < -1e-12).sum())
     p = float(wilcoxon(change).pvalue) if better + worse else 1.0
     return better, worse, p

@@ -50,6 +50,14 @@ class Agreement:
     tier_of_client : ndarray of int64, shape (n_clients,)
     start : int
         Version of the shared parameters that everybody starts from.
+
+    Examples
+    --------
+    >>> from recbole_fedras.compressor.svd import SVD
+    >>> federation = Federation(1, 0.5, (0.75,), "inverse_frequency")
+    >>> agreement = Agreement.of(federation, 64, torch.zeros(10, 8), 0, [SVD()])
+    >>> agreement.block, agreement.budget_of(5).columns
+    (32, 2)
     """
 
     federation: Federation

@@ -18,7 +18,7 @@ from recbole_fedras.embedding.base import ItemEmbedding
 from recbole_fedras.federation.client.objective import Score
 from recbole_fedras.federation.client.shard import ClientMethods, Shard, Start
 from recbole_fedras.federation.client.training import LocalModel
-from recbole_fedras.federation.protocol import Agreement
+from recbole_fedras.federation.protocol import Agreement, Ints
 from recbole_fedras.federation.round import RoundReport, run_round
 from recbole_fedras.federation.server.aggregation import Aggregator
 from recbole_fedras.federation.server.broadcast import Broadcast
@@ -99,15 +99,15 @@ class Methods:
 
 
 def make_server(
-    agreement: Agreement, data: ClientData, start: Start, methods: Methods
+    agreement: Agreement, eligible: Ints, start: Start, methods: Methods
 ) -> Server:
     """Put a server together that starts where its clients start.
 
     Parameters
     ----------
     agreement : Agreement
-    data : ClientData
-        Only says who has something to train on.
+    eligible : ndarray of int64
+        Clients that have something to train on.
     start : Start
     methods : Methods
     """
@@ -117,16 +117,15 @@ def make_server(
         agreement.federation.optimization,
         agreement.start,
     )
-    server = Server(
+    return Server(
         agreement,
         parameters,
         methods.policy(agreement, methods.downlink, parameters),
         methods.uplink,
         methods.aggregator,
-        data.eligible,
+        eligible,
+        methods.transforms,
     )
-    server.transforms = methods.transforms
-    return server
 
 
 class Simulation:
@@ -157,6 +156,21 @@ class Simulation:
     ------
     ConfigError
         If a compressor cannot work at a compression rate, or a cohort is empty.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from recbole_fedras import Config
+    >>> keys = {"client_fraction": 1.0, "compressor": "none"}
+    >>> config = Config("MF", config_dict=keys)
+    >>> dataset = SimpleNamespace(num={"user_id": 3, "item_id": 5}.get, item_num=5)
+    >>> model = config.make_model(dataset)
+    >>> data = ClientData.from_pairs(np.array([0, 0, 1]), np.array([0, 1, 3]), 2, 4)
+    >>> methods, settings = config.make_methods(), config.federation()
+    >>> simulation = Simulation(model, data, methods, settings, config.local_training())
+    >>> report = simulation.run_round()
+    >>> simulation.round, report.n_clients, report.bytes["uplink_messages"]
+    (1, 2, 2)
     """
 
     def __init__(
@@ -184,7 +198,7 @@ class Simulation:
             model.score, start.theta, model.train_clients, model.embedding
         )
         self.data, self.agreement, self._n_jobs = data, agreement, n_jobs
-        self.server = make_server(agreement, data, start, methods)
+        self.server = make_server(agreement, data.eligible, start, methods)
         self.server.introduction = introduction
         self.shard = Shard(
             agreement, data, local, start, methods.on_clients(), training

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -59,6 +59,17 @@ class Transform:
     def on_aggregate(self, update: SharedUpdate, ctx: RoundContext) -> SharedUpdate:
         """Change the combined update, before the server steps."""
         return update
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what lasts from round to round, as plain types: nothing by default.
+
+        It is the server's, part of checkpoints, and restored after a round that failed;
+        what clients' objects keep is not.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
 
 
 class Clip(Transform):

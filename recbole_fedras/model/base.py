@@ -70,6 +70,20 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         What items are made of; None: of a row each, as they are, and in a warm-up.
     item_embedding : nn.Embedding, shape (1 + n_rows, width)
         Shared: what everybody starts with. Row 0 is [PAD].
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from recbole_fedras import Config
+    >>> class Near(FederatedRecommender):
+    ...     def score(self, user_rows, item_rows, theta):
+    ...         return -(user_rows - item_rows).square().sum(-1)
+    >>> dataset = SimpleNamespace(num={"user_id": 3, "item_id": 5}.get, item_num=5)
+    >>> model = Near(Config(), dataset)  # two users and four items, beside [PAD]
+    >>> users, item = torch.tensor([1, 2]), model.item_table()[3]
+    >>> logits = model.predict({"user_id": users, "item_id": torch.tensor([4, 4])})
+    >>> bool(torch.allclose(logits, -(model.user_rows() - item).square().sum(-1)))
+    True
     """
 
     input_type = InputType.POINTWISE
@@ -212,10 +226,10 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         """Take what the first client of the shard holds for parameters."""
         if self._shard is None:
             return
-        held = self._held(torch.ones(1, dtype=torch.int64))
-        self.item_table().copy_(held.tables[held.table_of[0]])
+        holdings = self._held(torch.ones(1, dtype=torch.int64))
+        self.item_table().copy_(holdings.tables[holdings.table_of[0]])
         for name, value in self.theta().items():
-            value.copy_(held.theta[name][0])
+            value.copy_(holdings.theta[name][0])
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return parameters, those that :meth:`copy_held` takes."""
@@ -248,25 +262,25 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """Logits of pairs: users (n,) with items (n,) or with candidates (n, m)."""
-        held = self._held(user)
+        holdings = self._held(user)
         items = (item - 1).clamp(min=0)  # nobody asks for [PAD]
-        one_network = all(len(value) == 1 for value in held.theta.values())
+        one_network = all(len(value) == 1 for value in holdings.theta.values())
         if item.dim() == 2:
-            rows = self._vectors(items, held, held.table_of[:, None])
-            return self.score(held.user_rows[:, None], rows, held.theta)
+            rows = self._vectors(items, holdings, holdings.table_of[:, None])
+            return self.score(holdings.user_rows[:, None], rows, holdings.theta)
         if one_network:
-            rows = self._vectors(items[None], held, held.table_of[None])
-            return self.score(held.user_rows[None], rows, held.theta)[0]
-        rows = self._vectors(items[:, None], held, held.table_of[:, None])
-        return self.score(held.user_rows[:, None], rows, held.theta)[:, 0]
+            rows = self._vectors(items[None], holdings, holdings.table_of[None])
+            return self.score(holdings.user_rows[None], rows, holdings.theta)[0]
+        rows = self._vectors(items[:, None], holdings, holdings.table_of[:, None])
+        return self.score(holdings.user_rows[:, None], rows, holdings.theta)[:, 0]
 
-    def _vectors(self, items: Tensor, held: _Held, table_of: Tensor) -> Tensor:
+    def _vectors(self, items: Tensor, holdings: _Held, table_of: Tensor) -> Tensor:
         """Vectors of items (n_clients, n) as tables (broadcast to that) have them."""
         if self.embedding is None:
-            return held.tables[table_of, items]
+            return holdings.tables[table_of, items]
         members = self.embedding.members[items]
-        parts = held.tables[table_of[..., None], members]
-        return self.embedding.vectors(parts, items, held.theta)
+        parts = holdings.tables[table_of[..., None], members]
+        return self.embedding.vectors(parts, items, holdings.theta)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Mean binary cross-entropy, for central training by RecBole's Trainer."""
@@ -281,21 +295,21 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Logits of a batch's users with all items, shape (n * n_items,)."""
-        held = self._held(interaction[self.USER_ID])
-        scores = held.user_rows.new_zeros(len(held.user_rows), self.n_items)
+        holdings = self._held(interaction[self.USER_ID])
+        scores = holdings.user_rows.new_zeros(len(holdings.user_rows), self.n_items)
         everything = torch.arange(self.n_items - 1, device=scores.device)[None]
-        for index in sorted(set(held.table_of.tolist())):
-            users = held.table_of == index
+        for index in sorted(set(holdings.table_of.tolist())):
+            users = holdings.table_of == index
             theta = {
                 name: value if len(value) == 1 else value[users][:1]
-                for name, value in held.theta.items()
+                for name, value in holdings.theta.items()
             }
-            table = held.tables[index]
+            table = holdings.tables[index]
             if self.embedding is not None:
-                one = held._replace(theta=theta)
+                one = holdings._replace(theta=theta)
                 table_of = torch.full_like(everything, index)
                 table = self._vectors(everything, one, table_of)[0]
-            scores[users, 1:] = self.score_all(held.user_rows[users], table, theta)
+            scores[users, 1:] = self.score_all(holdings.user_rows[users], table, theta)
         return scores.flatten()
 
 

@@ -58,18 +58,18 @@ def _forward(
     n_layers = len(sizes) - 1
     below = items
     for layer in range(n_layers):
-        weight, own = _weight(theta, layer, sizes), _layer(outputs, n, layer, sizes)
+        weight, output = _weight(theta, layer, sizes), _layer(outputs, n, layer, sizes)
         shift = _bias(theta, layer, sizes)
         if layer == 0:  # its two halves
             shift = shift + np.dot(user, weight[:dim])
             weight = weight[dim:]
-        np.dot(below, weight, own)
+        np.dot(below, weight, output)
         for i in range(n):
             for j in range(len(shift)):
-                value = own[i, j] + shift[j]
+                value = output[i, j] + shift[j]
                 linear = layer == n_layers - 1 or not value < 0  # NaN stays NaN
-                own[i, j] = value if linear else np.float32(0)
-        below = own
+                output[i, j] = value if linear else np.float32(0)
+        below = output
 
 
 @_compiled

@@ -69,8 +69,8 @@ class FixedCandidates:
         held_out = np.split(items[order], bounds)[1:]
         all_items = np.arange(1, dataset.item_num)
         rows, positives = [], []
-        for user, own in zip(self._users, held_out, strict=True):
-            own = np.unique(own)
+        for user, items_of_user in zip(self._users, held_out, strict=True):
+            items_of_user = np.unique(items_of_user)
             rng = generator(seed, Stream.CANDIDATES, phase == "test", user)
             never = np.setdiff1d(all_items, interacted[user], assume_unique=True)
             if len(never) < n_negatives:
@@ -80,13 +80,15 @@ class FixedCandidates:
                     f"{len(never)} items that they never interacted with; choose uni1 "
                     f"to uni{len(never)} or full"
                 )
-            size = min(n_negatives * len(own), len(never))
-            candidates = np.concatenate([own, rng.choice(never, size, replace=False)])
+            size = min(n_negatives * len(items_of_user), len(never))
+            candidates = np.concatenate(
+                [items_of_user, rng.choice(never, size, replace=False)]
+            )
             place = rng.permutation(len(candidates))
             row = np.empty_like(candidates)
             row[place] = candidates
             rows.append(row)
-            positives.append(place[: len(own)])
+            positives.append(place[: len(items_of_user)])
         self._width = max(map(len, rows), default=1)
         self._candidates = torch.zeros(len(rows), self._width, dtype=torch.int64)
         for index, row in enumerate(rows):  # [PAD] fills up
@@ -100,16 +102,16 @@ class FixedCandidates:
     def __iter__(self) -> Iterator[tuple[Interaction, None, Tensor, Tensor]]:
         """Yield what RecBole's loader does; positives are columns of the candidates."""
         for start in range(0, len(self._users), self._step):
-            own = slice(start, start + self._step)
+            batch = slice(start, start + self._step)
             interaction = Interaction(
                 {
-                    self._user_field: torch.from_numpy(self._users[own]),
-                    self._item_field: self._candidates[own],
+                    self._user_field: torch.from_numpy(self._users[batch]),
+                    self._item_field: self._candidates[batch],
                 }
             )
-            counts = [len(columns) for columns in self._positives[own]]
+            counts = [len(columns) for columns in self._positives[batch]]
             positive_u = np.repeat(np.arange(len(counts)), counts)
-            positive_i = np.concatenate(self._positives[own])
+            positive_i = np.concatenate(self._positives[batch])
             yield (
                 interaction,
                 None,
@@ -144,7 +146,7 @@ def fixed_candidates(
     interacted = np.split(items[order], bounds)
     return FixedCandidates(
         dataset,
-        [np.unique(own) for own in interacted],
+        [np.unique(items_of_user) for items_of_user in interacted],
         int(mode[3:]),
         settings.seed,
         phase,

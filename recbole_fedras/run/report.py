@@ -50,8 +50,8 @@ class RunFolder:
 
     def write_config(self, resolved: dict[str, Any]) -> None:
         """Write every key and value; the file works as a config file."""
-        text = yaml.safe_dump(resolved, sort_keys=True, allow_unicode=True)
-        (self.path / "config.yaml").write_text(text, encoding="utf-8")
+        document = yaml.safe_dump(resolved, sort_keys=True, allow_unicode=True)
+        (self.path / "config.yaml").write_text(document, encoding="utf-8")
 
     def write_rounds(self, rows: list[dict[str, Any]]) -> None:
         """Write one line per round."""
@@ -70,8 +70,10 @@ class RunFolder:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write ``result.json``."""
-        text = json.dumps(_without_infinity(plain(result)), indent=2, allow_nan=False)
-        (self.path / "result.json").write_text(text + "\n", encoding="utf-8")
+        document = json.dumps(
+            _without_infinity(plain(result)), indent=2, allow_nan=False
+        )
+        (self.path / "result.json").write_text(document + "\n", encoding="utf-8")
 
 
 def _without_infinity(value: Any) -> Any:

@@ -47,6 +47,18 @@ class MemoryTransport:
     Parameters
     ----------
     shard : Participant
+
+    Examples
+    --------
+    >>> from recbole_fedras.wire.message import Header, Kind
+    >>> from recbole_fedras.wire.payload import Payload
+    >>> class Echo:
+    ...     def participate(self, messages):
+    ...         return messages
+    >>> sent = Message.of(Payload(), Header(Kind.DOWNLINK, 0, 7, 0, 0))
+    >>> (answer,) = MemoryTransport(Echo()).exchange([sent])
+    >>> answer is sent, answer.data == sent.data
+    (False, True)
     """
 
     def __init__(self, shard: Participant) -> None:
@@ -75,6 +87,23 @@ class PipeTransport:
         To the processes that :func:`serve` shards.
     shard_of_client : sequence of int
         Index of the pipe behind which each client is.
+
+    Examples
+    --------
+    >>> from multiprocessing import Pipe
+    >>> from threading import Thread
+    >>> from recbole_fedras.wire.message import Header, Kind
+    >>> from recbole_fedras.wire.payload import Payload
+    >>> class Echo:
+    ...     def participate(self, messages):
+    ...         return messages
+    >>> here, there = Pipe()
+    >>> Thread(target=serve, args=(Echo(), there)).start()
+    >>> transport = PipeTransport([here], shard_of_client=[0, 0])
+    >>> sent = Message.of(Payload(), Header(Kind.DOWNLINK, 0, 1, 0, 0))
+    >>> [answer.header.client for answer in transport.exchange([sent])]
+    [1]
+    >>> transport.close()
     """
 
     def __init__(

@@ -15,11 +15,8 @@ from recbole_fedras.config import Config
 from recbole_fedras.config.listing import listing
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.federation.simulation import Simulation
-from recbole_fedras.quick_start import (
-    make_simulation,
-    prepare_data,
-    run_recbole_fedras,
-)
+from recbole_fedras.quick_start import run_recbole_fedras
+from recbole_fedras.run.setup import make_simulation, prepare_data
 
 PLUG_INS = '''
 import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 from collections.abc import Iterator
 
@@ -36,6 +37,7 @@ from recbole_fedras.federation.client.shard import Shard, Start
 from recbole_fedras.federation.client.training import LocalModel
 from recbole_fedras.federation.protocol import Agreement
 from recbole_fedras.federation.round import run_round
+from recbole_fedras.federation.server.aggregation import InverseFrequency
 from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.federation.simulation import Simulation, make_server
 from recbole_fedras.model import MF
@@ -169,7 +171,9 @@ def test_two_processes_end_with_the_simulations_bits(name, model, keys, training
     fresh = model_of(model, fitted=True)
     start = Start(np.arange(0), torch.zeros(0, DIM), fresh.item_table(), fresh.theta())
     methods = ready_methods(make(name), settings)
-    server = make_server(agree(fresh, settings, compressor), data, start, methods)
+    server = make_server(
+        agree(fresh, settings, compressor), data.eligible, start, methods
+    )
     server.introduction = introduced(fresh)
     ledger, transport = Ledger(), PipeTransport(pipes, SHARD_OF_CLIENT)
     with torch.no_grad():
@@ -380,3 +384,45 @@ def test_a_loss_is_reported_by_a_key(data, monkeypatch):
     assert all(header.loss is None for header in updates)
     assert all(header.n_samples > 0 for header in updates)
     assert reports[0].bytes["uplink_bytes"] == reports[1].bytes["uplink_bytes"] + 27
+
+
+class Counting(InverseFrequency):
+    """Scales by the number of rounds that it has seen."""
+
+    def __init__(self) -> None:
+        self.rounds = 0
+
+    def result(self):
+        self.rounds += 1
+        update, theta = super().result()
+        return type(update)(update.ids, update.rows * self.rounds), theta
+
+    def state_dict(self):
+        return {"rounds": self.rounds}
+
+    def load_state_dict(self, state):
+        self.rounds = state["rounds"]
+
+
+def test_what_an_aggregator_keeps_is_of_rounds_that_counted_and_is_saved(data):
+    def fresh():
+        simulation = simulate(mf(), data, NoCompression(), rates=(0.0,))
+        simulation.server.aggregator = Counting()
+        simulation.server._states = simulation.server._states_of_parts()
+        return simulation
+
+    simulation, resumed = fresh(), fresh()
+    simulation.run_round()
+    publish = simulation.server.policy.publish
+    simulation.server.policy.publish = None
+    with pytest.raises(TypeError):
+        simulation.run_round()
+    simulation.server.policy.publish = publish
+    assert simulation.server.aggregator.rounds == 1
+    resumed.load_state_dict(copy.deepcopy(simulation.state_dict()))
+    assert resumed.server.aggregator.rounds == 1
+    for own in (simulation, resumed):
+        own.run_round()
+        assert own.server.aggregator.rounds == 2
+    tables = [own.server.parameters.item_table for own in (simulation, resumed)]
+    assert torch.equal(*tables)

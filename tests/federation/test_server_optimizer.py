@@ -152,7 +152,10 @@ def test_runs_with_it_resume_and_replicas_follow(run, model, kind):
         ({"server_betas": [0.9, 1]}, "server_betas=.0.9, 1. is not allowed"),
         ({"server_betas": 0.9}, "two numbers >= 0 and < 1"),
         ({"server_tau": 0}, "server_tau=0 is not allowed"),
-        ({"model": "LightFR", "server_optimizer": "adam"}, "sgd of rate 1 for binary"),
+        (
+            {"model": "LightFR", "server_optimizer": "adam"},
+            "it must be sgd with model=LightFR",
+        ),
     ],
 )
 def test_bad_servers_are_refused(workspace, keys, said):

@@ -22,7 +22,7 @@ from recbole_fedras.compressor.fedras.fedras import FedRAS
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.errors import NonFiniteError
 from recbole_fedras.federation import protocol
-from recbole_fedras.federation.client import groups
+from recbole_fedras.federation.client import cohort
 from recbole_fedras.federation.server.aggregation import FedAvg, InverseFrequency
 from recbole_fedras.federation.server.selection import select_cohort
 from recbole_fedras.federation.settings import LocalTraining
@@ -52,12 +52,12 @@ def test_a_cohort_in_parts_and_threads_gives_the_same_bits(
     results = []
     monkeypatch.setattr(protocol, "GROUP", 2)
     for part_bytes, n_jobs in ((2**28, 1), (1, 3), (4000, 2)):
-        monkeypatch.setattr(groups, "PART_BYTES", part_bytes)
+        monkeypatch.setattr(cohort, "PART_BYTES", part_bytes)
         model = make_model()
         simulation = simulate(model, data, FedRAS(), fraction=1.0, n_jobs=n_jobs)
         invitations = simulation.server.invite()
         agreement = simulation.agreement
-        parts = len(list(groups.parts(invitations, agreement, data, TRAINING, 1)))
+        parts = len(list(cohort.parts(invitations, agreement, data, TRAINING, 1)))
         for _ in range(3):
             report = simulation.run_round()
         state = [

@@ -70,13 +70,15 @@ class Objective:
         users, table, network = parameters
         user = users[:, None].detach().requires_grad_()  # (n, 1, dim)
         parts = table[batch.row].requires_grad_()  # (n, batch width, h, width)
-        own = {name: value.detach().requires_grad_() for name, value in network.items()}
+        theta = {
+            name: value.detach().requires_grad_() for name, value in network.items()
+        }
         with torch.enable_grad():
             if self.embedding is None:
                 vectors = parts[:, :, 0]
             else:
-                vectors = self.embedding.vectors(parts, batch.item, own)
-            logits = self.score(user, vectors, own)
+                vectors = self.embedding.vectors(parts, batch.item, theta)
+            logits = self.score(user, vectors, theta)
             weight = batch.valid.to(logits.dtype)
             if self.training.pairwise:  # item, negative, item, ...
                 ahead = logits[:, ::2] - logits[:, 1::2]
@@ -87,7 +89,7 @@ class Objective:
                 ).sum(1)
             total = losses.sum()
         # A client's parameters are in its loss alone: one pass yields all gradients.
-        leaves = [user, parts, *own.values()]
+        leaves = [user, parts, *theta.values()]
         of_user, of_item, *of_network = torch.autograd.grad(total, leaves)
         of_item = of_item.reshape(-1, table.shape[1])
         if self.gradient_map is not None:

@@ -150,8 +150,8 @@ class SharedReplicas(Replicas):
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is held."""
-        held = {"tables": self.tables, "versions": list(self.versions)}
-        return super().state_dict() | held
+        tables = {"tables": self.tables, "versions": list(self.versions)}
+        return super().state_dict() | tables
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""

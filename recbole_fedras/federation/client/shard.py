@@ -14,8 +14,8 @@ from recbole_fedras.compressor.base import Compressor
 from recbole_fedras.data.clients import ClientData
 from recbole_fedras.embedding.base import ItemEmbedding, take_introduction
 from recbole_fedras.errors import NonFiniteError
+from recbole_fedras.federation.client.cohort import draw_groups, parts
 from recbole_fedras.federation.client.feedback import UplinkFeedback
-from recbole_fedras.federation.client.groups import draw_groups, parts
 from recbole_fedras.federation.client.replicas import (
     OwnReplicas,
     Replicas,
@@ -114,6 +114,32 @@ class Shard:
     replicas : Replicas
     feedback : UplinkFeedback or None
     seconds : Stopwatch
+
+    Examples
+    --------
+    >>> from recbole_fedras.compressor.base import empty_update, raw_payload
+    >>> from recbole_fedras.compressor.none import NoCompression
+    >>> from recbole_fedras.federation.protocol import receipt
+    >>> from recbole_fedras.federation.settings import Federation
+    >>> from recbole_fedras.wire.message import Header
+    >>> def score(users, items, theta):
+    ...     return (users * items).sum(-1)
+    >>> federation, table = Federation(1, 1.0, (0.0,), "fedavg"), torch.ones(4, 2)
+    >>> agreement = Agreement.of(federation, 1, table, 0, [NoCompression()])
+    >>> data = ClientData.from_pairs(np.array([0, 0]), np.array([1, 3]), 1, 4)
+    >>> start = Start(np.arange(1), torch.ones(1, 2), table, theta={})
+    >>> methods = ClientMethods(NoCompression(), NoCompression())
+    >>> training = LocalTraining(0.1, 0.1, 0.1, 1, batch_size=8, n_negatives=2)
+    >>> model = LocalModel(score, theta={})
+    >>> shard = Shard(agreement, data, model, start, methods, training)
+    >>> header = Header(Kind.DOWNLINK, round=0, client=0, version=0, base=0)
+    >>> nothing = raw_payload(empty_update(2), n_items=4)
+    >>> (answer,) = shard.participate([Message.of(nothing, header)])
+    >>> answer.header.kind.name, answer.header.n_samples, shard.user_rows.tolist()
+    ('UPDATE', 6, [[1.0, 1.0]])
+    >>> shard.settle([receipt(round=0, client=0)])  # it has counted
+    >>> shard.user_rows.tolist() == [[1.0, 1.0]]
+    False
     """
 
     def __init__(
@@ -186,8 +212,8 @@ class Shard:
             messages, self._agreement, self._data, self.training, n_parts
         ):
             with self.seconds("compression"):
-                self._apply([message for own in part for message in own])
-            clients = np.array([own[0].header.client for own in part])
+                self._apply([message for invitation in part for message in invitation])
+            clients = np.array([invitation[0].header.client for invitation in part])
             round = part[0][-1].header.round
             trained = self._train(clients, round)
             private = _Private(clients, trained.user_rows, trained.user_states)

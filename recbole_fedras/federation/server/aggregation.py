@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -64,6 +64,16 @@ class Aggregator(ABC):
 
         At least one update was added.
         """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what lasts from round to round, as plain types: nothing by default.
+
+        It is part of checkpoints, and restored after a round that failed.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - optional
+        """Restore what :meth:`state_dict` returned."""
 
 
 class ThetaMean:

@@ -39,10 +39,10 @@ class ServerOptimizer:
 
     def step(self, change: Tensor) -> Tensor:
         """Return what to add for an aggregated change, of the same shape."""
-        own = self._settings
-        if own.optimizer == "sgd":
-            return change if own.is_plain else own.learning_rate * change
-        first = 0.0 if own.bias_correction else own.tau**2
+        settings = self._settings
+        if settings.optimizer == "sgd":
+            return change if settings.is_plain else settings.learning_rate * change
+        first = 0.0 if settings.bias_correction else settings.tau**2
         start = {
             "mean": torch.zeros_like(change),
             "squares": torch.full_like(change, first),
@@ -53,19 +53,19 @@ class ServerOptimizer:
             for name, value in start.items()
         }
         mean, squares, steps = state["mean"], state["squares"], state["steps"] + 1
-        beta, decay = own.betas
+        beta, decay = settings.betas
         mean = beta * mean + (1 - beta) * change
         square = change.square()
-        if own.optimizer == "adagrad":
+        if settings.optimizer == "adagrad":
             squares = squares + square
-        elif own.optimizer == "yogi":
+        elif settings.optimizer == "yogi":
             squares = squares - (1 - decay) * square * torch.sign(squares - square)
         else:
             squares = decay * squares + (1 - decay) * square
         self._next = {"mean": mean, "squares": squares, "steps": steps}
-        if own.bias_correction:
+        if settings.bias_correction:
             mean, squares = mean / (1 - beta**steps), squares / (1 - decay**steps)
-        return own.learning_rate * mean / (squares.sqrt() + own.tau)
+        return settings.learning_rate * mean / (squares.sqrt() + settings.tau)
 
     def commit(self) -> None:
         """Keep the state of the last step; until then it has changed nothing."""

@@ -61,17 +61,41 @@ class Server:
     aggregator : Aggregator
     eligible : ndarray of int64
         Clients that have something to train on.
+    transforms : sequence of Transform
+        Applied to each aggregate, in their order.
 
     Attributes
     ----------
     parameters : SharedParameters
     policy : DownlinkPolicy
     aggregator : Aggregator
-    transforms : sequence of Transform
-        Applied to each aggregate, in their order.
     introduction : Payload or None
         What each client is sent once, before its first downlink.
     seconds : Stopwatch
+
+    Examples
+    --------
+    >>> from recbole_fedras.compressor.base import RowUpdate, raw_payload
+    >>> from recbole_fedras.compressor.none import NoCompression
+    >>> from recbole_fedras.federation.server.aggregation import FedAvg
+    >>> from recbole_fedras.federation.server.broadcast import Broadcast
+    >>> from recbole_fedras.federation.settings import Federation
+    >>> federation, table = Federation(1, 1.0, (0.0,), "fedavg"), torch.zeros(3, 1)
+    >>> agreement = Agreement.of(federation, 2, table, 0, [NoCompression()])
+    >>> parameters = SharedParameters(table, torch.zeros(0), federation.optimization)
+    >>> policy = Broadcast(agreement, NoCompression(), parameters)
+    >>> eligible, mean = np.arange(2), FedAvg()
+    >>> server = Server(agreement, parameters, policy, NoCompression(), mean, eligible)
+    >>> [(one.header.kind.name, one.header.client) for one in server.invite()]
+    [('DOWNLINK', 0), ('DOWNLINK', 1)]
+    >>> change = raw_payload(RowUpdate(torch.tensor([2]), torch.ones(1, 1)), n_items=3)
+    >>> header = Header(Kind.UPDATE, round=0, client=1, version=1, base=0, n_samples=5)
+    >>> server.receive(Message.of(change, header))
+    >>> server.close().counted.tolist()  # client 0 is silent
+    [1]
+    >>> server.commit()
+    >>> server.round, server.parameters.item_table.flatten().tolist()
+    (1, [0.0, 0.0, 1.0])
     """
 
     def __init__(
@@ -82,6 +106,7 @@ class Server:
         uplink: Compressor,
         aggregator: Aggregator,
         eligible: Ints,
+        transforms: Sequence[Transform] = (),
     ) -> None:
         self._agreement, self.parameters = agreement, parameters
         self.policy, self._uplink, self.aggregator = policy, uplink, aggregator
@@ -89,7 +114,8 @@ class Server:
         fraction = agreement.federation.client_fraction
         self.cohort_size = cohort_size(len(eligible), fraction)
         self._introduced = np.zeros(agreement.n_clients, bool)
-        self.transforms: Sequence[Transform] = ()
+        self._transforms = transforms
+        self._states = self._states_of_parts()
         self.introduction: Payload | None = None
         self.seconds = Stopwatch()
 
@@ -152,12 +178,12 @@ class Server:
                 raise self._nobody()
             update = SharedUpdate(*self.aggregator.result())
             ctx = self._agreement.context(self.round)
-            for transform in self.transforms:
+            for transform in self._transforms:
                 update = transform.on_aggregate(update, ctx)
             change = self.parameters.step(*update)
         with self.seconds("compression"):
             self.policy.publish(change)
-        self._counted = counted
+        self._counted, self._next_states = counted, self._states_of_parts()
         return Closed(counted, len(self._cohort), self._intake.refusals, loss)
 
     def _nobody(self) -> FederationError:
@@ -175,8 +201,19 @@ class Server:
         round = self.round - 1
         return [receipt(round, client) for client in self._counted.tolist()]
 
+    def _parts(self) -> list[Aggregator | Transform]:
+        return [self.aggregator, *self._transforms]
+
+    def _states_of_parts(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self._parts()]
+
+    def _restore_parts(self) -> None:
+        for part, state in zip(self._parts(), self._states, strict=True):
+            part.load_state_dict(state)
+
     def commit(self) -> None:
         """Put the closed round into force; nothing here can fail."""
+        self._states = self._next_states
         self._introduced[self._counted] = True
         self.parameters.commit()
         self.policy.commit(self._counted)
@@ -185,6 +222,7 @@ class Server:
         """Return to the state before the round."""
         self.parameters.rollback()
         self.policy.rollback()
+        self._restore_parts()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next round depends on."""
@@ -192,6 +230,7 @@ class Server:
         return {
             "parameters": self.parameters.state_dict(),
             "policy": self.policy.state_dict(),
+            "parts": self._states,
             "introduced": torch.from_numpy(self._introduced),
             "introduction": introduction.to_bytes() if introduction else None,
         }
@@ -200,6 +239,8 @@ class Server:
         """Restore what :meth:`state_dict` returned."""
         self.parameters.load_state_dict(state["parameters"])
         self.policy.load_state_dict(state["policy"])
+        self._states = state["parts"]
+        self._restore_parts()
         self._introduced[:] = state["introduced"].numpy()
         if state["introduction"] is not None:
             self.introduction = Payload.from_bytes(state["introduction"])
