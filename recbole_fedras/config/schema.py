@@ -222,7 +222,7 @@ def data_settings(config: Keys) -> DataSettings:
     return DataSettings(
         user_field=config["USER_ID_FIELD"],
         item_field=config["ITEM_ID_FIELD"],
-        by_time=eval_args["order"] == "TO",
+        by_time=eval_args["order"] == "TO" or "TS" in (eval_args["split"] or {}),
         leave_out=(eval_args["split"] or {}).get("LS"),
         keep_short_users=choice(config, "short_users", ("refuse", "keep")) == "keep",
         first_tie_is_latest=choice(config, "tied_times", ("last", "first")) == "first",

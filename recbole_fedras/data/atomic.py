@@ -177,11 +177,12 @@ class AtomicFile:
         ]
         if not floats:
             return [np.array(part, dtype=str) for part in parts]
-        for row, numbers in enumerate(parts):
-            for number in numbers:
-                if not _is_number(number):
-                    self._refuse_value(block, row, field, number)
-        return [np.array(part, dtype=np.float64) for part in parts]
+        found = [_numbers(part) for part in parts]
+        for row, numbers in enumerate(found):
+            if numbers is None:
+                wrong = next(part for part in parts[row] if not _is_number(part))
+                self._refuse_value(block, row, field, wrong)
+        return found
 
     def _join(self, field: str, parts: list[Any], is_time: bool) -> Any:
         if is_time:
@@ -201,6 +202,16 @@ class AtomicFile:
     def _refuse_value(self, block: Block, row: int, field: str, text: str) -> NoReturn:
         what = f"field '{field}:{self.types[field]}' is {text[:80]!r}"
         self._lines.refuse(block, row, f"{what}, which is not a finite number")
+
+
+def _numbers(texts: list[str]) -> NDArray[np.float64] | None:
+    """Return finite numbers; None if one is no number, of which Python takes more."""
+    try:
+        numbers = np.array([float(text) for text in texts])
+    except ValueError:
+        return None
+    odd = any("_" in text or not text.isascii() for text in texts)
+    return None if odd or not np.isfinite(numbers).all() else numbers
 
 
 def _is_number(text: str) -> bool:

@@ -103,6 +103,11 @@ class FederatedDataset(AtomicDataset):
         self._require_negatives()
         return super().build()
 
+    def time_based_split(self, ratios: list[float], group_by: str) -> Any:
+        """Split as RecBole does, which takes rows to be ordered, whatever the order."""
+        self.sort(by=self.time_field)
+        return super().time_based_split(ratios, group_by)
+
     def _require_negatives(self) -> None:
         users = self.inter_feat[self.uid_field].to_numpy()
         counts, n_items = np.bincount(users), self.item_num - 1

@@ -107,8 +107,11 @@ class Lines:
 
     def _read_header(self) -> dict[str, str]:
         separator = self.form.separator
-        if not separator or "\n" in separator:
-            raise DataError(f"field_separator={separator!r} separates no fields")
+        for key, value in zip(
+            ("field_separator", "seq_separator"), self.form[:2], strict=True
+        ):
+            if not value or "\n" in value:
+                raise DataError(f"{key}={value!r} separates nothing")
         with self._open() as file:
             line = file.readline().rstrip("\n")
         types: dict[str, str] = {}

@@ -95,9 +95,9 @@ class AtomicDataset(Dataset):  # type: ignore[misc]
         whole = self.benchmark_filename_list is None  # else the files are the split
         if settings.by_time and whole and self.time_field not in loaded:
             raise DataError(
-                f"eval_args orders by time (TO), but TIME_FIELD={self.time_field!r} is "
-                f"not among the fields loaded: {loaded}; set TIME_FIELD "
-                "and load_col to a field of the file, or order to RO"
+                "eval_args goes by time (TO, TS), but TIME_FIELD="
+                f"{self.time_field!r} is not among the fields loaded: {loaded}; set "
+                "TIME_FIELD and load_col to a field of the file, or order to RO"
             )
 
     def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:

@@ -156,7 +156,7 @@ def test_numbers_that_are_refused(read, field, text):
         read(HEADER + "u\ti\t1\t2\n" * 2 + "\t".join(row) + "\n")
 
 
-@pytest.mark.parametrize("text", ["a", "1 nan", "1 x 2", "inf"])
+@pytest.mark.parametrize("text", ["a", "1 nan", "1 x 2", "inf", "1_0", "\uff11"])
 def test_numbers_of_sequences_that_are_refused(read, text):
     with pytest.raises(DataError, match="line 3: field 'v:float_seq' is"):
         read(f"i:token\tv:float_seq\na\t1 2.5\nb\t{text}\n", time=None)
@@ -174,8 +174,10 @@ def test_bytes_of_another_encoding_are_refused(read):
 
 @pytest.mark.parametrize("separator", ["", "\n"])
 def test_separators_that_separate_nothing(read, separator):
-    with pytest.raises(DataError, match=r"field_separator=.* separates no fields"):
+    with pytest.raises(DataError, match=r"field_separator=.* separates nothing"):
         read(HEADER.encode(), Form(separator, " ", "utf-8"))
+    with pytest.raises(DataError, match=r"seq_separator=.* separates nothing"):
+        read(HEADER.encode(), Form("\t", separator, "utf-8"))
 
 
 def times(read, texts, kind="float"):

@@ -153,6 +153,17 @@ def test_the_last_in_time_is_held_out(split, kind, times, keys):
     assert held_out(valid) == {"u": "i0", "v": "i1", "w": "i2"}
 
 
+@pytest.mark.parametrize("order", ["TO", "RO"])
+def test_a_split_by_time_goes_by_time_in_any_order(split, order):
+    """Of ten times the last two, 8 and 9, are tested."""
+    way = {"split": {"TS": [0.6, 0.2, 0.2]}, "order": order, "mode": "full"}
+    times = [9, 1, 4, 7, 2, 0, 8, 3, 6, 5]
+    text = HEADER + rows_of(times, ["u", "v"])
+    *_, test = split({"inter": text}, eval_args=way)
+    last = {("u", "i0"), ("u", "i6"), ("v", "i1"), ("v", "i7")}
+    assert set(zip(*test, strict=True)) == last
+
+
 @pytest.mark.parametrize(
     "keys",
     [
