@@ -149,7 +149,8 @@ class AtomicFile:
                     row,
                     f"TIME_FIELD={field!r} is of type token and {values.iloc[row]!r} "
                     "is not an ISO date, as 2026-01-31 or 2026-01-31T12:00:00, all "
-                    f"with a zone or none; if these are numbers, call it {field}:float",
+                    f"with a zone or none; call numbers {field}:float, or leave it "
+                    "out of load_col",
                 )
             return nanoseconds
         if values.dtype not in (np.int64, np.float64):
