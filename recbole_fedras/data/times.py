@@ -33,6 +33,7 @@ class Dates:
 
     Examples
     --------
+    >>> import pandas as pd
     >>> Dates().parse(pd.Series(["1970-01-02", "1970-01-01T00:00:01"]))
     (array([86400000000000,     1000000000]), None)
     >>> Dates().parse(pd.Series(["1970-01-02", "2 January"]))[1]
