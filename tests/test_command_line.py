@@ -214,7 +214,7 @@ class SignOfMine(Compressor):
         (["epochs=3"], "must read --key=value"),
         (["--eval_args={'split': {'LS': 'valid_and_test'}, 'order': 'TO', "
           "'mode': 'uni59'}"], "choose uni1 to uni"),
-        (["--user_inter_num_interval=[1,2]"], "filtering settings"),
+        (["--user_inter_num_interval=[1,2]"], "are left after user_inter_num_interval"),
         (["--item_embedding=hash", "--hash_rows=10000000000000", "--use_base=False"],
          "model='MF' (recbole_fedras.model.mf): Unable to allocate"),
     ],

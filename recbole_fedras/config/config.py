@@ -14,8 +14,8 @@ from recbole_fedras.config import build, methods, rules, schema
 from recbole_fedras.config.cut import cut
 from recbole_fedras.config.merge import MergedConfig
 from recbole_fedras.config.settings import EvaluationSettings, RunSettings
-from recbole_fedras.data.dataset import DataSettings
 from recbole_fedras.data.features import item_features
+from recbole_fedras.data.settings import DataSettings
 from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.federation.simulation import Methods

@@ -15,7 +15,8 @@ from recbole_fedras.config.values import (
     string,
 )
 from recbole_fedras.config.values import refuse as refuse
-from recbole_fedras.data.dataset import DataSettings
+from recbole_fedras.data.lines import Form
+from recbole_fedras.data.settings import DataSettings
 from recbole_fedras.federation.settings import (
     ALL_SAMPLES,
     BUDGETS,
@@ -27,6 +28,15 @@ from recbole_fedras.federation.settings import (
 )
 from recbole_fedras.model.settings import ModelSettings
 from recbole_fedras.wire.ledger import DIRECTIONS
+
+#: RecBole's keys that leave interactions out, and their values that leave out none.
+_FILTERS = (
+    "rm_dup_inter",
+    "val_interval",
+    "user_inter_num_interval",
+    "item_inter_num_interval",
+)
+_NO_FILTER: tuple[object, ...] = (None, {}, "[0,inf)")
 
 
 def federation(config: Keys) -> Federation:
@@ -212,8 +222,15 @@ def data_settings(config: Keys) -> DataSettings:
     return DataSettings(
         user_field=config["USER_ID_FIELD"],
         item_field=config["ITEM_ID_FIELD"],
-        by_time=eval_args["order"] == "TO",
+        by_time=eval_args["order"] == "TO" or "TS" in (eval_args["split"] or {}),
         leave_out=(eval_args["split"] or {}).get("LS"),
         keep_short_users=choice(config, "short_users", ("refuse", "keep")) == "keep",
         first_tie_is_latest=choice(config, "tied_times", ("last", "first")) == "first",
+        keep_overlap=choice(config, "presplit_overlap", ("refuse", "keep")) == "keep",
+        form=Form(
+            config["field_separator"],
+            config["seq_separator"],
+            config["encoding"] or "utf-8",
+        ),
+        filters={key: config[key] for key in _FILTERS if config[key] not in _NO_FILTER},
     )

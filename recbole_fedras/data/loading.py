@@ -1,0 +1,174 @@
+"""RecBole's dataset, read from atomic files to the letter."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pandas as pd
+from recbole.data.dataset import Dataset
+from recbole.utils import FeatureSource, FeatureType
+
+from recbole_fedras.data.atomic import AtomicFile
+from recbole_fedras.data.settings import DataSettings
+from recbole_fedras.errors import DataError
+
+
+class AtomicDataset(Dataset):  # type: ignore[misc]
+    """RecBole's ``Dataset``, whose files are read by :class:`AtomicFile`.
+
+    Raises
+    ------
+    DataError
+        If the atomic file is missing and RecBole knows no place to download it from,
+        for a file that cannot be read, and for fields that are not there or of a type
+        that they cannot have.
+    """
+
+    inter_feat: Any
+
+    @property
+    def settings(self) -> DataSettings:
+        """How interactions are read and split."""
+        settings: DataSettings = self.config.data_settings()
+        return settings
+
+    def _load_data(self, token: str, dataset_path: str) -> None:
+        known = self._get_download_url("url", allow_none=True)
+        if not os.path.exists(dataset_path) and known is None:
+            raise _no_file(token, self._inter_paths(token, dataset_path)[0])
+        self._require_known_parts()
+        super()._load_data(token, dataset_path)
+
+    def _inter_paths(self, token: str, folder: str) -> list[str]:
+        parts = self.benchmark_filename_list
+        names = [""] if parts is None else [f".{part}" for part in parts]
+        return [os.path.join(folder, f"{token}{name}.inter") for name in names]
+
+    def _require_known_parts(self) -> None:
+        parts, filters = self.benchmark_filename_list, self.settings.filters
+        if parts is None:
+            return
+        if not isinstance(parts, list) or len(parts) not in (2, 3):
+            raise DataError(
+                f"benchmark_filename={parts!r} is not allowed; it must be a list of "
+                "two or three: of training, of validation if there is one, of test"
+            )
+        if filters:
+            key, value = next(iter(filters.items()))
+            raise DataError(
+                f"{key}={value!r} has no effect on benchmark_filename={parts!r}, whose "
+                "files are used as they are; filter these files, or leave it out"
+            )
+
+    def _load_inter_feat(self, token: str, dataset_path: str) -> None:
+        """Read the file or the files of the parts, one behind the other."""
+        paths = self._inter_paths(token, dataset_path)
+        for path in paths:
+            if not os.path.isfile(path):
+                raise _no_file(token, path)
+        parts: Any = [
+            self._load_feat(path, FeatureSource.INTERACTION) for path in paths
+        ]
+        self._require_fields(parts[0])
+        for path, part in zip(paths, parts, strict=True):
+            if list(part) != list(parts[0]):
+                raise DataError(
+                    f"{path} has the fields {list(part)}, but {paths[0]} has "
+                    f"{list(parts[0])}"
+                )
+        self.inter_feat = parts[0] if len(parts) == 1 else pd.concat(parts, axis=0)
+        self.inter_feat.reset_index(drop=True, inplace=True)
+        sizes = [len(part) for part in parts]
+        self.file_size_list = sizes if len(sizes) == 3 else [sizes[0], 0, sizes[-1]]
+
+    def _require_fields(self, feat: Any) -> None:
+        settings = self.settings
+        loaded = [] if feat is None else list(feat)
+        keys = {"USER_ID_FIELD": self.uid_field, "ITEM_ID_FIELD": self.iid_field}
+        for key, field in keys.items():
+            if field not in loaded:
+                raise DataError(
+                    f"{key}={field!r} is not among the fields loaded from "
+                    f"the .inter file: {loaded}; set it and load_col to fields of it"
+                )
+        whole = self.benchmark_filename_list is None  # else the files are the split
+        if settings.by_time and whole and self.time_field not in loaded:
+            raise DataError(
+                "eval_args goes by time (TO, TS), but TIME_FIELD="
+                f"{self.time_field!r} is not among the fields loaded: {loaded}; set "
+                "TIME_FIELD and load_col to a field of the file, or order to RO"
+            )
+
+    def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
+        """Read a file's columns, as ``load_col`` and ``unload_col`` say."""
+        load, unload = self._get_load_and_unload_col(source)
+        if load == set():
+            return None
+        file = AtomicFile(filepath, self.settings.form)
+        fields = [
+            field
+            for field in file.types
+            if (load is None or field in load) and field not in (unload or ())
+        ]
+        if not fields:
+            return None
+        inter = source == FeatureSource.INTERACTION
+        time = self.time_field if inter and self.time_field in fields else None
+        for field in fields:
+            self._set_type(file, field, source, field == time)
+        required = {self.uid_field, self.iid_field}.intersection(fields)
+        if inter:
+            required |= {name for name in fields if file.types[name] == "float"}
+            required |= {time} - {None}
+        feat = file.read(fields, required, time)
+        self._cut_sequences(feat)
+        return feat
+
+    def _set_type(
+        self, file: AtomicFile, field: str, source: Any, is_time: bool
+    ) -> None:
+        """Note what RecBole goes by, once the type is one that the field can have."""
+        kind = FeatureType(file.types[field])
+        allowed = set(FeatureType)
+        if field in (self.uid_field, self.iid_field):
+            allowed = {FeatureType.TOKEN}
+        elif is_time:
+            allowed = {FeatureType.FLOAT, FeatureType.TOKEN}
+        if kind not in allowed:
+            names = " or ".join(sorted(kind.value for kind in allowed))
+            raise DataError(
+                f"{file.path}, line 1: '{field}:{kind.value}' cannot be used as "
+                f"{'a time' if is_time else 'an id'}; its type must be {names}"
+            )
+        kind = FeatureType.FLOAT if is_time else kind
+        known = self.field2type.setdefault(field, kind)
+        if known != kind:
+            raise DataError(
+                f"{file.path}, line 1: field {field!r} is {kind.value}, but "
+                f"{known.value} in another file of the dataset"
+            )
+        if source == "link":  # of knowledge graphs
+            return
+        self.field2source[field] = source
+        if not kind.value.endswith("seq"):
+            self.field2seqlen[field] = 1
+        if kind.value.startswith("float"):
+            self.field2bucketnum[field] = 2
+
+    def _cut_sequences(self, feat: pd.DataFrame) -> None:
+        for field in feat:
+            if self.field2type[field].value.endswith("seq"):
+                longest = max(map(len, feat[field]))
+                most = (self.config["seq_len"] or {}).get(field, longest)
+                feat[field] = [values[:most] for values in feat[field]]
+                known = self.field2seqlen.get(field, 0)
+                self.field2seqlen[field] = max(known, min(most, longest))
+
+
+def _no_file(dataset: str, path: str) -> DataError:
+    return DataError(
+        f"dataset={dataset!r}: there is no file {os.path.abspath(path)}; set data_path "
+        "to the folder that holds the folder of the dataset, and benchmark_filename "
+        "only for files that come split"
+    )
