@@ -88,6 +88,33 @@ def shipped(kind: str) -> dict[str, str]:
     return {name: path for name, path in paths.items() if path}
 
 
+def keys_by_name() -> dict[str, dict[str, Any]]:
+    """Return the keys of all methods that ship: which have each, and their defaults."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind in GIVEN:
+        for name in names(kind):
+            for key, value in read_properties(kind, name).items():
+                if key != f"{kind}_class":
+                    found.setdefault(key, {})[f"{kind}={name}"] = value
+    return found
+
+
+def require_free(kind: str, name: str, path: str) -> None:
+    """Refuse a name of ours to a class that came without a name.
+
+    Raises
+    ------
+    ConfigError
+        If it is the name of another class.
+    """
+    if read_properties(kind, name).get(f"{kind}_class") not in (None, path):
+        raise ConfigError(
+            f"{kind}={name!r} names a class of ours, but {kind}_class={path!r} is "
+            f"given too; leave one of them out, or give it a name of its own, as "
+            f"{kind}={str(path).rpartition('.')[2]}"
+        )
+
+
 @contextmanager
 def importable(config_files: Iterable[str]) -> Iterator[None]:
     """Let modules beside the config files and in the working folder be imported."""

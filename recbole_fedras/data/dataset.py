@@ -11,6 +11,7 @@ from recbole.utils import FeatureType
 
 from recbole_fedras.data.catalogue import Catalogue
 from recbole_fedras.data.clients import ClientData
+from recbole_fedras.data.place import download
 from recbole_fedras.errors import DataError
 
 _LEAVE_ONE_OUT_PARTS = {"valid_and_test": 3, "test_only": 2}
@@ -83,6 +84,10 @@ class FederatedDataset(Dataset):  # type: ignore[misc]
                     f"the .inter file: {loaded}; set it and load_col to fields of it"
                 )
         self._require_time_field()
+
+    def _download(self) -> None:
+        url = self._get_download_url("url")
+        download(self.dataset_name, self.dataset_path, url)
 
     def _require_time_field(self) -> None:
         by_time = self.config.data_settings().by_time
