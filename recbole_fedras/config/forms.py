@@ -15,6 +15,7 @@ _BOOLEANS = {
     "true": True, "yes": True, "on": True, "false": False, "no": False, "off": False,
 }  # fmt: skip
 
+_LEVELS = ("debug", "info", "warning", "error", "critical")
 _NUMBER = r"\s*[-+]?(?:inf|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
 _INTERVALS = re.compile(rf"\s*[\[(]{_NUMBER},{_NUMBER}[\])]\s*")
 
@@ -94,6 +95,11 @@ def _names(value: Any) -> list[str]:
     value = [value] if isinstance(value, str) else value
     _require(isinstance(value, list))
     return [_name(entry) for entry in value]
+
+
+def _level(value: Any) -> str:
+    _require(_string(value).lower() in _LEVELS)
+    return str(value)
 
 
 def _encoding(value: Any) -> str:
@@ -201,4 +207,5 @@ ENCODING = Form("an encoding that Python knows, as utf-8 or gbk", _encoding)
 INTERVALS = Form('an interval, as "[5,inf)", several joined by ;', _intervals, True)
 KEPT = Form("an interval in quotes, or a list of tokens", _interval_or_tokens)
 COLUMNS = Form("a list of fields", _columns)
+LEVEL = Form("one of debug, info, warning, error, critical", _level)
 GPUS = Form("numbers of GPUs, joined by commas", _gpus)

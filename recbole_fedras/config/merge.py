@@ -110,7 +110,9 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
     def _load_config_files(self, file_list: Sequence[str] | None) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         for file in file_list or []:
-            merged = self._merge(merged, registry.read_yaml(file, self.yaml_loader))
+            values = registry.read_yaml(file, self.yaml_loader)
+            self._declare(values)
+            merged = self._merge(merged, values)
         return merged
 
     def _load_cmd_line(self) -> dict[str, Any]:
@@ -118,6 +120,7 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
 
     def _merge_external_config_dict(self) -> None:
         given: dict[str, Any] = {}
+        self._declare(self.variable_config_dict)
         for source in (
             self.file_config_dict,
             self.variable_config_dict,
@@ -128,18 +131,13 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
         if given.get("resume"):
             given["resume"] = str(file_of(given["resume"]))
             saved = read_checkpoint(given["resume"])["config"]
+            self._declare(saved)
             wanted, given = given, self._merge(self._merge({}, saved), given)
             given_keys.refuse_changes({key: given[key] for key in wanted}, saved)
         self.external_config_dict = given
 
     def _merge(self, older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
-        """Put ``newer`` over ``older``; a class goes with the name that it came with.
-
-        A source that names a model's class declares that model's own keys.
-        """
-        shipped = registry.read_properties("model", str(newer.get("model")))
-        if newer.get("model_class") not in (None, shipped.get("model_class")):
-            self._declared |= newer.keys()
+        """Put keys over others; a class goes with the name that it came with."""
         merged = splits.layer(older, newer)
         for kind in (*registry.GIVEN, *build.COMPRESSOR_KEYS):
             renamed = newer.get(kind, older.get(kind)) != older.get(kind)
@@ -147,13 +145,21 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
                 if kind in older:
                     merged.pop(f"{kind}_class", None)
                 elif f"{kind}_class" in older:
-                    registry.require_free(kind, newer[kind], older[f"{kind}_class"])
+                    shipped = "compressor" if kind in build.COMPRESSOR_KEYS else kind
+                    path = older[f"{kind}_class"]
+                    registry.require_free(shipped, kind, newer[kind], path)
         return merged
+
+    def _declare(self, source: dict[str, Any]) -> None:
+        """Let a file or dict that names a model's class have keys of that model's."""
+        shipped = registry.read_properties("model", str(source.get("model")))
+        if source.get("model_class") not in (None, shipped.get("model_class")):
+            self._declared |= source.keys()
 
     def _get_model_and_dataset(self, model: Any, dataset: Any) -> tuple[str, Any, str]:
         given = self.external_config_dict
         overall = registry.read_properties(".", "overall")
-        preset = self._preset(given.get("preset"))
+        preset = registry.read_preset(given.get("preset"))
         if given.get("model_class") and not given.get("model"):
             given["model"] = str(given["model_class"]).rpartition(".")[2]
         model = model or given.get("model") or preset.get("model") or overall["model"]
@@ -162,20 +168,7 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
             raise ConfigError(f"model={model!r} is not allowed; it must be a name")
         if not isinstance(model, str):
             return model.__name__, model, dataset
-        path = given.get("model_class") or registry.read_properties("model", model).get(
-            "model_class"
-        )
-        if path:
-            model_class = registry.load_class("model_class", path, FederatedRecommender)
-            return model, model_class, dataset
-        try:
-            return model, compat.find_recboles_model(model), dataset
-        except (ValueError, AttributeError, ImportError) as error:
-            valid = list(registry.names("model"))
-            raise ConfigError(
-                f"model={model!r} is unknown; {registry.nearest(model, valid)}"
-                f"federated models: {', '.join(valid)}, or set model_class"
-            ) from error
+        return model, build.find_model(model, given.get("model_class")), dataset
 
     def _load_internal_config_dict(
         self, model: str, model_class: Any, dataset: str
@@ -184,7 +177,7 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
         recbole = self.internal_config_dict
         overall = registry.read_properties(".", "overall")
         given = self.external_config_dict
-        preset = self._preset(given.get("preset"))
+        preset = registry.read_preset(given.get("preset"))
         for kind in ("compressor", "item_embedding", "aggregation", "replica"):
             if f"{kind}_class" in given and kind not in given:
                 given[kind] = str(given[f"{kind}_class"]).rpartition(".")[2]
@@ -233,15 +226,6 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
         for key in ("compressor", "compressor_class"):  # of one; the names say which
             own.pop(key, None)
         return own
-
-    def _preset(self, name: str | None) -> dict[str, Any]:
-        valid = list(registry.names("preset"))
-        if name is not None and name not in valid:
-            raise ConfigError(
-                f"preset={name!r} is unknown; {registry.nearest(str(name), valid)}"
-                f"known: {', '.join(valid)}"
-            )
-        return registry.read_properties("preset", name) if name else {}
 
     def _refuse_unknown_keys(self) -> None:
         kinds = (*registry.GIVEN, *build.COMPRESSOR_KEYS)

@@ -99,7 +99,24 @@ def keys_by_name() -> dict[str, dict[str, Any]]:
     return found
 
 
-def require_free(kind: str, name: str, path: str) -> None:
+def read_preset(name: Any) -> dict[str, Any]:
+    """Return the keys of a preset, if one is named.
+
+    Raises
+    ------
+    ConfigError
+        If it is unknown.
+    """
+    valid = list(names("preset"))
+    if name is not None and name not in valid:
+        raise ConfigError(
+            f"preset={name!r} is unknown; {nearest(str(name), valid)}"
+            f"known: {', '.join(valid)}"
+        )
+    return read_properties("preset", name) if name else {}
+
+
+def require_free(kind: str, key: str, name: str, path: str) -> None:
     """Refuse a name of ours to a class that came without a name.
 
     Raises
@@ -107,11 +124,12 @@ def require_free(kind: str, name: str, path: str) -> None:
     ConfigError
         If it is the name of another class.
     """
-    if read_properties(kind, name).get(f"{kind}_class") not in (None, path):
+    of_name = read_properties(kind, str(name))
+    if of_name and of_name.get(f"{kind}_class") != path:
         raise ConfigError(
-            f"{kind}={name!r} names a class of ours, but {kind}_class={path!r} is "
-            f"given too; leave one of them out, or give it a name of its own, as "
-            f"{kind}={str(path).rpartition('.')[2]}"
+            f"{key}={name!r} names a class of ours, but {key}_class={path!r} is given "
+            f"too; leave one of them out, or give it a name of its own, as "
+            f"{key}={str(path).rpartition('.')[2]}"
         )
 
 
