@@ -136,9 +136,11 @@ def test_ncf_trains_alike_compiled_and_not(workspace, run):
         "        super().__init__(config, dataset, mlp_hidden_size)\n"
     )
     states = []
-    of_ncf = registry.read_properties("model", "NCF") | {"epochs": 4}
-    for keys in ({"model": "NCF"}, of_ncf | {"model_class": "slow.Slow"}):
-        path = Path(run(**{"model": "Slow"} | keys)["run_folder"]) / "last.pth"
+    # Rounding differs, and grouping would make more of it.
+    of_ncf = registry.read_properties("model", "NCF")
+    of_ncf |= {"epochs": 4, "compressor": "none"}
+    for name, own in (("NCF", {}), ("Slow", {"model_class": "slow.Slow"})):
+        path = Path(run(name, **of_ncf | own)["run_folder"]) / "last.pth"
         states.append(torch.load(path, weights_only=True)["state_dict"])
     assert states[0].keys() == states[1].keys()
     for name, value in states[0].items():
