@@ -204,12 +204,12 @@ def read(key: str, value: Any) -> Any:
         )
     if key not in KEYS:
         return value
+    form, purpose = KEYS[key]
     try:
-        return KEYS[key].form.read(value)
+        return form.read(value)
     except (ValueError, TypeError) as error:
-        allowed = KEYS[key].form.allowed
         raise ConfigError(
-            f"{key}={value!r} is not allowed; it must be {allowed}"
+            f"{key}={value!r} is not allowed; it must be {form.allowed} ({purpose})"
         ) from error
 
 

@@ -54,6 +54,10 @@ def _check_candidates(config: Config) -> None:
         if config["eval_candidates"] == "fixed" and mode.startswith("pop"):
             allowed = f"'recbole' for eval_args mode {phase}: {mode}"
             refuse(config, "eval_candidates", allowed)
+    drawn = "full" not in config["eval_args"]["mode"].values()
+    if config["repeatable"] and drawn and config["eval_candidates"] == "fixed":
+        allowed = "False but for mode full: candidates are never of a user's past"
+        refuse(config, "repeatable", allowed)
 
 
 def _check_metrics(config: Config) -> None:
@@ -67,6 +71,8 @@ def _check_metrics(config: Config) -> None:
     names += [metric for metric in metrics if not _has_lengths(metric)]
     if config["valid_metric"].lower() not in names:
         refuse(config, "valid_metric", f"one of {names}, from metrics and topk")
+    if config["tail_ratio"] is not None and "tailpercentage" not in metrics:
+        refuse(config, "tail_ratio", "left out without TailPercentage in metrics")
     bigger = config.external_config_dict.get("valid_metric_bigger")
     if bigger not in (None, config["valid_metric_bigger"]):
         allowed = f"left out: it follows from valid_metric={config['valid_metric']}"

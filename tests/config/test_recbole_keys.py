@@ -95,6 +95,9 @@ def test_arguments_are_taken_as_they_are_written(argument, read):
         ("valid_metric", "NDCG", "one of ['hit@10', 'ndcg@10']"),
         ("valid_metric_bigger", False, "it follows from valid_metric"),
         ("tail_ratio", 0, "a number > 0"),
+        ("tail_ratio", 0.3, "left out without TailPercentage"),
+        ("repeatable", True, "False but for mode full"),
+        ("state", "loud", "one of debug, info"),
     ],
 )
 def test_other_values_are_refused_by_key_and_value(key, value, said):
