@@ -210,7 +210,7 @@ class SignOfMine(Compressor):
         (["--data_path=elsewhere"], "there is no file"),
         (["--dataset="], "dataset='' is not allowed; it must be a name"),
         (["--dataset=data/mini"], "dataset=mini, data_path=data"),
-        (["--dataset=ml-100k", "--data_path=no"], "no folder data_path='no'"),
+        (["--dataset=ml-100k", "--data_path=no"], "there is no folder 'no/ml-100k'"),
         (["--config_files=no.yaml"], "no.yaml"),
         (["--resume=no.pth"], "no.pth"),
         (["--TIME_FIELD=when"], "TIME_FIELD='when'"),

@@ -269,6 +269,4 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
         data_path = self.final_config_dict["data_path"]
         with self.in_use():  # the metrics are known by now
             super()._set_default_parameters()
-        self.final_config_dict["data_path"] = folder_of(
-            self.dataset, data_path, self.final_config_dict["data_path"]
-        )
+        self.final_config_dict["data_path"] = folder_of(self.dataset, data_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import BadZipFile
 
+import recbole
 from recbole.utils.url import download_url, extract_zip, rename_atomic_files
 
 from recbole_fedras.errors import DataError
@@ -15,30 +16,35 @@ from recbole_fedras.errors import DataError
 SOURCE = "downloaded_from.txt"
 
 
-def folder_of(dataset: str, data_path: str, recboles: str) -> str:
-    """Return a dataset's folder; RecBole overrules ``data_path`` for ml-100k.
+#: Datasets that ship with RecBole: ml-100k.
+_SHIPPED = Path(recbole.__file__).parent / "dataset_example"
 
-    Parameters
-    ----------
-    dataset, data_path : str
-    recboles : str
-        Folder that RecBole has chosen.
+
+def folder_of(dataset: str, data_path: str) -> str:
+    """Return a dataset's folder: below ``data_path``, else RecBole's own copy.
+
+    RecBole overrules ``data_path`` for what ships with it.
+    """
+    ships = (_SHIPPED / dataset).is_dir()
+    here = os.path.join(data_path, dataset)
+    unset = os.path.normpath(data_path) == "dataset"
+    if ships and not os.path.isdir(here) and (unset or os.path.isdir(data_path)):
+        return str(_SHIPPED / dataset)
+    return here
+
+
+def require_folder(dataset: str, folder: str) -> None:
+    """Refuse a ``data_path`` that is not there, rather than download a shipped copy.
 
     Raises
     ------
     DataError
-        If there is no folder ``data_path``, although somebody has set one.
     """
-    here = os.path.join(data_path, dataset)
-    ships = os.path.isdir(recboles)
-    if os.path.isdir(here) or not ships:
-        return here
-    if not os.path.isdir(data_path) and os.path.normpath(data_path) != "dataset":
+    if (_SHIPPED / dataset).is_dir() and not os.path.isdir(folder):
         raise DataError(
-            f"dataset={dataset!r}: there is no folder data_path={data_path!r}; leave "
-            "data_path out for the copy that ships with RecBole"
+            f"dataset={dataset!r}: there is no folder {folder!r}; set data_path to the "
+            "folder that holds it, or leave it out for the copy that ships with RecBole"
         )
-    return recboles
 
 
 def origin(folder: str) -> str:

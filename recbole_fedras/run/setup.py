@@ -12,7 +12,7 @@ from recbole.utils import init_logger, init_seed
 
 from recbole_fedras.config import Config, compat, registry
 from recbole_fedras.data.dataset import FederatedDataset, client_data
-from recbole_fedras.data.place import origin
+from recbole_fedras.data.place import origin, require_folder
 from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.federation.settings import Federation
 from recbole_fedras.federation.simulation import Methods, Simulation
@@ -55,6 +55,8 @@ def prepare_data(config: Config) -> tuple[Any, Any, Any]:
 
 def _load(config: Config) -> Any:
     """Read the files; never what RecBole once saved under the same name."""
+    settings = config.run_settings()
+    require_folder(settings.dataset, settings.data_path)
     dataset = FederatedDataset(config)
     label = dataset.label_field
     if label in dataset.inter_feat and label not in (config["val_interval"] or {}):

@@ -33,8 +33,8 @@ def test_a_data_path_is_used_for_ml_100k_too(workspace, tiny_rows):
     (workspace / "elsewhere").mkdir()
     shipped = Config(argv=[*own, "--data_path=elsewhere"]).run_settings().data_path
     assert Path(shipped, "ml-100k.inter").is_file()
-    with pytest.raises(DataError, match="no folder data_path='nowhere'"):
-        Config(argv=[*own, "--data_path=nowhere"])
+    with pytest.raises(DataError, match="there is no folder 'nowhere/ml-100k'"):
+        interactions([*own, "--data_path=nowhere"])
 
 
 def test_files_are_read_and_never_what_was_saved_under_the_name(workspace, tiny_rows):
