@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_bug(error)
         return 1
     except KeyboardInterrupt as interrupt:
-        print(f"\nrecbole-fedras: interrupted; {interrupt}", file=sys.stderr)
+        how = f"; {interrupt}" if str(interrupt) else " at once"
+        print(f"\nrecbole-fedras: interrupted{how}", file=sys.stderr)
         return 130
     return 0
 

@@ -29,7 +29,7 @@ class Catalogue:
     Raises
     ------
     DataError
-        If a token stands twice, or is empty.
+        If a token stands twice, is empty or has two lines.
 
     Examples
     --------
@@ -44,8 +44,10 @@ class Catalogue:
         self.tokens = list(tokens)
         self._numbers = {token: number for number, token in enumerate(self.tokens)}
         for number, token in enumerate(self.tokens):
-            if not token or self._numbers[token] != number:
-                raise DataError(f"catalogue: token {token!r} is empty or stands twice")
+            if not token or "\n" in token or self._numbers[token] != number:
+                raise DataError(
+                    f"catalogue: {token!r} is empty, has two lines or stands twice"
+                )
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -77,8 +79,17 @@ class Catalogue:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Catalogue:
-        """Read what :meth:`to_bytes` wrote."""
-        return cls(data.decode().split("\n"))
+        """Read what :meth:`to_bytes` wrote.
+
+        Raises
+        ------
+        DataError
+            If it is not UTF-8, or no catalogue.
+        """
+        try:
+            return cls(data.decode().split("\n"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"catalogue: not UTF-8: {error}") from error
 
 
 def number_clients(sizes: Sequence[int], block: int) -> list[Ints]:
@@ -140,9 +151,11 @@ def clients_of_shard(
     Raises
     ------
     DataError
-        If an item is not in the catalogue.
+        If an item is not in the catalogue, or there are not as many numbers as users.
     """
     tokens, places = np.unique(np.asarray(users, str), return_inverse=True)
+    if len(tokens) != len(numbers):
+        raise DataError(f"a shard of {len(tokens)} users has {len(numbers)} numbers")
     data = ClientData.from_pairs(
         numbers[places], catalogue.numbers_of(items), n_clients, len(catalogue)
     )

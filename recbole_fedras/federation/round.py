@@ -40,11 +40,17 @@ class RoundReport:
     seconds: dict[str, float]
 
 
-def run_round(server: Server, transport: Transport, ledger: Ledger) -> RoundReport:
+def run_round(
+    server: Server,
+    transport: Transport,
+    ledger: Ledger,
+    deadline: float | None = None,
+) -> RoundReport:
     """Invite, exchange, receive, close; and tell those who counted that they have.
 
-    A round happens wholly or not at all: whatever fails before its last line leaves
-    server and shards as they were.
+    A round happens wholly or not at all: whatever fails before it is committed leaves
+    server and shards as they were. Afterwards it counts, and only receipts are left to
+    be delivered.
 
     Parameters
     ----------
@@ -53,6 +59,8 @@ def run_round(server: Server, transport: Transport, ledger: Ledger) -> RoundRepo
         Reaches the shards.
     ledger : Ledger
         Books every message, either way.
+    deadline : float, optional
+        Seconds that answers may take.
 
     Raises
     ------
@@ -62,8 +70,12 @@ def run_round(server: Server, transport: Transport, ledger: Ledger) -> RoundRepo
     ledger.open_round()
     try:
         invitations = ledger.through(server.invite())
-        for answer in ledger.through(transport.exchange(invitations)):
-            server.receive(answer)
+        for answer in transport.exchange(invitations, deadline):
+            message = server.receive(answer)
+            if message is None:
+                ledger.book_unread("uplink", answer.size)
+            else:
+                ledger.book(message)
         closed = server.close()
         receipts = list(ledger.through(server.receipts()))
     except BaseException:
@@ -71,8 +83,7 @@ def run_round(server: Server, transport: Transport, ledger: Ledger) -> RoundRepo
         transport.settle(())
         raise
     server.commit()
-    transport.settle(receipts)
-    return RoundReport(
+    report = RoundReport(
         closed.loss,
         closed.n_invited,
         len(closed.counted),
@@ -81,3 +92,5 @@ def run_round(server: Server, transport: Transport, ledger: Ledger) -> RoundRepo
         server.policy.metrics(closed.counted),
         server.seconds.taken(),
     )
+    transport.settle(receipts)
+    return report

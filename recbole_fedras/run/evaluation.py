@@ -74,7 +74,7 @@ class FixedCandidates:
             rng = generator(seed, Stream.CANDIDATES, phase == "test", user)
             never = np.setdiff1d(all_items, interacted[user], assume_unique=True)
             if len(never) < n_negatives:
-                name = dataset.id2token(self._user_field, user)
+                name = str(dataset.id2token(self._user_field, user))
                 raise DataError(
                     f"eval_args mode uni{n_negatives}: user {name!r} has only "
                     f"{len(never)} items that they never interacted with; choose uni1 "

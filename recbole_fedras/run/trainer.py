@@ -268,7 +268,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             self.tensorboard.add_scalar(f"Communication/{key}", total, epoch_idx)
         self._bar.advance(report, totals, row["seconds_total"])
         if self._saved and self._checkpoint_is_due(epoch_idx):
-            self._save_last()
+            self._save_last(rounds=False)  # the checkpoint has them
         return float("nan") if report.loss is None else report.loss
 
     def _checkpoint_is_due(self, epoch: int) -> bool:
@@ -341,13 +341,14 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             "random": random_state(),
         }
 
-    def _save_last(self) -> Path | None:
-        """Write the state after the newest round."""
+    def _save_last(self, rounds: bool = True) -> Path | None:
+        """Write the state after the newest round, and ``rounds.csv`` if asked to."""
         if self.folder is None or not self.rows:
             return None
         state = self._state(self.simulation.round - 1, self.best_valid_result)
         write_checkpoint(state, self.folder.last)
-        self.folder.write_rounds(self.rows)
+        if rounds:
+            self.folder.write_rounds(self.rows)
         return self.folder.last
 
     def _keep_last_good(self) -> str:

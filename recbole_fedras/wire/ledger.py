@@ -51,6 +51,12 @@ class Ledger:
         self._round[f"{direction}_bytes"] += len(message)
         self._round[f"{direction}_messages"] += 1
 
+    def book_unread(self, direction: str, size: int) -> None:
+        """Book bytes that nobody could, or would, read as a message: as framing."""
+        self._round[f"{direction}_framing_bytes"] += size
+        self._round[f"{direction}_bytes"] += size
+        self._round[f"{direction}_messages"] += 1
+
     def through(self, messages: Iterable[Message]) -> Iterator[Message]:
         """Book messages as they pass."""
         for message in messages:

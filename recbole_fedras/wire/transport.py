@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Container, Iterable, Iterator, Sequence
+from logging import getLogger
 from multiprocessing.connection import Connection, wait
-from typing import Protocol
+from time import monotonic
+from typing import NamedTuple, Protocol
 
 import msgpack
 
 from recbole_fedras.wire.message import Message
+
+_GONE = (EOFError, OSError)  # what a pipe raises whose other end has died
+
+
+class Answer(NamedTuple):
+    """Bytes that came from a shard, unread: they may hold anything.
+
+    Attributes
+    ----------
+    head, body : bytes
+        Of a message.
+    shard : int
+        Whom they came from, as the transport knows.
+    clients : container of int or None
+        Clients that this shard may answer for; None: all.
+    """
+
+    head: bytes
+    body: bytes
+    shard: int = 0
+    clients: Container[int] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return len(self.head) + len(self.body)
 
 
 class Participant(Protocol):
@@ -27,15 +56,20 @@ class Participant(Protocol):
 class Transport(Protocol):
     """Carries messages, each to the shard that holds its client, and answers back."""
 
-    def exchange(self, messages: Iterable[Message]) -> Iterable[Message]:
+    def exchange(
+        self, messages: Iterable[Message], deadline: float | None = None
+    ) -> Iterable[Answer]:
         """Deliver invitations; yield answers as they come, in any order.
 
-        Whoever does not answer is missing from them. Messages to one client follow
-        each other.
+        Whoever does not answer, within ``deadline`` seconds if there is one, is missing
+        from them. Messages to one client follow each other.
         """
 
     def settle(self, receipts: Iterable[Message]) -> None:
-        """Deliver receipts, and so tell every shard that the round has ended."""
+        """Deliver receipts, and so tell every shard that the round has ended.
+
+        They must arrive before anything of the next round.
+        """
 
     def refresh(self, messages: Sequence[Message]) -> None:
         """Deliver the newest shared tables to every shard, for evaluation."""
@@ -55,19 +89,21 @@ class MemoryTransport:
     >>> class Echo:
     ...     def participate(self, messages):
     ...         return messages
-    >>> sent = Message.of(Payload(), Header(Kind.DOWNLINK, 0, 7, 0, 0))
-    >>> (answer,) = MemoryTransport(Echo()).exchange([sent])
-    >>> answer is sent, answer.data == sent.data
-    (False, True)
+    >>> invitation = Message.of(Payload(), Header(Kind.DOWNLINK, 0, 7, 0, 0))
+    >>> (answer,) = MemoryTransport(Echo()).exchange([invitation])
+    >>> Message.from_parts(answer.head, answer.body).header.client
+    7
     """
 
     def __init__(self, shard: Participant) -> None:
         self._shard = shard
 
-    def exchange(self, messages: Iterable[Message]) -> Iterator[Message]:
+    def exchange(
+        self, messages: Iterable[Message], deadline: float | None = None
+    ) -> Iterator[Answer]:
         """Deliver one after the other; answers come while invitations are made."""
-        for answer in self._shard.participate(map(Message.received, messages)):
-            yield answer.received()
+        for message in self._shard.participate(map(Message.received, messages)):
+            yield Answer(message.head, message.body)
 
     def settle(self, receipts: Iterable[Message]) -> None:
         """Deliver receipts."""
@@ -81,29 +117,15 @@ class MemoryTransport:
 class PipeTransport:
     """Shards in processes of their own, each behind a pipe.
 
+    A shard that has died, or sends what is no frame, is as silent as its clients from
+    then on; one that fails in a round is silent in that round. Either is logged.
+
     Parameters
     ----------
     pipes : sequence of Connection
         To the processes that :func:`serve` shards.
     shard_of_client : sequence of int
         Index of the pipe behind which each client is.
-
-    Examples
-    --------
-    >>> from multiprocessing import Pipe
-    >>> from threading import Thread
-    >>> from recbole_fedras.wire.message import Header, Kind
-    >>> from recbole_fedras.wire.payload import Payload
-    >>> class Echo:
-    ...     def participate(self, messages):
-    ...         return messages
-    >>> here, there = Pipe()
-    >>> Thread(target=serve, args=(Echo(), there)).start()
-    >>> transport = PipeTransport([here], shard_of_client=[0, 0])
-    >>> sent = Message.of(Payload(), Header(Kind.DOWNLINK, 0, 1, 0, 0))
-    >>> [answer.header.client for answer in transport.exchange([sent])]
-    [1]
-    >>> transport.close()
     """
 
     def __init__(
@@ -111,25 +133,60 @@ class PipeTransport:
     ) -> None:
         self._pipes = dict(enumerate(pipes))
         self._shard_of_client = shard_of_client
+        self._clients = {
+            shard: {c for c, own in enumerate(shard_of_client) if own == shard}
+            for shard in self._pipes
+        }
+        self._number = 0
 
-    def exchange(self, messages: Iterable[Message]) -> Iterator[Message]:
+    def exchange(
+        self, messages: Iterable[Message], deadline: float | None = None
+    ) -> Iterator[Answer]:
         """Send every shard its invitations, then yield what comes, first come first.
 
-        A shard that has gone is as silent as its clients.
+        Frames are numbered: what is left over from an exchange that was not finished
+        is recognised, and dropped.
         """
-        waiting = {}
-        for shard, invited in self._by_shard(messages).items():
-            if invited and self._send(shard, "participate", invited):
-                waiting[self._pipes[shard]] = shard
+        self._number += 1
+        waiting = {
+            shard
+            for shard, invited in self._by_shard(messages).items()
+            if invited and self._send(shard, "participate", invited)
+        }
+        end = None if deadline is None else monotonic() + deadline
         while waiting:
-            for pipe in wait(list(waiting)):
-                shard = waiting.pop(pipe)  # type: ignore[call-overload]
-                try:
-                    answers = self._pipes[shard].recv_bytes()
-                except (EOFError, ConnectionResetError):
-                    del self._pipes[shard]
-                else:
-                    yield from _unpacked(answers)[1]
+            left = None if end is None else max(end - monotonic(), 0)
+            pipes = {self._pipes[shard]: shard for shard in waiting}
+            ready = wait(list(pipes), left)
+            if not ready:
+                return
+            for pipe in ready:
+                shard = pipes[pipe]  # type: ignore[index]
+                frame = self._receive(shard)
+                if frame is None or frame.number == self._number:
+                    waiting.discard(shard)
+                if frame is not None and frame.number == self._number:
+                    yield from self._answers(shard, frame)
+
+    def _answers(self, shard: int, frame: _Frame) -> Iterator[Answer]:
+        if frame.what == "failed":
+            getLogger(__name__).warning(
+                "shard %d failed in this round: %s", shard, frame.error
+            )
+        for head, body in frame.parts():
+            yield Answer(head, body, shard, self._clients[shard])
+
+    def _receive(self, shard: int) -> _Frame | None:
+        """Return what has come from a shard; None if that is the end of it."""
+        try:
+            return _Frame.unpacked(self._pipes[shard].recv_bytes())
+        except (*_GONE, ValueError, TypeError, IndexError) as error:
+            self._lose(shard, error)
+            return None
+
+    def _lose(self, shard: int, error: Exception) -> None:
+        getLogger(__name__).warning("shard %d is lost: %r", shard, error)
+        self._pipes.pop(shard).close()
 
     def settle(self, receipts: Iterable[Message]) -> None:
         """Send every shard the receipts of its clients, if none at all."""
@@ -157,15 +214,19 @@ class PipeTransport:
     def _send(self, shard: int, what: str, messages: Sequence[Message]) -> bool:
         """Send a frame; return whether there is anybody to take it."""
         try:
-            self._pipes[shard].send_bytes(_packed(what, messages))
-        except (BrokenPipeError, ConnectionResetError):
-            del self._pipes[shard]
+            frame = _Frame.of(what, self._number, messages)
+            self._pipes[shard].send_bytes(frame.packed())
+        except _GONE as error:
+            self._lose(shard, error)
             return False
         return True
 
 
 def serve(shard: Participant, pipe: Connection) -> None:
     """Answer what comes through a pipe, until it is closed.
+
+    A round in which the shard fails is one that it is silent in; it forgets the round,
+    says so, prints the traceback and goes on.
 
     Parameters
     ----------
@@ -174,34 +235,58 @@ def serve(shard: Participant, pipe: Connection) -> None:
     """
     while True:
         try:
-            frame = pipe.recv_bytes()
-        except EOFError:
+            frame = _Frame.unpacked(pipe.recv_bytes())
+        except _GONE:
             return
-        what, messages = _unpacked(frame)
-        if what == "close":
+        if frame.what == "close":
             return
-        if what == "participate":
-            pipe.send_bytes(_packed("answers", list(shard.participate(messages))))
-        elif what == "settle":
-            shard.settle(messages)
-        else:
-            shard.refresh(messages)
+        try:
+            _handle(shard, frame, pipe)
+        except Exception as error:
+            traceback.print_exc()
+            shard.settle(())
+            failed = _Frame("failed", frame.number, [], [], repr(error))
+            pipe.send_bytes(failed.packed())
 
 
-def _packed(what: str, messages: Sequence[Message]) -> bytes:
-    """Pack messages; a body that many of them share is packed once."""
-    places: dict[int, int] = {}
-    bodies: list[bytes] = []
-    entries: list[tuple[bytes, int]] = []
-    for message in messages:
-        place = places.setdefault(id(message.body), len(bodies))
-        if place == len(bodies):
-            bodies.append(message.body)
-        entries.append((message.head, place))
-    return bytes(msgpack.packb((what, bodies, entries)))
+def _handle(shard: Participant, frame: _Frame, pipe: Connection) -> None:
+    messages = [Message.from_parts(head, body) for head, body in frame.parts()]
+    if frame.what == "settle":
+        shard.settle(messages)
+    elif frame.what == "refresh":
+        shard.refresh(messages)
+    else:
+        answers = list(shard.participate(messages))
+        pipe.send_bytes(_Frame.of("answers", frame.number, answers).packed())
 
 
-def _unpacked(frame: bytes) -> tuple[str, list[Message]]:
-    what, bodies, entries = msgpack.unpackb(frame, use_list=False)
-    messages = [Message.from_parts(head, bodies[place]) for head, place in entries]
-    return what, messages
+class _Frame(NamedTuple):
+    """Messages on their way through a pipe; a body that many share is packed once."""
+
+    what: str
+    number: int
+    bodies: list[bytes]
+    entries: list[tuple[bytes, int]]  # head, and place of the body
+    error: str = ""
+
+    @classmethod
+    def of(cls, what: str, number: int, messages: Sequence[Message]) -> _Frame:
+        places: dict[int, int] = {}
+        frame = cls(what, number, [], [])
+        for message in messages:
+            place = places.setdefault(id(message.body), len(frame.bodies))
+            if place == len(frame.bodies):
+                frame.bodies.append(message.body)
+            frame.entries.append((message.head, place))
+        return frame
+
+    def packed(self) -> bytes:
+        return bytes(msgpack.packb(tuple(self)))
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> _Frame:
+        return cls(*msgpack.unpackb(data, use_list=False))
+
+    def parts(self) -> Iterator[tuple[bytes, bytes]]:
+        for head, place in self.entries:
+            yield head, self.bodies[place]

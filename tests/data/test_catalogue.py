@@ -59,10 +59,20 @@ def test_the_simulators_catalogue_gives_its_own_numbers(workspace, tiny_rows):
         assert sorted(catalogue.numbers_of(tokens)) == data.of(number).tolist()
 
 
-@pytest.mark.parametrize("tokens", [["a", "b", "a"], ["a", ""]])
+@pytest.mark.parametrize("tokens", [["a", "b", "a"], ["a", ""], ["a", "b\nc"]])
 def test_tokens_are_distinct(tokens):
-    with pytest.raises(DataError, match=f"token '{tokens[-1]}' is empty or stands"):
+    with pytest.raises(DataError, match=r"is empty, has two lines or stands twice"):
         Catalogue(tokens)
+
+
+def test_bytes_that_are_no_catalogue_are_refused():
+    with pytest.raises(DataError, match="not UTF-8"):
+        Catalogue.from_bytes(b"\xff")
+
+
+def test_every_user_has_a_number():
+    with pytest.raises(DataError, match="a shard of 2 users has 1 numbers"):
+        clients_of_shard(list("uv"), list("ab"), Catalogue(["a", "b"]), np.arange(1), 2)
 
 
 def test_a_token_that_is_not_in_it_is_named():

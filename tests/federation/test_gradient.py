@@ -168,10 +168,13 @@ def test_a_resumed_run_ends_like_the_whole(run):
         ({"upload": "gradients"}, "upload='gradients' is not allowed"),
         ({"upload": "gradient"}, "local_epochs=2 is not allowed; it must be 1 with"),
         ({"user_optimizer": "yogi"}, "it must be one of sgd, adam"),
-        ({"model": "LightFR", "user_optimizer": "adam"}, "sgd for binary codes"),
+        (
+            {"model": "LightFR", "user_optimizer": "adam"},
+            "must be sgd with model=LightFR",
+        ),
         (
             {"model": "LightFR", "upload": "gradient", "local_epochs": 1},
-            "delta for binary codes",
+            "must be delta with model=LightFR",
         ),
         ({"preset": "FedRecGel"}, "did you mean 'FedRecGEL'"),
         (

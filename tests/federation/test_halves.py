@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import os
+import signal
 from collections.abc import Iterator
 
+import msgpack
 import numpy as np
 import pytest
 import torch
@@ -37,14 +40,21 @@ from recbole_fedras.federation.client.shard import Shard, Start
 from recbole_fedras.federation.client.training import LocalModel
 from recbole_fedras.federation.protocol import Agreement
 from recbole_fedras.federation.round import run_round
+from recbole_fedras.federation.server import intake
 from recbole_fedras.federation.server.aggregation import InverseFrequency
+from recbole_fedras.federation.server.intake import UNKNOWN
 from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.federation.simulation import Simulation, make_server
 from recbole_fedras.model import MF
 from recbole_fedras.numeric.theta import flatten
 from recbole_fedras.wire.ledger import Ledger
 from recbole_fedras.wire.message import Kind, Message
-from recbole_fedras.wire.transport import MemoryTransport, PipeTransport, serve
+from recbole_fedras.wire.transport import (
+    Answer,
+    MemoryTransport,
+    PipeTransport,
+    serve,
+)
 
 ADAM = LocalTraining(0.1, 0.07, 0.2, 2, 16, 4, user_optimizer="adam")
 
@@ -211,9 +221,14 @@ class Faulty(MemoryTransport):
         super().__init__(shard)
         self._change = change
 
-    def exchange(self, messages) -> Iterator[Message]:
-        for message in super().exchange(messages):
-            yield from self._change(message)
+    def exchange(self, messages, deadline=None) -> Iterator[Answer]:
+        for answer in super().exchange(messages):
+            message = Message.from_parts(answer.head, answer.body)
+            for changed in self._change(message):
+                if isinstance(changed, Message):
+                    yield Answer(changed.head, changed.body)
+                else:
+                    yield changed
 
 
 def faulty(simulation, change) -> None:
@@ -256,10 +271,11 @@ def test_absences_end_alike_whenever_answers_are_lost(keys, data):
         simulation = simulate(mf(), data, make("FedRAS"), fraction=0.5, **keys)
 
         class Deaf(MemoryTransport):
-            def exchange(self, messages, deaf=deaf):
+            def exchange(self, messages, deadline=None, deaf=deaf):
                 heard = (m for m in messages if not (deaf and m.header.client == lost))
                 for answer in super().exchange(heard):
-                    if answer.header.client != lost:
+                    message = Message.from_parts(answer.head, answer.body)
+                    if message.header.client != lost:
                         yield answer
 
         simulation._transport = Deaf(simulation.shard)
@@ -277,7 +293,7 @@ def test_the_order_of_answers_changes_no_bit(data):
         simulation = simulate(ncf(), data, make("FedRAS"), fraction=1.0)
 
         class Shuffled(MemoryTransport):
-            def exchange(self, messages, order=order):
+            def exchange(self, messages, deadline=None, order=order):
                 yield from list(super().exchange(messages))[::order]
 
         simulation._transport = Shuffled(simulation.shard)
@@ -303,37 +319,55 @@ def with_header(message: Message, **fields) -> Message:
     return Message(message.header._replace(**fields), message.body)
 
 
-BAD = {
-    "its values are not all finite": lambda own: [with_values(own, np.nan)],
-    "its values are not all finit": lambda own: [with_values(own, np.inf)],
-    "its norm 1e+38 exceeds max_update_norm=1e+06": lambda own: [
-        with_values(own, 1e38)
-    ],
-    "it is of round 7, not": lambda own: [with_header(own, round=7)],
-    "from version 3 to": lambda own: [with_header(own, base=3)],
-    "a message of kind RECEIPT is no update": lambda own: [
-        with_header(own, kind=Kind.RECEIPT)
-    ],
-    "not a payload": lambda own: [Message(own.header, b"\xc1")],
-    "no field": lambda own: [Message(own.header, b"\x90")],
-    "bytes, of at most": lambda own: [Message(own.header, bytes(10**6))],
-}
+def with_head(message: Message, *fields) -> Answer:
+    return Answer(msgpack.packb((*fields, None))[:-1], message.body)
 
 
-@pytest.mark.parametrize("reason", BAD)
-def test_a_bad_message_costs_its_sender_the_round_and_nobody_else(reason, data):
+BAD = [
+    ("its values are not all finite", lambda own: with_values(own, np.nan)),
+    ("its values are not all finite", lambda own: with_values(own, np.inf)),
+    ("norm 1e+38 exceeds max_update_norm=1e+06", lambda own: with_values(own, 1e38)),
+    ("it is of round 7, not", lambda own: with_header(own, round=7)),
+    ("leads from version 3 to 1", lambda own: with_header(own, base=3)),
+    ("leads from version None to 1", lambda own: with_header(own, base=None)),
+    ("leads from version 0 to 99", lambda own: with_header(own, version=99)),
+    ("RECEIPT is no update", lambda own: with_header(own, kind=Kind.RECEIPT)),
+    ("it rests on no samples", lambda own: with_header(own, n_samples=0)),
+    ("not a payload", lambda own: Message(own.header, b"\xc1")),
+    ("no field", lambda own: Message(own.header, b"\x90")),
+    ("bytes, of at most", lambda own: Message(own.header, bytes(10**6))),
+    ("its loss is nan", lambda own: with_header(own, loss=float("nan"))),
+    ("its loss is inf", lambda own: with_header(own, loss=float("inf"))),
+    ("its numbers are", lambda own: with_head(own, 5, -1, 3, 1, 0, (1,))),
+    ("its numbers are", lambda own: with_head(own, 5, 0, 3, 1, 0, (-1,))),
+    ("its numbers are", lambda own: with_head(own, 5, 0, 3, 1, 0, (2**63,))),
+    ("its kind is 99", lambda own: with_head(own, 99, 0, 3, 1, 0, (1,))),
+    ("seven parts", lambda own: Answer(b"\x91\x00", own.body)),
+    ("not a message", lambda own: Answer(b"", b"")),
+    (
+        "shard 1 does not hold the client",
+        lambda own: Answer(own.head, own.body, 1, frozenset()),
+    ),
+]
+
+
+@pytest.mark.parametrize(("reason", "forge"), BAD)
+def test_a_bad_message_costs_its_sender_the_round_and_nobody_else(reason, forge, data):
     good, bad = (
         simulate(mf(), data, NoCompression(), fraction=0.5, rates=(0.0,))
         for _ in range(2)
     )
     victim = next(bad.server.invite()).header.client
     faulty(good, lambda own: [] if own.header.client == victim else [own])
-    faulty(bad, lambda own: BAD[reason](own) if own.header.client == victim else [own])
+    faulty(bad, lambda own: [forge(own) if own.header.client == victim else own])
     good.run_round()
     report = bad.run_round()
     ((client, said),) = report.refusals
-    assert client == victim
+    assert client in (victim, UNKNOWN)
     assert reason in said
+    sent = ("uplink_bytes", "uplink_messages")
+    assert all(report.bytes[key] > 0 for key in sent)
+    assert report.bytes["uplink_messages"] == 6
     assert report.n_clients == 5
     assert torch.equal(
         good.server.parameters.item_table, bad.server.parameters.item_table
@@ -426,3 +460,129 @@ def test_what_an_aggregator_keeps_is_of_rounds_that_counted_and_is_saved(data):
         assert own.server.aggregator.rounds == 2
     tables = [own.server.parameters.item_table for own in (simulation, resumed)]
     assert torch.equal(*tables)
+
+
+def test_a_refused_claim_does_not_release_a_turn(data, monkeypatch):
+    """Whoever claims to be the first client changes no bit, as it answers later."""
+    monkeypatch.setattr(intake, "WAITING_BYTES", 1)  # add what can be, at once
+    ended = []
+    for forged in (True, False):
+        simulation = simulate(ncf(), data, make("FedRAS"), fraction=1.0)
+
+        class Claimed(MemoryTransport):
+            def exchange(self, messages, deadline=None, forged=forged):
+                first, *others = super().exchange(messages)
+                if forged:
+                    message = Message.from_parts(first.head, first.body)
+                    lie = with_header(message, round=99)
+                    yield Answer(lie.head, lie.body)
+                yield from others
+                yield first
+
+        simulation._transport = Claimed(simulation.shard)
+        for _ in range(2):
+            simulation.run_round()
+        ended.append(simulation.server.parameters.item_table)
+    assert torch.equal(*ended)
+
+
+@pytest.mark.parametrize("replica", ["broadcast", "stale", "personal"])
+def test_a_message_twice_is_as_once(replica, data):
+    ended = []
+    for times in (1, 2):
+        simulation = simulate(mf(), data, make("TopK"), fraction=0.5, replica=replica)
+
+        class Doubled(MemoryTransport):
+            def exchange(self, messages, deadline=None, times=times):
+                doubled = (message for message in messages for _ in range(times))
+                yield from super().exchange(doubled)
+
+        simulation._transport = Doubled(simulation.shard)
+        for _ in range(4):
+            simulation.run_round()
+        ended.append(state_of(simulation.shard, np.arange(N_CLIENTS)))
+    for one, other in zip(*ended, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_a_commit_needs_is_taken_before_it(data, monkeypatch):
+    """A compressor that fails to tell its state fails the round, not the commit."""
+    simulation = simulate(mf(), data, make("FedRAS"), fraction=0.5)
+    untouched = simulate(mf(), data, make("FedRAS"), fraction=0.5)
+    for own in (simulation, untouched):
+        own.run_round()
+    downlink = simulation.server.policy._compressor
+    with monkeypatch.context() as patch:
+        patch.setattr(downlink, "state_dict", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            simulation.run_round()
+    assert simulation.round == 1
+    reports = [own.run_round() for own in (simulation, untouched)]
+    assert reports[0].bytes == reports[1].bytes
+    tables = [own.server.parameters.item_table for own in (simulation, untouched)]
+    assert torch.equal(*tables)
+
+
+# Processes that fail.
+
+
+class Failing(Shard):
+    """Fails when it is told to."""
+
+    def participate(self, messages):
+        invited = list(messages)
+        if invited[0].header.round == 1:
+            raise RuntimeError("no room left")
+        return super().participate(invited)
+
+
+def hold_and_fail(pipe, settings, compressor, clients, how) -> None:
+    torch.set_num_threads(1)
+    data = only(make_data(), clients)
+    shard = shard_of(mf(), data, settings, compressor, TRAINING, clients)
+    if how == "raises":
+        shard.__class__ = Failing
+    with torch.no_grad():
+        serve(shard, pipe)
+
+
+@pytest.mark.parametrize("how", ["raises", "is killed", "hangs"])
+def test_a_shard_that_fails_is_silent_and_the_round_goes_on(how, data):
+    settings = federation(1.0, (0.5,))
+    context = multiprocessing.get_context("fork")
+    pipes, processes = [], []
+    for shard in (0, 1):
+        clients = np.flatnonzero(np.array(SHARD_OF_CLIENT) == shard)
+        here, there = context.Pipe()
+        fails = how if shard else ""
+        arguments = (there, settings, make("TopK"), clients, fails)
+        process = context.Process(target=hold_and_fail, args=arguments, daemon=True)
+        process.start()
+        there.close()
+        pipes.append(here)
+        processes.append(process)
+    model = mf()
+    start = Start(np.arange(0), torch.zeros(0, DIM), model.item_table(), model.theta())
+    server = make_server(
+        agree(model, settings, make("TopK")),
+        data.eligible,
+        start,
+        ready_methods(make("TopK"), settings),
+    )
+    transport, ledger = PipeTransport(pipes, SHARD_OF_CLIENT), Ledger()
+    counted = []
+    for round in range(4):
+        if round == 1 and how == "is killed":
+            os.kill(processes[1].pid, signal.SIGKILL)
+        if round == 1 and how == "hangs":
+            os.kill(processes[1].pid, signal.SIGSTOP)
+        deadline = 1.0 if how == "hangs" and round == 1 else None
+        report = run_round(server, transport, ledger, deadline)
+        if round == 1 and how == "hangs":
+            os.kill(processes[1].pid, signal.SIGCONT)
+        counted.append(report.n_clients)
+    transport.close()
+    for process in processes:
+        process.join(10)
+    back = 12 if how != "is killed" else 6
+    assert counted == [12, 6, back, back]

@@ -97,11 +97,14 @@ def test_bpr_trains_on_pairs(run, model):
     [
         ({"local_loss": "hinge"}, "local_loss='hinge' is not allowed; it must be one"),
         ({"local_loss": "bpr", "train_batch_size": 15}, "even with local_loss=bpr"),
-        ({"model": "LightFR", "local_loss": "bpr"}, "bce for binary codes"),
+        ({"model": "LightFR", "local_loss": "bpr"}, "must be bce with model=LightFR"),
         ({"local_objective": "sharp"}, "local_objective='sharp' .* one of sgd, sam"),
         ({"rho_shared": -0.1}, "rho_shared=-0.1 is not allowed"),
         ({"rho_private": "far"}, "rho_private='far' is not allowed"),
-        ({"model": "LightFR", "local_objective": "sam"}, "sgd for binary codes"),
+        (
+            {"model": "LightFR", "local_objective": "sam"},
+            "must be sgd with model=LightFR",
+        ),
     ],
 )
 def test_bad_objectives_are_refused(workspace, keys, said):

@@ -15,6 +15,7 @@ from recbole_fedras.federation.protocol import Agreement, Ints, get_theta
 from recbole_fedras.federation.store import ClientTables
 from recbole_fedras.numeric.parallel import thread_map
 from recbole_fedras.wire.message import Kind, Message
+from recbole_fedras.wire.payload import PayloadError
 
 
 class Replicas(ABC):
@@ -138,7 +139,12 @@ class SharedReplicas(Replicas):
             table = self.tables[tier]
             if header.kind is Kind.TABLE:
                 ctx = self._agreement.context(header.round)
-                table.copy_(raw_update(message.payload, ctx).rows)
+                whole = raw_update(message.payload, ctx)
+                if len(whole) != len(table):
+                    raise PayloadError(
+                        f"a table of {len(whole)} rows, not {len(table)}"
+                    )
+                table.copy_(whole.rows)
             else:
                 message.require_base(self.versions[tier])
                 change = self._decode(message, table)
@@ -203,11 +209,15 @@ class OwnReplicas(Replicas):
         return torch.tensor([self._tables.slot_of(client) for client in clients])
 
     def _apply(self, messages: Sequence[Message]) -> None:
+        fresh = []
         for message in messages:
             client, version = message.header.client, message.header.version
+            if self._pending.get(client) == version:
+                continue  # it has come before in this round: twice is as once
             message.require_base(self._version_of.get(client, self._start))
             self._pending[client] = version
-        for message, change in zip(messages, self._changes(messages), strict=True):
+            fresh.append(message)
+        for message, change in zip(fresh, self._changes(fresh), strict=True):
             client = message.header.client
             table = self._tables.renew(client)
             table.index_add_(0, change.ids.to(table.device), change.rows.to(table))

@@ -35,6 +35,7 @@ from recbole_fedras.federation.transforms import Transform
 from recbole_fedras.numeric.stopwatch import Stopwatch
 from recbole_fedras.numeric.theta import Theta, flatten, unflatten
 from recbole_fedras.wire.message import Kind, Message
+from recbole_fedras.wire.payload import PayloadError
 
 
 class Start(NamedTuple):
@@ -214,11 +215,24 @@ class Shard:
             with self.seconds("compression"):
                 self._apply([message for invitation in part for message in invitation])
             clients = np.array([invitation[0].header.client for invitation in part])
+            self._require_local(clients)
             round = part[0][-1].header.round
             trained = self._train(clients, round)
             private = _Private(clients, trained.user_rows, trained.user_states)
             self._pending.append(private)
             yield from self._sender.answers(trained, round, self._base_of)
+
+    def _require_local(self, clients: Ints) -> None:
+        """Refuse what is for another shard's clients.
+
+        Raises
+        ------
+        PayloadError
+            That names one.
+        """
+        others = np.setdiff1d(clients, self.clients)
+        if len(others):
+            raise PayloadError(f"client {others[0]} is not one of this shard")
 
     def settle(self, receipts: Iterable[Message]) -> None:
         """Put into force what counted, forget the rest of what is pending."""
@@ -313,6 +327,7 @@ class Shard:
             "user_rows": self.user_rows,
             "user_states": self.user_states,
             "replicas": self.replicas.state_dict(),
+            "embedding": self.embedding.state_dict() if self.embedding else None,
             "feedback": self.feedback.state_dict() if self.feedback else None,
         }
 
@@ -323,6 +338,8 @@ class Shard:
         if self.user_states is not None:
             self.user_states.copy_(state["user_states"])
         self.replicas.load_state_dict(state["replicas"])
+        if self.embedding is not None:
+            self.embedding.load_state_dict(state["embedding"])
         if self.feedback is not None:
             self.feedback.load_state_dict(state["feedback"])
 

@@ -47,6 +47,8 @@ class Broadcast(PublishedDownlinks):
         if self._feedback:
             self._compressors = [copy.deepcopy(self._compressor) for _ in self.mirrors]
         self._states = [compressor.state_dict() for compressor in self._compressors]
+        self._next_states = self._states
+        self._past: list[Message] = []
 
     def _base_of_all(self) -> Tensor | None:
         one = len(self.mirrors) == 1 or self._feedback  # before it all start alike
@@ -122,19 +124,31 @@ class Broadcast(PublishedDownlinks):
             self._decode(message, table)
             for message, table in zip(self._next, self.mirrors, strict=True)
         ]
+        self._past = [
+            Message.of(message.payload.without("theta"), message.header)
+            for message in self.messages
+        ]
+
+    def prepare(self) -> None:
+        """Take what a commit needs of each tier's compressor too."""
+        super().prepare()
+        self._next_states = [
+            compressor.state_dict() for compressor in self._compressors
+        ]
+        self._figures |= self._compressors[0].metrics()
 
     def commit(self, counted: Ints) -> None:
         """Apply the newest downlink to all mirrors; keep it for those who miss it."""
-        for log, message in zip(self._missable, self.messages, strict=True):
-            log.append(Message.of(message.payload.without("theta"), message.header))
-            while sum(len(past.body) for past in log) > self._size_of_table:
+        for log, past in zip(self._missable, self._past, strict=True):
+            log.append(past)
+            while sum(len(missed.body) for missed in log) > self._size_of_table:
                 log.popleft()
         super().commit(counted)
         self._tables = {}
         self._before.copy_(self.mirrors)
         for table, change in zip(self.mirrors, self._changes, strict=True):
             table.index_add_(0, change.ids.to(table.device), change.rows.to(table))
-        self._states = [compressor.state_dict() for compressor in self._compressors]
+        self._states = self._next_states
 
     def rollback(self) -> None:
         """Restore the compressors' states too."""
@@ -148,7 +162,7 @@ class Broadcast(PublishedDownlinks):
     def metrics(self, clients: Ints) -> dict[str, float]:
         """Return figures of the compressor, and the drift."""
         self._drifts = [self._parameters.drift(table) for table in self.mirrors]
-        return super().metrics(clients) | self._compressors[0].metrics()
+        return super().metrics(clients)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next round depends on."""

@@ -55,7 +55,8 @@ class DownlinkPolicy(ABC):
         self._compressor = compressor
         self._parameters = parameters
         self.version_of = np.full(agreement.n_clients, agreement.start)
-        self._compressor_before = compressor.state_dict()
+        self._state = self._next_state = compressor.state_dict()  # in force, to be
+        self._figures: dict[str, float] = {}
 
     @abstractmethod
     def mirror_of(self, client: int) -> Tensor:
@@ -72,6 +73,11 @@ class DownlinkPolicy(ABC):
     def publish(self, update: RowUpdate) -> None:
         """Make downlinks of ``update``, which the server has just applied."""
 
+    def prepare(self) -> None:
+        """Take what a commit needs of the compressor, so that it cannot fail."""
+        self._next_state = self._compressor.state_dict()
+        self._figures = self._compressor.metrics()
+
     def newest(self, versions: Sequence[int]) -> list[Message]:
         """Make what leads shared tables, one a tier, from versions to the newest.
 
@@ -82,11 +88,11 @@ class DownlinkPolicy(ABC):
     def commit(self, counted: Ints) -> None:
         """Put a round into force: these clients hold what they were sent."""
         self.version_of[counted] = self._parameters.round - 1
-        self._compressor_before = self._compressor.state_dict()
+        self._state = self._next_state
 
     def rollback(self) -> None:
         """Forget what was delivered and published since the last commit."""
-        self._compressor.load_state_dict(self._compressor_before)
+        self._compressor.load_state_dict(self._state)
 
     def metrics(self, clients: Ints) -> dict[str, float]:
         """Figures of the last round worth a column in ``rounds.csv``.
@@ -95,7 +101,7 @@ class DownlinkPolicy(ABC):
         table now: ``|Q - replica| / |Q|``.
         """
         drift = np.mean([self._drift(client) for client in clients.tolist()])
-        return self._compressor.metrics() | {"drift": float(drift)}
+        return self._figures | {"drift": float(drift)}
 
     def _drift(self, client: int) -> float:
         return self._parameters.drift(self.mirror_of(client))
@@ -104,14 +110,14 @@ class DownlinkPolicy(ABC):
         """Return what the next round depends on."""
         return {
             "version_of": torch.from_numpy(self.version_of),
-            "compressor": self._compressor.state_dict(),
+            "compressor": self._state,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.version_of[:] = state["version_of"].numpy()
         self._compressor.load_state_dict(state["compressor"])
-        self._compressor_before = self._compressor.state_dict()
+        self._state = state["compressor"]
 
     def _lacking(self, table: Tensor) -> RowUpdate:
         """Return what a replica lacks: ``Q - replica``, where it is not zero."""

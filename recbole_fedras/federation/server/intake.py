@@ -14,9 +14,14 @@ from recbole_fedras.federation.server.aggregation import Aggregator
 from recbole_fedras.numeric.parallel import thread_map
 from recbole_fedras.wire.message import Kind, Message
 from recbole_fedras.wire.payload import PayloadError
+from recbole_fedras.wire.transport import Answer
 
 #: Bytes of updates that wait before some are decoded, about.
 WAITING_BYTES = 2**27
+
+
+#: Of a message that does not say who sent it.
+UNKNOWN = -1
 
 
 class Refusal(NamedTuple):
@@ -25,7 +30,7 @@ class Refusal(NamedTuple):
     Attributes
     ----------
     client : int
-        The one that it says it is from.
+        The one that it says it is from; :data:`UNKNOWN` if it says nothing.
     reason : str
     """
 
@@ -79,20 +84,40 @@ class Intake:
         self.refusals: list[Refusal] = []
         self.counted: list[int] = []
 
-    def take(self, message: Message) -> None:
-        """Take in a message, or refuse it."""
+    def take(self, answer: Answer) -> Message | None:
+        """Take in an answer, or refuse it; return it, if it could be read."""
+        message = self._read(answer)
+        if message is None:
+            return None
         client = message.header.client
         try:
-            self._check(message)
+            self._check(message, answer)
         except PayloadError as error:
             self.refusals.append(Refusal(client, str(error)))
-            return
+            return message
         self._answered.add(client)
         self._waiting[client] = message
         self._waiting_bytes += len(message)
         if self._waiting_bytes > WAITING_BYTES:
             self._add(list(self._in_order()))
             self._waiting_bytes = sum(map(len, self._waiting.values()))
+        return message
+
+    def _read(self, answer: Answer) -> Message | None:
+        """Parse the header; refuse what is no update, or larger than honest ones."""
+        client = UNKNOWN
+        try:
+            message = Message.from_parts(answer.head, answer.body)
+            client = message.header.client
+            message.require_size(self._agreement.most_bytes)
+            if message.header.kind is not Kind.UPDATE:
+                kind = message.header.kind.name
+                raise PayloadError(f"a message of kind {kind} is no update")
+        except PayloadError as error:
+            reason = f"from shard {answer.shard}: {error}"
+            self.refusals.append(Refusal(client, reason))
+            return None
+        return message
 
     def finish(self) -> float | None:
         """Add all that have come; return the mean loss of a sample, if reported."""
@@ -100,7 +125,7 @@ class Intake:
         self.refusals.sort()
         return self._loss / self._n_losses if self._n_losses else None
 
-    def _check(self, message: Message) -> None:
+    def _check(self, message: Message, answer: Answer) -> None:
         """Refuse what is not the one answer of a client that was invited.
 
         Raises
@@ -109,25 +134,29 @@ class Intake:
             That says why.
         """
         header = message.header
-        message.require_size(self._agreement.most_bytes)
-        if header.kind is not Kind.UPDATE or header.n_samples is None:
-            raise PayloadError(f"a message of kind {header.kind.name} is no update")
+        if not header.n_samples:
+            raise PayloadError("it rests on no samples")
         if header.round != self._round:
             raise PayloadError(f"it is of round {header.round}, not {self._round}")
         if header.client not in self._invited:
             raise PayloadError("the client was not invited")
         if header.client in self._answered:
             raise PayloadError("the client has answered already")
-        message.require_base(self._round)
+        if answer.clients is not None and header.client not in answer.clients:
+            raise PayloadError(f"shard {answer.shard} does not hold the client")
+        if (header.base, header.version) != (self._round, self._round + 1):
+            raise PayloadError(
+                f"it leads from version {header.base} to {header.version}, not from "
+                f"{self._round} to {self._round + 1}"
+            )
 
     def _in_order(self) -> Iterator[Message]:
         """Take out the messages that no earlier client's can come before any more."""
-        refused = {refusal.client for refusal in self.refusals}
         while self._due:
             client = self._due[-1]
             if client in self._waiting:
                 yield self._waiting.pop(client)
-            elif client not in refused | self._answered:
+            elif client not in self._answered:  # a refused one may answer yet
                 return
             self._due.pop()
 

@@ -21,6 +21,7 @@ from recbole_fedras.federation.transforms import SharedUpdate, Transform
 from recbole_fedras.numeric.stopwatch import Stopwatch
 from recbole_fedras.wire.message import Header, Kind, Message
 from recbole_fedras.wire.payload import Payload
+from recbole_fedras.wire.transport import Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +159,16 @@ class Server:
         with self.seconds("compression"):
             return next(deliveries, None)
 
-    def receive(self, message: Message) -> None:
-        """Take in an answer, at any time and in any order until the round is closed."""
+    def receive(self, answer: Answer) -> Message | None:
+        """Take in an answer, at any time and in any order until the round is closed.
+
+        Returns
+        -------
+        Message or None
+            None if it is too large to be read, or no message.
+        """
         with self.seconds("aggregation"):
-            self._intake.take(message)
+            return self._intake.take(answer)
 
     def close(self) -> Closed:
         """Combine what has come, step, and publish; who did not answer is left out.
@@ -183,6 +190,7 @@ class Server:
             change = self.parameters.step(*update)
         with self.seconds("compression"):
             self.policy.publish(change)
+            self.policy.prepare()
         self._counted, self._next_states = counted, self._states_of_parts()
         return Closed(counted, len(self._cohort), self._intake.refusals, loss)
 
@@ -215,8 +223,8 @@ class Server:
         """Put the closed round into force; nothing here can fail."""
         self._states = self._next_states
         self._introduced[self._counted] = True
-        self.parameters.commit()
         self.policy.commit(self._counted)
+        self.parameters.commit()
 
     def rollback(self) -> None:
         """Return to the state before the round."""
