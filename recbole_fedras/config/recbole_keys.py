@@ -114,7 +114,7 @@ _FILTERS = {
 
 #: Keys of the evaluation; ``eval_args`` has a file of its own.
 _EVALUATION = {
-    "metrics": Key(several(STRING, "names of metrics, one at least"), "what is measured"),
+    "metrics": Key(several(STRING, "names of metrics, one at least"), "measures"),
     "topk": Key(several(integer(1), "integers from 1, one at least"), "list lengths"),
     "valid_metric": Key(STRING, "metric that says which round is best"),
     "eval_batch_size": Key(integer(1), "scores computed at a time"),
