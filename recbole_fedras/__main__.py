@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -286,7 +287,7 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config_files", help='YAML files: "a.yaml b.yaml"')
+    parser.add_argument("--config_files", help="YAML files: \"a.yaml 'my own.yaml'\"")
 
 
 def _add_jobs(parser: argparse.ArgumentParser) -> None:
@@ -318,7 +319,11 @@ def _several(option: str, given: str, kind: Callable[[str], Value]) -> list[Valu
 
 
 def _files(arguments: argparse.Namespace) -> list[str]:
-    return arguments.config_files.split() if arguments.config_files else []
+    """Return the config files: one, perhaps with blanks in its name, or several."""
+    files = arguments.config_files or ""
+    if Path(files).is_file():
+        return [files]
+    return shlex.split(files) if set(files) & {"'", '"'} else files.split()
 
 
 if __name__ == "__main__":

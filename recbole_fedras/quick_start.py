@@ -18,7 +18,12 @@ from recbole_fedras.run.report import (
     result_table,
     seconds_by_phase,
 )
-from recbole_fedras.run.setup import log_of_its_own, prepare_data, require_federated
+from recbole_fedras.run.setup import (
+    log_of_its_own,
+    prepare_data,
+    require_effect,
+    require_federated,
+)
 from recbole_fedras.run.trainer import FederatedTrainer
 
 
@@ -64,6 +69,7 @@ def run_recbole_fedras(
     """
     config = Config(model, dataset, config_file_list, config_dict, argv)
     require_federated(config)
+    require_effect(config)
     with config.in_use(), log_of_its_own(config):
         return _run(config, saved)
 
@@ -95,9 +101,7 @@ def objective_function(
     run a ``HyperTuning`` of it inside of ``with compat.hyper_tuning():``, of
     :mod:`recbole_fedras.config.compat`; other searches work as they are.
     """
-    trial = {"show_progress": False} | {
-        key: plain(value) for key, value in (config_dict or {}).items()
-    }
+    trial = {"show_progress": False} | (config_dict or {})
     return run_recbole_fedras(
         config_file_list=config_file_list, config_dict=trial, saved=saved
     )
@@ -131,6 +135,8 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
     seconds["total"] += test_seconds
     result = _result(config, trainer, best, test_result)
     result |= {"seconds": seconds, "run_folder": str(folder.path)}
+    if settings.resume:
+        result["resumed_from"] = settings.resume
     result = {key: plain(value) for key, value in result.items()}
     folder.write_result(result)
     print(result_table(result))

@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from recbole_fedras.compressor import Compressor
-from recbole_fedras.config import registry
+from recbole_fedras.config import compat, registry
 from recbole_fedras.config.values import refuse
 from recbole_fedras.data.features import principal_components
 from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.embedding.full import Full
 from recbole_fedras.errors import ConfigError
+from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.wire.ledger import DIRECTIONS
 
@@ -27,6 +28,27 @@ Made = TypeVar("Made")
 
 #: Keys that name a compressor; with ``_class`` behind, one of the user's own.
 COMPRESSOR_KEYS = ("compressor", "uplink_compressor", "downlink_compressor")
+
+
+def find_model(name: str, path: str | None) -> type:
+    """Find a model's class at a path, in our YAML files or among RecBole's.
+
+    Raises
+    ------
+    ConfigError
+        If it is unknown or cannot be imported.
+    """
+    path = path or registry.read_properties("model", name).get("model_class")
+    if path:
+        return registry.load_class("model_class", path, FederatedRecommender)
+    try:
+        return compat.find_recboles_model(name)
+    except (ValueError, AttributeError, ImportError) as error:
+        valid = list(registry.names("model"))
+        raise ConfigError(
+            f"model={name!r} is unknown; {registry.nearest(name, valid)}"
+            f"federated models: {', '.join(valid)}, or set model_class"
+        ) from error
 
 
 def find_compressors(chosen: dict[str, Any]) -> dict[str, tuple[str, type[Compressor]]]:

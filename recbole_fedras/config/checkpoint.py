@@ -59,6 +59,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
+def file_of(path: str | Path) -> Path:
+    """Return the checkpoint that is meant: of a run's folder, the newest."""
+    return Path(path) / "last.pth" if Path(path).is_dir() else Path(path)
+
+
 def best_of(path: str | Path) -> Path:
     """Return the checkpoint of the best round of the run that ``path`` is from.
 

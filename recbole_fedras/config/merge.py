@@ -10,27 +10,21 @@ from typing import Any
 
 from recbole.config import Config as RecBoleConfig
 
-from recbole_fedras.config import build, compat, methods, registry, rules
-from recbole_fedras.config.checkpoint import plain, read_checkpoint
-from recbole_fedras.config.sources import Loader, literal, read_arguments
+from recbole_fedras.config import (
+    build,
+    compat,
+    given_keys,
+    methods,
+    recbole_keys,
+    registry,
+    splits,
+)
+from recbole_fedras.config.checkpoint import file_of, plain, read_checkpoint
+from recbole_fedras.config.forms import like, natural
+from recbole_fedras.config.sources import Loader, read_arguments
+from recbole_fedras.data.place import folder_of
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.model import FederatedRecommender
-
-#: Keys that RecBole reads although none of its YAML files sets them.
-_RECBOLE_KEYS = {
-    "additional_feat_suffix", "benchmark_filename", "config_files", "discretization",
-    "double_tower", "encoding", "group_offset", "ip", "local_rank", "loss_type",
-    "neg_sampling", "nproc", "numerical_features", "port", "reg_weight", "save_step",
-    "tail_ratio", "token_num_threshold", "training_neg_sample_num", "world_size",
-}  # fmt: skip
-
-#: Keys that may differ when a run is resumed: they do not change what was computed.
-_RESUMABLE = {
-    "epochs", "stopping_step", "resume", "checkpoint_dir", "data_path", "show_progress",
-    "state", "gpu_id", "use_gpu", "n_jobs", "config_files", "log_wandb",
-    "uplink_mb_per_s", "downlink_mb_per_s",
-    "wandb_project",
-}  # fmt: skip
 
 
 class MergedConfig(RecBoleConfig):  # type: ignore[misc]
@@ -54,7 +48,7 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
         self._named = {
             key: value
             for key, value in (("model", model), ("dataset", dataset))
-            if isinstance(value, str)
+            if isinstance(value, str) or (key == "dataset" and value is not None)
         }
         self.parts = methods.NO_PARTS
         self._declared: set[str] = set()
@@ -109,14 +103,16 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         """Read strings as Python literals, like RecBole, but without ``eval``."""
         return {
-            key: literal(value) if isinstance(value, str) else value
+            key: given_keys.unquoted(key, value) if isinstance(value, str) else value
             for key, value in config_dict.items()
         }
 
     def _load_config_files(self, file_list: Sequence[str] | None) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         for file in file_list or []:
-            merged = self._merge(merged, registry.read_yaml(file, self.yaml_loader))
+            values = registry.read_yaml(file, self.yaml_loader)
+            self._declare(values)
+            merged = self._merge(merged, values)
         return merged
 
     def _load_cmd_line(self) -> dict[str, Any]:
@@ -124,58 +120,55 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
 
     def _merge_external_config_dict(self) -> None:
         given: dict[str, Any] = {}
+        self._declare(self.variable_config_dict)
         for source in (
             self.file_config_dict,
             self.variable_config_dict,
             self.cmd_config_dict,
             self._named,
         ):
-            given = self._merge(given, source)
+            given = self._merge(given, natural(source))
         if given.get("resume"):
+            given["resume"] = str(file_of(given["resume"]))
             saved = read_checkpoint(given["resume"])["config"]
-            _refuse_changes(given, saved)
-            given = self._merge(self._merge({}, saved), given)
+            self._declare(saved)
+            wanted, given = given, self._merge(self._merge({}, saved), given)
+            given_keys.refuse_changes({key: given[key] for key in wanted}, saved)
         self.external_config_dict = given
 
     def _merge(self, older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
-        """Put ``newer`` over ``older``; a class goes with the name that it came with.
-
-        A source that names a model's class declares that model's own keys.
-        """
-        shipped = registry.read_properties("model", str(newer.get("model")))
-        if newer.get("model_class") not in (None, shipped.get("model_class")):
-            self._declared |= newer.keys()
-        merged = older | newer
+        """Put keys over others; a class goes with the name that it came with."""
+        merged = splits.layer(older, newer)
         for kind in (*registry.GIVEN, *build.COMPRESSOR_KEYS):
             renamed = newer.get(kind, older.get(kind)) != older.get(kind)
             if renamed and f"{kind}_class" not in newer:
-                merged.pop(f"{kind}_class", None)
+                if kind in older:
+                    merged.pop(f"{kind}_class", None)
+                elif f"{kind}_class" in older:
+                    shipped = "compressor" if kind in build.COMPRESSOR_KEYS else kind
+                    path = older[f"{kind}_class"]
+                    registry.require_free(shipped, kind, newer[kind], path)
         return merged
+
+    def _declare(self, source: dict[str, Any]) -> None:
+        """Let a file or dict that names a model's class have keys of that model's."""
+        shipped = registry.read_properties("model", str(source.get("model")))
+        if source.get("model_class") not in (None, shipped.get("model_class")):
+            self._declared |= source.keys()
 
     def _get_model_and_dataset(self, model: Any, dataset: Any) -> tuple[str, Any, str]:
         given = self.external_config_dict
         overall = registry.read_properties(".", "overall")
-        preset = self._preset(given.get("preset"))
+        preset = registry.read_preset(given.get("preset"))
+        if given.get("model_class") and not given.get("model"):
+            given["model"] = str(given["model_class"]).rpartition(".")[2]
         model = model or given.get("model") or preset.get("model") or overall["model"]
-        dataset = dataset or given.get("dataset") or overall["dataset"]
+        dataset = given_keys.dataset_name(given.get("dataset"), overall["dataset"])
         if not isinstance(model, str | type):
             raise ConfigError(f"model={model!r} is not allowed; it must be a name")
         if not isinstance(model, str):
-            return model.__name__, model, str(dataset)
-        path = given.get("model_class") or registry.read_properties("model", model).get(
-            "model_class"
-        )
-        if path:
-            model_class = registry.load_class("model_class", path, FederatedRecommender)
-            return model, model_class, str(dataset)
-        try:
-            return model, compat.find_recboles_model(model), str(dataset)
-        except (ValueError, AttributeError, ImportError) as error:
-            valid = list(registry.names("model"))
-            raise ConfigError(
-                f"model={model!r} is unknown; {registry.nearest(model, valid)}"
-                f"federated models: {', '.join(valid)}, or set model_class"
-            ) from error
+            return model.__name__, model, dataset
+        return model, build.find_model(model, given.get("model_class")), dataset
 
     def _load_internal_config_dict(
         self, model: str, model_class: Any, dataset: str
@@ -184,7 +177,7 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
         recbole = self.internal_config_dict
         overall = registry.read_properties(".", "overall")
         given = self.external_config_dict
-        preset = self._preset(given.get("preset"))
+        preset = registry.read_preset(given.get("preset"))
         for kind in ("compressor", "item_embedding", "aggregation", "replica"):
             if f"{kind}_class" in given and kind not in given:
                 given[kind] = str(given[f"{kind}_class"]).rpartition(".")[2]
@@ -207,13 +200,24 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
         self.parts = methods.find_parts(chosen)
         own |= self.parts.keys(taken | of_model.keys() | of_items.keys() | own.keys())
         of_dataset = registry.read_properties("dataset", dataset)
+        self._own = {*of_model, *of_items, *own}
         layers = [overall, of_items, own, recbole]
         if federated:
             layers = [recbole, overall, of_model, of_items, preset, own, of_dataset]
         self.internal_config_dict = {
-            key: value for layer in layers for key, value in layer.items()
+            key: value for keys in layers for key, value in keys.items()
         }
         self._refuse_unknown_keys()
+        self._read_values(federated)
+
+    def _read_values(self, federated: bool) -> None:
+        """Complete dicts, and give every value the type that it is used as."""
+        given = splits.layer(self.internal_config_dict, self.external_config_dict)
+        for key in self.external_config_dict:
+            value = like(given[key], self.internal_config_dict.get(key))
+            if federated and key not in self._own:
+                value = recbole_keys.read(key, value)
+            self.external_config_dict[key] = value
 
     def _keys_of_compressors(self, taken: set[str]) -> dict[str, Any]:
         own: dict[str, Any] = {}
@@ -223,22 +227,19 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
             own.pop(key, None)
         return own
 
-    def _preset(self, name: str | None) -> dict[str, Any]:
-        valid = list(registry.names("preset"))
-        if name is not None and name not in valid:
-            raise ConfigError(
-                f"preset={name!r} is unknown; {registry.nearest(str(name), valid)}"
-                f"known: {', '.join(valid)}"
-            )
-        return registry.read_properties("preset", name) if name else {}
-
     def _refuse_unknown_keys(self) -> None:
         kinds = (*registry.GIVEN, *build.COMPRESSOR_KEYS)
-        self._known = {*self.internal_config_dict, *_RECBOLE_KEYS, *self._declared}
+        self._known = {*self.internal_config_dict, *self._declared}
+        self._known |= recbole_keys.KEYS.keys() | recbole_keys.WITHOUT_EFFECT.keys()
         self._known |= {f"{kind}_class" for kind in kinds}
-        for kind in registry.GIVEN:  # files may have several
-            for name in registry.names(kind):
-                self._known |= registry.read_properties(kind, name).keys()
+        of_others = registry.keys_by_name()  # files may have several
+        self._known |= of_others.keys()
+        read = self.internal_config_dict.keys() | self._declared
+        self.unused = {
+            key: ", ".join(of_others[key])
+            for key, value in self.external_config_dict.items()
+            if key in of_others.keys() - read and value not in of_others[key].values()
+        }
         self._known |= {key for keys in self.parameters.values() for key in keys}
         for key in self.external_config_dict:
             if key not in self._known:
@@ -263,16 +264,9 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
         return final
 
     def _set_default_parameters(self) -> None:
-        rules.check_common(self)
+        if issubclass(self.model_class, FederatedRecommender):
+            splits.check(self)
+        data_path = self.final_config_dict["data_path"]
         with self.in_use():  # the metrics are known by now
             super()._set_default_parameters()
-
-
-def _refuse_changes(given: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Refuse to resume a run with keys by which it would be another."""
-    for key in given.keys() - _RESUMABLE:
-        if plain(given[key]) != saved.get(key):
-            raise ConfigError(
-                f"{key}={given[key]!r} cannot change when resuming: the run was "
-                f"started with {saved.get(key)!r}"
-            )
+        self.final_config_dict["data_path"] = folder_of(self.dataset, data_path)

@@ -88,6 +88,51 @@ def shipped(kind: str) -> dict[str, str]:
     return {name: path for name, path in paths.items() if path}
 
 
+def keys_by_name() -> dict[str, dict[str, Any]]:
+    """Return the keys of all methods that ship: which have each, and their defaults."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind in GIVEN:
+        for name in names(kind):
+            for key, value in read_properties(kind, name).items():
+                if key != f"{kind}_class":
+                    found.setdefault(key, {})[f"{kind}={name}"] = value
+    return found
+
+
+def read_preset(name: Any) -> dict[str, Any]:
+    """Return the keys of a preset, if one is named.
+
+    Raises
+    ------
+    ConfigError
+        If it is unknown.
+    """
+    valid = list(names("preset"))
+    if name is not None and name not in valid:
+        raise ConfigError(
+            f"preset={name!r} is unknown; {nearest(str(name), valid)}"
+            f"known: {', '.join(valid)}"
+        )
+    return read_properties("preset", name) if name else {}
+
+
+def require_free(kind: str, key: str, name: str, path: str) -> None:
+    """Refuse a name of ours to a class that came without a name.
+
+    Raises
+    ------
+    ConfigError
+        If it is the name of another class.
+    """
+    of_name = read_properties(kind, str(name))
+    if of_name and of_name.get(f"{kind}_class") != path:
+        raise ConfigError(
+            f"{key}={name!r} names a class of ours, but {key}_class={path!r} is given "
+            f"too; leave one of them out, or give it a name of its own, as "
+            f"{key}={str(path).rpartition('.')[2]}"
+        )
+
+
 @contextmanager
 def importable(config_files: Iterable[str]) -> Iterator[None]:
     """Let modules beside the config files and in the working folder be imported."""

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from recbole.evaluator import metrics_dict
+from recbole.evaluator.base_metric import TopkMetric
 from recbole.utils import EvaluatorType
 
 from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import registry
 from recbole_fedras.config.values import (
     boolean,
-    check_names,
     choice,
     integer,
-    is_number,
     number,
     refuse,
-    string,
     strings,
 )
 from recbole_fedras.embedding import ItemEmbedding
@@ -26,40 +25,8 @@ from recbole_fedras.federation.server.aggregation import Aggregator
 if TYPE_CHECKING:
     from recbole_fedras.config.config import Config
 
-#: RecBole's training options that a federated client does not have, and their values.
-_UNSUPPORTED = {
-    "learner": "sgd",
-    "weight_decay": 0,
-    "clip_grad_norm": None,
-    "enable_amp": False,
-    "enable_scaler": False,
-    "save_dataloaders": False,  # what RecBole takes up again whatever our keys say
-    "dataloaders_save_path": None,
-}
-
 _Carrier = type[Compressor] | type[Aggregator]
 _CARRIERS: dict[str, _Carrier] = {"compressor": Compressor, "aggregation": Aggregator}
-
-_SPLITS = ("LS", "RS", "TS")
-_LEAVE_ONE_OUT = ("valid_and_test", "test_only")  # RecBole evaluates no other
-
-
-def check_common(config: Config) -> None:
-    """Check what RecBole would stumble over later."""
-    for key in ("topk", "eval_args"):
-        if config[key] is None:
-            refuse(config, key, "set")
-    for key in ("valid_metric", "data_path"):
-        string(config, key)
-    if not isinstance(config["metrics"], str):
-        strings(config, "metrics", "names of metrics, one at least")
-    if not isinstance(config["eval_args"], dict):
-        refuse(config, "eval_args", "a dict, of split, order and mode")
-    if config["topk"] == []:
-        refuse(config, "topk", "one at least")
-    mode = config["eval_args"].get("mode", "full")
-    if not isinstance(mode, str | dict):
-        refuse(config, "eval_args", "with a mode like uni99 or full")
 
 
 def check_bases(config: Config) -> None:
@@ -75,35 +42,9 @@ def check_bases(config: Config) -> None:
 def check_federated(config: Config) -> None:
     """Check what else a federated run depends on."""
     config.run_settings(), config.model_settings()
-    integer(config, "stopping_step", 0)
-    integer(config, "eval_step", 0)
-    for key, only in _UNSUPPORTED.items():
-        if config[key] != only:
-            refuse(config, key, f"{only!r} in federated training")
-    check_names(config, "eval_args", {"split", "group_by", "order", "mode"})
-    negatives = {"distribution", "sample_num", "alpha", "dynamic", "candidate_num"}
-    check_names(config, "train_neg_sample_args", negatives)
-    _check_split(config)
     config.data_settings(), config.evaluation_settings()
     _check_candidates(config)
     _check_metrics(config)
-
-
-def _check_split(config: Config) -> None:
-    split = config["eval_args"]["split"]
-    if not isinstance(split, dict) or len(split) != 1 or set(split) - {*_SPLITS}:
-        refuse(config, "eval_args", f"with a split by one of {', '.join(_SPLITS)}")
-    (way, how), parts = next(iter(split.items())), ("train", "valid", "test")
-    if way == "LS" and how not in _LEAVE_ONE_OUT:
-        refuse(config, "eval_args", f"with LS one of {', '.join(_LEAVE_ONE_OUT)}")
-    if way != "LS" and not (
-        isinstance(how, list)
-        and len(how) == len(parts)
-        and all(is_number(ratio) and ratio >= 0 for ratio in how)
-    ):
-        refuse(config, "eval_args", f"with {way} three ratios >= 0, of {parts}")
-    if config["eval_args"]["order"] not in ("RO", "TO"):
-        refuse(config, "eval_args", "with order RO or TO")
 
 
 def _check_candidates(config: Config) -> None:
@@ -113,6 +54,10 @@ def _check_candidates(config: Config) -> None:
         if config["eval_candidates"] == "fixed" and mode.startswith("pop"):
             allowed = f"'recbole' for eval_args mode {phase}: {mode}"
             refuse(config, "eval_candidates", allowed)
+    drawn = "full" not in config["eval_args"]["mode"].values()
+    if config["repeatable"] and drawn and config["eval_candidates"] == "fixed":
+        allowed = "False but for mode full: candidates are never of a user's past"
+        refuse(config, "repeatable", allowed)
 
 
 def _check_metrics(config: Config) -> None:
@@ -123,8 +68,21 @@ def _check_metrics(config: Config) -> None:
         refuse(config, "metrics", "metrics of rankings: clients know no other labels")
     metrics = [metric.lower() for metric in config["metrics"]]
     names = [f"{metric}@{k}" for metric in metrics for k in config["topk"]]
-    if config["valid_metric"].lower() not in [*names, *metrics]:
+    names += [metric for metric in metrics if not _has_lengths(metric)]
+    if config["valid_metric"].lower() not in names:
         refuse(config, "valid_metric", f"one of {names}, from metrics and topk")
+    if config["tail_ratio"] is not None and "tailpercentage" not in metrics:
+        refuse(config, "tail_ratio", "left out without TailPercentage in metrics")
+    bigger = config.external_config_dict.get("valid_metric_bigger")
+    if bigger not in (None, config["valid_metric_bigger"]):
+        allowed = f"left out: it follows from valid_metric={config['valid_metric']}"
+        raise ConfigError(f"valid_metric_bigger={bigger} must be {allowed}")
+
+
+def _has_lengths(metric: str) -> bool:
+    """Whether a metric of RecBole's is one of lists of a length, as NDCG@10."""
+    found = metrics_dict.get(metric)
+    return isinstance(found, type) and issubclass(found, TopkMetric)
 
 
 def check_item_embedding(config: Config, kind: type[ItemEmbedding]) -> None:

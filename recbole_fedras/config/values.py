@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 
 from recbole_fedras.config import registry
+from recbole_fedras.config.forms import like
 from recbole_fedras.errors import ConfigError
 
 
@@ -49,7 +50,7 @@ def number(
 
 def integer(config: Keys, key: str, at_least: int, at_most: int = 2**62) -> int:
     """Return an integer within bounds."""
-    value = config[key]
+    value = like(config[key], at_least)
     if type(value) is not int or not at_least <= value <= at_most:
         refuse(config, key, f"an integer from {at_least} to {at_most}")
     return int(value)

@@ -10,6 +10,7 @@ from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_fedras.data.atomic import AtomicFile
+from recbole_fedras.data.place import download
 from recbole_fedras.data.settings import DataSettings
 from recbole_fedras.errors import DataError
 
@@ -39,6 +40,10 @@ class AtomicDataset(Dataset):  # type: ignore[misc]
             raise _no_file(token, self._inter_paths(token, dataset_path)[0])
         self._require_known_parts()
         super()._load_data(token, dataset_path)
+
+    def _download(self) -> None:
+        url = self._get_download_url("url")
+        download(self.dataset_name, self.dataset_path, url)
 
     def _inter_paths(self, token: str, folder: str) -> list[str]:
         parts = self.benchmark_filename_list

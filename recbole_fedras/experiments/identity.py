@@ -6,12 +6,13 @@ import hashlib
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from recbole_fedras.config import Config
 from recbole_fedras.config.checkpoint import plain
+from recbole_fedras.data.digest import digest_of_dataset, digest_of_files
 
 Keys = dict[str, Any]
 Outcome = dict[str, Any]
@@ -129,8 +130,7 @@ class Resolver:
         run = config.run_settings()
         place = (run.data_path, run.dataset)
         if place not in self._data:
-            files = Path(place[0]).glob(f"{place[1]}.*")
-            self._data[place] = digest_of_files(sorted(files))
+            self._data[place] = digest_of_dataset(*place)
         sources = dict(_own_sources(kept))
         return Identity(given, kept, measure.__name__, sources, self._data[place])
 
@@ -153,12 +153,3 @@ def _file(path: str) -> Path:
 def _digest_of(value: Any) -> str:
     canonical = json.dumps(value, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:20]
-
-
-def digest_of_files(paths: Sequence[Path]) -> str | None:
-    """Digest names and contents; None if there are no files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.name} {content}\n".encode())
-    return digest.hexdigest()[:20] if paths else None

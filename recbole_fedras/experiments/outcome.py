@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+from recbole_fedras.config import Config
 from recbole_fedras.experiments.identity import Keys, Outcome
 from recbole_fedras.quick_start import run_recbole_fedras
 
@@ -14,8 +15,13 @@ _CURVE = ("uplink_bytes", "downlink_bytes", "catch_up_bytes")
 
 
 def train_and_test(keys: Keys) -> Outcome:
-    """Run once, and keep what is small: ``result``, ``curve`` and ``ranks``."""
-    result = run_recbole_fedras(config_dict=keys)
+    """Run once, and keep what is small: ``result``, ``curve`` and ``ranks``.
+
+    Keys of the sweep's other methods are left out.
+    """
+    unused = Config(config_dict=keys).unused
+    used = {key: value for key, value in keys.items() if key not in unused}
+    result = run_recbole_fedras(config_dict=used)
     run = Path(result.pop("run_folder"))
     curve = list(_curve(run / "rounds.csv"))
     return {"result": result, "curve": curve, "ranks": _ranks(run / "ranks.csv")}

@@ -13,12 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_fedras.config.registry import properties_folder
-from recbole_fedras.experiments.identity import (
-    PACKAGE,
-    Measure,
-    Outcome,
-    digest_of_files,
-)
+from recbole_fedras.data.digest import digest_of_files
+from recbole_fedras.experiments.identity import PACKAGE, Measure, Outcome
 from recbole_fedras.version import __version__
 
 

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from logging import getLogger
 from typing import Any, TypeVar
 
-import recbole.data.dataset
-from recbole.data import create_dataset, data_preparation
+from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import init_logger, init_seed
 
 from recbole_fedras.config import Config, compat, registry
 from recbole_fedras.data.dataset import FederatedDataset, client_data
+from recbole_fedras.data.place import origin, require_folder
 from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.federation.settings import Federation
 from recbole_fedras.federation.simulation import Methods, Simulation
@@ -36,16 +36,14 @@ def prepare_data(config: Config) -> tuple[Any, Any, Any]:
     settings, evaluated = config.run_settings(), config.evaluation_settings()
     init_seed(settings.seed, settings.reproducibility)
     with config.in_use(), compat.errors_as(DataError, f"dataset={settings.dataset!r}"):
-        with _dataset_of(settings.model):
-            dataset = create_dataset(config)
-        dataset.config = config  # one that RecBole had saved splits as it once did
+        dataset = _load(config)
         if max(evaluated.topk) >= dataset.item_num:
             raise ConfigError(
                 f"topk={list(evaluated.topk)} is not allowed; it must be at most the "
                 f"number of items, {dataset.item_num - 1}"
             )
-        getLogger().info(dataset)
-        loaders = data_preparation(config, dataset)
+        getLogger().info(f"{dataset}\nRead from {origin(settings.data_path)}")
+        loaders = _loaders(config, dataset)
     parts = [loader._dataset for loader in loaders]
     train, *held_out = loaders
     valid, test = (
@@ -55,17 +53,31 @@ def prepare_data(config: Config) -> tuple[Any, Any, Any]:
     return train, valid, test
 
 
-@contextmanager
-def _dataset_of(model: str) -> Iterator[None]:
-    """Let RecBole find our dataset by the model's name: its own way to extend it."""
-    module, name = vars(recbole.data.dataset), f"{model}Dataset"
-    before = {key: module[key] for key in (name,) if key in module}
-    module[name] = FederatedDataset
-    try:
-        yield
-    finally:
-        del module[name]
-        module.update(before)
+def _load(config: Config) -> Any:
+    """Read the files; never what RecBole once saved under the same name."""
+    settings = config.run_settings()
+    require_folder(settings.dataset, settings.data_path)
+    dataset = FederatedDataset(config)
+    label = dataset.label_field
+    if label in dataset.inter_feat and label not in (config["val_interval"] or {}):
+        raise DataError(
+            f"field {label!r} is loaded, which LABEL_FIELD names, but every row is a "
+            f"positive: keep liked ones by val_interval={{{label!r}: '[1,1]'}}, or "
+            "leave it out of load_col"
+        )
+    return dataset
+
+
+def _loaders(config: Config, dataset: Any) -> list[Any]:
+    """Split, and return RecBole's loader of each part."""
+    parts = dataset.build()
+    samplers = create_samplers(config, dataset, parts)
+    return [
+        get_dataloader(config, phase)(config, part, sampler, shuffle=phase == "train")
+        for phase, part, sampler in zip(
+            ("train", "valid", "test"), parts, samplers, strict=True
+        )
+    ]
 
 
 def make_simulation(
@@ -116,6 +128,20 @@ def require_federated(config: Config) -> None:
         raise ConfigError(
             f"model={config.model!r} is not a federated model; federated are {valid}, "
             "or a FederatedRecommender of your own named by model_class"
+        )
+
+
+def require_effect(config: Config) -> None:
+    """Refuse keys of methods other than those chosen.
+
+    Raises
+    ------
+    ConfigError
+    """
+    for key, owners in config.unused.items():
+        raise ConfigError(
+            f"{key}={config[key]!r} is not allowed: it has no effect in this run: "
+            f"it is a key of {owners}"
         )
 
 

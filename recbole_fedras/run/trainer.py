@@ -22,6 +22,7 @@ from recbole_fedras.config.checkpoint import (
     write_checkpoint,
 )
 from recbole_fedras.data.dataset import client_data
+from recbole_fedras.data.digest import digest_of_dataset
 from recbole_fedras.embedding.base import introduction
 from recbole_fedras.errors import DataError, FederationError, NonFiniteError
 from recbole_fedras.federation.budgets import make_budgets
@@ -66,6 +67,8 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.config, self.model = config, model
         self._settings = config.run_settings()
         self._clients = client_data(train_data._dataset)
+        place = self._settings.data_path, self._settings.dataset
+        self._data_digest = digest_of_dataset(*place)
         self.simulation = self._simulate(self._introduction())
         check_after_warmup(config, self.simulation)
         with config.in_use():  # for metrics of the user's own
@@ -143,7 +146,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
                 callback_fn(epoch, score)
 
         self._saved = saved
-        if self.start_epoch >= self.epochs:  # resumed at its end; keep the best state
+        if self._has_ended:  # resumed at its end; keep the best state
             self.eval_collector.data_collect(train_data)
             if saved:
                 self._save_last()
@@ -164,6 +167,12 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             if saved:
                 self._save_last()
         return result  # type: ignore[no-any-return]
+
+    @property
+    def _has_ended(self) -> bool:
+        """Whether the run that is resumed was complete, or had stopped early."""
+        stopped = self.cur_step > self.stopping_step
+        return bool(stopped or self.start_epoch >= self.epochs)
 
     @compat.recbole()
     def evaluate(
@@ -194,6 +203,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
     def resume_checkpoint(self, resume_file: str) -> None:
         """Continue from a checkpoint of :meth:`fit`, in this run's own folder."""
         state = read_checkpoint(resume_file)
+        self._require_same_data(resume_file, state.get("data_digest"))
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
@@ -215,6 +225,16 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             self.logger.warning(f"No best.pth beside {best}: it counts as the best")
         shutil.copyfile(best, self.saved_model_file)
         self.logger.info(f"Resuming {resume_file} from round {self.start_epoch}")
+
+    def _require_same_data(self, resume_file: str, digest: str | None) -> None:
+        """Refuse other files than those that a run was started with."""
+        if None not in (digest, self._data_digest) and digest != self._data_digest:
+            raise DataError(
+                f"resume={resume_file!r} is of a run on other data: the files of "
+                f"dataset={self._settings.dataset!r} at data_path="
+                f"{self._settings.data_path!r} are not those that it was started with; "
+                "set data_path to these, or start anew"
+            )
 
     # RecBole's hooks.
 
@@ -308,6 +328,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
     ) -> dict[str, Any]:
         return {
             "config": self.config.resolved,
+            "data_digest": self._data_digest,
             "epoch": epoch,
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),

@@ -1,0 +1,67 @@
+"""What users give: arguments, the dataset's name, what may change on resuming."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recbole_fedras.config import recbole_keys
+from recbole_fedras.config.checkpoint import plain
+from recbole_fedras.config.forms import like
+from recbole_fedras.config.sources import literal
+from recbole_fedras.errors import ConfigError
+
+#: Keys that may differ when a run is resumed: they do not change what was computed.
+_RESUMABLE = {
+    "epochs", "stopping_step", "resume", "checkpoint_dir", "data_path", "show_progress",
+    "state", "gpu_id", "use_gpu", "n_jobs", "config_files", "log_wandb",
+    "uplink_mb_per_s", "downlink_mb_per_s",
+    "wandb_project",
+}  # fmt: skip
+
+
+def refuse_changes(given: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Refuse to resume a run with keys by which it would be another.
+
+    Raises
+    ------
+    ConfigError
+        That names the first of them.
+    """
+    for key in sorted(given.keys() - _RESUMABLE):
+        if plain(like(given[key], saved.get(key))) != saved.get(key):
+            raise ConfigError(
+                f"{key}={given[key]!r} cannot change when resuming: the run was "
+                f"started with {saved.get(key)!r}"
+            )
+
+
+def unquoted(key: str, text: str) -> Any:
+    """Read an argument as a literal; one that is a name or a folder stays as it is.
+
+    Examples
+    --------
+    >>> unquoted("epochs", "20"), unquoted("data_path", "20")
+    (20, '20')
+    """
+    value = literal(text)
+    if recbole_keys.is_verbatim(key) and not isinstance(value, str | None):
+        return text
+    return value
+
+
+def dataset_name(name: Any, default: str) -> str:
+    """Return the name of the dataset.
+
+    Raises
+    ------
+    ConfigError
+        For a path, or something else.
+    """
+    name = recbole_keys.read("dataset", default if name is None else name)
+    folder, _, last = str(name).replace("\\", "/").rstrip("/").rpartition("/")
+    if folder:
+        raise ConfigError(
+            f"dataset={name!r} is a path; give the dataset's name and the folder that "
+            f"holds its folder: dataset={last}, data_path={folder}"
+        )
+    return str(name)

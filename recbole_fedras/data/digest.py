@@ -1,0 +1,21 @@
+"""Digests of files: by these, changed data are told from those of an earlier run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def digest_of_files(paths: Sequence[Path]) -> str | None:
+    """Digest names and contents; None if there are no files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.name} {content}\n".encode())
+    return digest.hexdigest()[:20] if paths else None
+
+
+def digest_of_dataset(folder: str, name: str) -> str | None:
+    """Digest a dataset's atomic files; None if there are none."""
+    return digest_of_files(sorted(Path(folder).glob(f"{name}.*")))
