@@ -38,7 +38,7 @@ class AtomicDataset(Dataset):  # type: ignore[misc]
         known = self._get_download_url("url", allow_none=True)
         if not os.path.exists(dataset_path) and known is None:
             raise _no_file(token, self._inter_paths(token, dataset_path)[0])
-        self._require_known_parts()
+        self._refuse_filters_of_parts()
         super()._load_data(token, dataset_path)
 
     def _download(self) -> None:
@@ -50,16 +50,9 @@ class AtomicDataset(Dataset):  # type: ignore[misc]
         names = [""] if parts is None else [f".{part}" for part in parts]
         return [os.path.join(folder, f"{token}{name}.inter") for name in names]
 
-    def _require_known_parts(self) -> None:
+    def _refuse_filters_of_parts(self) -> None:
         parts, filters = self.benchmark_filename_list, self.settings.filters
-        if parts is None:
-            return
-        if not isinstance(parts, list) or len(parts) not in (2, 3):
-            raise DataError(
-                f"benchmark_filename={parts!r} is not allowed; it must be a list of "
-                "two or three: of training, of validation if there is one, of test"
-            )
-        if filters:
+        if parts is not None and filters:
             key, value = next(iter(filters.items()))
             raise DataError(
                 f"{key}={value!r} has no effect on benchmark_filename={parts!r}, whose "

@@ -7,7 +7,7 @@ import pytest
 
 from recbole_fedras.config import Config
 from recbole_fedras.data.dataset import client_data
-from recbole_fedras.errors import DataError
+from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.run.setup import prepare_data
 
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
@@ -240,8 +240,6 @@ PRESPLIT = {
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"benchmark_filename": "train"}, "benchmark_filename='train' is not allowed"),
-        ({"benchmark_filename": ["train"]}, "must be a list of two or three"),
         ({"benchmark_filename": ["train", "dev"]}, r"no file .*mini\.dev\.inter"),
         ({"user_inter_num_interval": "[2,inf)"}, "user_inter_num_interval='.* no eff"),
         ({"rm_dup_inter": "last"}, "rm_dup_inter='last' has no effect on benchmark_f"),
@@ -252,6 +250,12 @@ def test_what_files_that_come_split_cannot_be_used_with(split, keys, told):
     keys = {"benchmark_filename": ["train", "valid", "test"]} | keys
     with pytest.raises(DataError, match=told):
         split(PRESPLIT, **keys)
+
+
+@pytest.mark.parametrize("names", ["train", ["train"]])
+def test_a_split_has_two_or_three_files(names):
+    with pytest.raises(ConfigError, match="must be a list of two or three names"):
+        Config("MF", "mini", {"benchmark_filename": names})
 
 
 def test_held_out_rows_that_are_trained_on_are_a_choice(split):
