@@ -255,7 +255,7 @@ def test_what_files_that_come_split_cannot_be_used_with(split, keys, told):
 @pytest.mark.parametrize("names", ["train", ["train"]])
 def test_a_split_has_two_or_three_files(names):
     with pytest.raises(ConfigError, match="must be a list of two or three names"):
-        Config("MF", "mini", {"benchmark_filename": names})
+        Config("MF", "mini", config_dict={"benchmark_filename": names})
 
 
 def test_held_out_rows_that_are_trained_on_are_a_choice(split):
