@@ -18,6 +18,7 @@ from recbole_fedras.errors import (
     KilledError,
     NonFiniteError,
 )
+from recbole_fedras.run.console import adapt_output
 
 Value = TypeVar("Value")
 
@@ -29,6 +30,7 @@ def script() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run as the command line says; return the exit status."""
+    adapt_output()
     argv = list(sys.argv[1:] if argv is None else argv)
     command = _COMMANDS.get(argv[0]) if argv else None
     told = (ConfigError, DataError, NonFiniteError, FederationError, KilledError)

@@ -17,6 +17,7 @@ from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.federation.settings import Federation
 from recbole_fedras.federation.simulation import Methods, Simulation
 from recbole_fedras.model import FederatedRecommender
+from recbole_fedras.run.console import adapt_output
 from recbole_fedras.run.evaluation import fixed_candidates
 
 Rounds = TypeVar("Rounds", bound=Simulation)
@@ -150,6 +151,7 @@ def log_of_its_own(config: Config) -> Iterator[None]:
     """Start RecBole's log, and end it with the run, so that the next has its own."""
     root = getLogger()
     before = list(root.handlers)
+    adapt_output()
     init_logger(config)
     try:
         yield
