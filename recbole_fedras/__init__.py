@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from recbole_fedras.federation.transforms import Transform
     from recbole_fedras.model import FederatedRecommender
     from recbole_fedras.quick_start import run_recbole_fedras
+    from recbole_fedras.run.finished import load_run
     from recbole_fedras.wire.payload import Layout, Payload
 
 #: Where each public name is from: nothing is imported before it is asked for.
@@ -39,13 +40,15 @@ _MODULES = {
     "Simulation": "federation.simulation",
     "Transform": "federation.transforms",
     "check_compressor": "compressor",
+    "load_run": "run.finished",
     "run_recbole_fedras": "quick_start",
 }
 
 __all__ = [
     "Aggregator", "Budget", "Compressor", "Config", "FederatedRecommender",
     "ItemEmbedding", "Layout", "Payload", "RoundContext", "RowUpdate", "Simulation",
-    "Transform", "__version__", "check_compressor", "run_recbole_fedras",
+    "Transform", "__version__", "check_compressor", "load_run",
+    "run_recbole_fedras",
 ]  # fmt: skip
 
 

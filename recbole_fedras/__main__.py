@@ -272,10 +272,36 @@ def _reproduce_exhibits(
             reproduce(exhibit, seeds, local, sweep, arguments.dry_run)
 
 
+def _recommend(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="recbole-fedras recommend",
+        description="Print the best items for users of a finished run, of those that "
+        "they have not seen, by its best round.",
+    )
+    parser.add_argument("run", help="the run's folder")
+    parser.add_argument("--users", nargs="+", required=True, help="ids of the dataset")
+    parser.add_argument("-k", type=int, default=10, help="items each (default: 10)")
+    parser.add_argument("--data_path", help="where the datasets are, if moved")
+    parser.add_argument("--output", help="CSV file to write as well")
+    arguments = parser.parse_args(argv)
+    from tabulate import tabulate
+
+    from recbole_fedras.run.finished import load_run
+
+    finished = load_run(arguments.run, arguments.data_path)
+    best = finished.recommend(arguments.users, arguments.k)
+    if arguments.output:
+        best.to_csv(arguments.output, index=False, encoding="utf-8")
+    lines = best.values.tolist()
+    columns = list(best.columns)
+    print(tabulate(lines, columns, floatfmt=".4f", disable_numparse=[0, 1]))
+
+
 _COMMANDS = {
     "compare": _compare,
     "prepare": _prepare,
     "rate-distortion": _rate_distortion,
+    "recommend": _recommend,
     "reproduce": _reproduce,
 }
 

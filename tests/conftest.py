@@ -100,7 +100,11 @@ def workspace(
 
 @pytest.fixture
 def run(workspace: Path) -> Callable[..., dict[str, Any]]:
-    """Run on ``tiny`` with a few rounds; keywords are config keys."""
+    """Run on ``tiny`` with a few rounds; keywords are config keys.
+
+    Keys of methods that are not chosen are left out, as sweeps do.
+    """
+    from recbole_fedras.config import Config
     from recbole_fedras.quick_start import run_recbole_fedras
 
     def run_tiny(model: str = "MF", saved: bool = True, **keys: Any) -> dict[str, Any]:
@@ -118,9 +122,11 @@ def run(workspace: Path) -> Callable[..., dict[str, Any]]:
                 "mode": "uni20",
             },
         }
-        return run_recbole_fedras(
-            model, "tiny", config_dict=defaults | keys, saved=saved
-        )
+        given = defaults | keys
+        without_effect = Config(model, "tiny", config_dict=given).unused
+        for key in without_effect:
+            del given[key]
+        return run_recbole_fedras(model, "tiny", config_dict=given, saved=saved)
 
     return run_tiny
 
