@@ -1,6 +1,6 @@
 """Every stage against its naive counterpart, side by side in one run.
 
-    pip install -c constraints.txt ".[bench]" && pytest benchmarks/speed.py
+    pip install -c constraints.txt ".[bench]" && pytest -n 0 benchmarks/speed.py
 
 Uses ML-1M if the environment variable RECBOLE_DATA names a folder that holds its atomic
 file (``ml-1m/ml-1m.inter``), else ML-100K. The table of ratios stands at the end.
