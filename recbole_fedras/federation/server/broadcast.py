@@ -39,7 +39,9 @@ class Broadcast(PublishedDownlinks):
         self._before = self.mirrors.clone()
         # Downlinks of earlier versions, while together they are smaller than the table.
         self._missable: list[deque[Message]] = [deque() for _ in self.mirrors]
-        self._tables: dict[int, Message] = {}  # of this round, each serialised once
+        # Of this round, each made once for all who need it, by tier.
+        self._tables: dict[int, Message] = {}
+        self._resent: dict[int, list[Message]] = {}
         self._size_of_table = len(whole_table(table).to_bytes())
         self._changes: list[RowUpdate] = []
         self._feedback = self._agreement.federation.downlink_feedback
@@ -86,16 +88,26 @@ class Broadcast(PublishedDownlinks):
         newest = self.messages[tier].header.version
         if version >= newest - 1:
             return []
-        header = Header(Kind.CATCH_UP, newest, 0, 0, 0)
         missed = [
-            Message(header._replace(version=past, base=past - 1), message.body)
-            for message in self._missable[tier]
-            if (past := message.header.version) > version
+            message
+            for message in self._earlier(tier)
+            if message.header.version > version
         ]
         complete = len(missed) == newest - 1 - version
         if complete and sum(map(len, missed)) <= self._size_of_table:
             return missed
         return [self._table(tier)]
+
+    def _earlier(self, tier: int) -> list[Message]:
+        """Return the downlinks before the newest, as they are sent again."""
+        if tier not in self._resent:
+            header = Header(Kind.CATCH_UP, self.messages[tier].header.version, 0, 0, 0)
+            self._resent[tier] = [
+                Message(header._replace(version=past, base=past - 1), message.body)
+                for message in self._missable[tier]
+                for past in [message.header.version]
+            ]
+        return self._resent[tier]
 
     def _table(self, tier: int) -> Message:
         version = self.messages[tier].header.version
@@ -144,7 +156,7 @@ class Broadcast(PublishedDownlinks):
             while sum(len(missed.body) for missed in log) > self._size_of_table:
                 log.popleft()
         super().commit(counted)
-        self._tables = {}
+        self._tables, self._resent = {}, {}
         self._before.copy_(self.mirrors)
         for table, change in zip(self.mirrors, self._changes, strict=True):
             table.index_add_(0, change.ids.to(table.device), change.rows.to(table))
@@ -181,6 +193,6 @@ class Broadcast(PublishedDownlinks):
         self._missable = [
             deque(map(Message.from_bytes, log)) for log in state["missable"]
         ]
-        self._tables = {}
+        self._tables, self._resent = {}, {}
         self._states = state["compressors"]
         self.rollback()
