@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 from recbole_fedras.config import Config
-from recbole_fedras.config.checkpoint import best_of, file_of, read_checkpoint
+from recbole_fedras.config.checkpoint import best_of, file_of
 from recbole_fedras.data.dataset import client_data
-from recbole_fedras.data.digest import digest_of_dataset
 from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.model import FederatedRecommender
-from recbole_fedras.run.setup import prepare_data
+from recbole_fedras.run.setup import data_digest, prepare_data, restore
 
 _USERS_AT_A_TIME = 256
 
@@ -37,15 +37,15 @@ class FinishedRun:
         Scores with what the clients hold.
     simulation : Simulation
         Server and clients; ``run_round`` goes on from there.
-    seen : ndarray of int64, shape (n_rows, 2)
-        Numbers of users and items of all interactions, held-out ones too.
+    seen : csr_matrix, shape (user_num, item_num)
+        How often a user has interacted with an item, in held-out rows too.
     """
 
     config: Config
     dataset: Any
     model: FederatedRecommender
     simulation: Simulation
-    seen: NDArray[np.int64]
+    seen: csr_matrix
 
     def recommend(self, users: Sequence[str], k: int = 10) -> pd.DataFrame:
         """Return the best items for users, of those that they have not seen.
@@ -100,8 +100,7 @@ class FinishedRun:
         batch = {self.model.USER_ID: torch.from_numpy(numbers).to(self.model.device)}
         scores = self.model.full_sort_predict(batch).cpu().view(len(numbers), -1)
         scores[:, 0] = -torch.inf  # [PAD]
-        rows, items = self._seen_by(numbers)
-        scores[rows, items] = -torch.inf
+        scores[self.seen[numbers].nonzero()] = -torch.inf
         best = scores.sort(dim=1, descending=True, stable=True)
         values, chosen = best.values[:, :k].numpy(), best.indices[:, :k].numpy()
         user, place = np.nonzero(np.isfinite(values))
@@ -113,15 +112,6 @@ class FinishedRun:
                 "score": values[user, place],
             }
         )
-
-    def _seen_by(
-        self, numbers: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return places of users in ``numbers``, and the items that each has seen."""
-        pairs = self.seen[np.isin(self.seen[:, 0], numbers)]
-        places = pd.DataFrame({"user": numbers, "row": np.arange(len(numbers))})
-        joined = places.merge(pd.DataFrame(pairs, columns=["user", "item"]), on="user")
-        return joined["row"].to_numpy(), joined["item"].to_numpy()
 
 
 def load_run(folder: str | Path, data_path: str | None = None) -> FinishedRun:
@@ -140,46 +130,13 @@ def load_run(folder: str | Path, data_path: str | None = None) -> FinishedRun:
         If the folder is not of a run, or the dataset's files have changed.
     """
     path = best_of(file_of(folder))
-    state = read_checkpoint(path)
     moved = {} if data_path is None else {"data_path": data_path}
-    config = Config(config_dict=state["config"] | moved | {"resume": None})
-    settings = config.run_settings()
+    config = Config(config_dict=moved | {"resume": str(path)})
     loaders = prepare_data(config)
-    digest = digest_of_dataset(settings.data_path, settings.dataset)
-    if state["data_digest"] not in (None, digest):
-        raise DataError(
-            f"{path} is of a run on other data: the files of dataset="
-            f"{settings.dataset!r} at data_path={settings.data_path!r} are not those "
-            "that it was trained on; give the data_path of these"
-        )
     dataset = loaders[0]._dataset
     with config.in_use():
-        model = config.make_model(dataset).to(settings.device)
-        model.load_state_dict(state["state_dict"])
-        simulation = Simulation(
-            model,
-            client_data(dataset),
-            config.make_methods(),
-            config.federation(),
-            config.local_training(),
-            settings.n_jobs,
-            version=state["epoch"] + 1,
-        )
-        simulation.load_state_dict(state["simulation"])
-    return FinishedRun(config, dataset, model, simulation, _pairs(loaders))
-
-
-def _pairs(loaders: Sequence[Any]) -> NDArray[np.int64]:
-    parts = [loader._dataset for loader in loaders]
-    return np.concatenate(
-        [
-            np.stack(
-                [
-                    part.inter_feat[part.uid_field].numpy(),
-                    part.inter_feat[part.iid_field].numpy(),
-                ],
-                axis=1,
-            )
-            for part in parts
-        ]
-    )
+        model = config.make_model(dataset).to(config.run_settings().device)
+        clients, digest = client_data(dataset), data_digest(config)
+        simulation, _ = restore(config, model, clients, path, digest)
+    seen = sum(loader._dataset.inter_matrix("csr") for loader in loaders)
+    return FinishedRun(config, dataset, model, simulation, seen)

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import getLogger
+from pathlib import Path
 from typing import Any, TypeVar
 
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import init_logger, init_seed
 
 from recbole_fedras.config import Config, compat, registry
+from recbole_fedras.config.checkpoint import read_checkpoint
+from recbole_fedras.data.clients import ClientData
 from recbole_fedras.data.dataset import FederatedDataset, client_data
+from recbole_fedras.data.digest import digest_of_dataset
 from recbole_fedras.data.place import origin, require_folder
 from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.federation.settings import Federation
@@ -19,6 +23,7 @@ from recbole_fedras.federation.simulation import Methods, Simulation
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.run.console import adapt_output
 from recbole_fedras.run.evaluation import fixed_candidates
+from recbole_fedras.wire.payload import Payload
 
 Rounds = TypeVar("Rounds", bound=Simulation)
 
@@ -115,6 +120,89 @@ def make_simulation(
         config.local_training(),
         config.run_settings().n_jobs,
     )
+
+
+def simulate(
+    config: Config,
+    model: FederatedRecommender,
+    clients: ClientData,
+    introduction: Payload | None = None,
+    version: int = 0,
+) -> Simulation:
+    """Set up a run's rounds: those of its warm-up, while the model is in one.
+
+    Parameters
+    ----------
+    config : Config
+    model : FederatedRecommender
+    clients : ClientData
+    introduction : Payload, optional
+        What each client is sent once.
+    version : int
+        Rounds completed before.
+    """
+    return Simulation(
+        model,
+        clients,
+        config.make_methods(),
+        config.federation(),
+        config.local_training(in_warmup(config, model)),
+        config.run_settings().n_jobs,
+        introduction,
+        version,
+    )
+
+
+def in_warmup(config: Config, model: FederatedRecommender) -> bool:
+    """Whether items are still rows of their own that become an embedding."""
+    return config.warmup_rounds > 0 and model.embedding is None
+
+
+def restore(
+    config: Config,
+    model: FederatedRecommender,
+    clients: ClientData,
+    checkpoint: str | Path,
+    digest: str | None,
+) -> tuple[Simulation, dict[str, Any]]:
+    """Bring model and rounds back to a checkpoint; return rounds and checkpoint.
+
+    Parameters
+    ----------
+    config : Config
+    model : FederatedRecommender
+        Loaded, and a view of what the simulation's clients hold.
+    clients : ClientData
+    checkpoint : str or Path
+    digest : str or None
+        Of the dataset's files, by :func:`data_digest`.
+
+    Raises
+    ------
+    DataError
+        If these are not the files that the run was started with.
+    """
+    settings = config.run_settings()
+    where = f"dataset={settings.dataset!r} at data_path={settings.data_path!r}"
+    state = read_checkpoint(checkpoint)
+    if state.get("data_digest") not in (None, digest):
+        raise DataError(
+            f"{str(checkpoint)!r} is of a run on other data: the files of {where} are "
+            "not those that it was started with; set data_path to these"
+        )
+    try:
+        model.load_state_dict(state["state_dict"])
+        simulation = simulate(config, model, clients, version=state["epoch"] + 1)
+        simulation.load_state_dict(state["simulation"])
+    except RuntimeError as error:
+        raise DataError(f"{str(checkpoint)!r} does not fit {where}: {error}") from error
+    return simulation, state
+
+
+def data_digest(config: Config) -> str | None:
+    """Digest the dataset's files, which checkpoints are checked against."""
+    settings = config.run_settings()
+    return digest_of_dataset(settings.data_path, settings.dataset)
 
 
 def require_federated(config: Config) -> None:

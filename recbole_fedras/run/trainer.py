@@ -22,19 +22,16 @@ from recbole_fedras.config.checkpoint import (
     write_checkpoint,
 )
 from recbole_fedras.data.dataset import client_data
-from recbole_fedras.data.digest import digest_of_dataset
 from recbole_fedras.embedding.base import introduction
-from recbole_fedras.errors import DataError, FederationError, NonFiniteError
+from recbole_fedras.errors import FederationError, NonFiniteError
 from recbole_fedras.federation.budgets import make_budgets
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.run.evaluation import FairCollector
 from recbole_fedras.run.progress import Interrupt, ProgressBar
 from recbole_fedras.run.randomness import random_state, restore_random_state
-from recbole_fedras.run.report import (
-    RunFolder,
-    round_row,
-)
+from recbole_fedras.run.report import RunFolder, round_row
+from recbole_fedras.run.setup import data_digest, in_warmup, restore, simulate
 from recbole_fedras.wire.payload import Payload
 
 #: State of a run that is written after every round, unless another step is asked for.
@@ -67,8 +64,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.config, self.model = config, model
         self._settings = config.run_settings()
         self._clients = client_data(train_data._dataset)
-        place = self._settings.data_path, self._settings.dataset
-        self._data_digest = digest_of_dataset(*place)
+        self._data_digest = data_digest(config)
         self.simulation = self._simulate(self._introduction())
         check_after_warmup(config, self.simulation)
         with config.in_use():  # for metrics of the user's own
@@ -87,20 +83,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         return introduction(embedding, self._settings.random_base)
 
     def _simulate(self, once: Payload | None, version: int = 0) -> Simulation:
-        return Simulation(
-            self.model,
-            self._clients,
-            self.config.make_methods(),
-            self.config.federation(),
-            self.config.local_training(self._warming),
-            self._settings.n_jobs,
-            once,
-            version,
-        )
-
-    @property
-    def _warming(self) -> bool:
-        return self.config.warmup_rounds > 0 and self.model.embedding is None
+        return simulate(self.config, self.model, self._clients, once, version)
 
     def _end_warmup(self) -> None:
         """Freeze what the warm-up has trained, and go on with the item embedding.
@@ -189,34 +172,21 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
 
     def load_clients(self, state: dict[str, Any]) -> None:
         """Let clients hold what they held when a state was saved; the server stays."""
-        self._load_model(state)
-        self.simulation.shard.load_state_dict(state["simulation"]["shard"])
-
-    def _load_model(self, state: dict[str, Any]) -> None:
-        """Load the model; begin anew if it was saved on the other side of a warm-up."""
         before = self.model.embedding
-        self.model.begin_like(state["state_dict"])
-        if self.model.embedding is not before:
-            self.simulation = self._simulate(None, state["epoch"] + 1)
         self.model.load_state_dict(state["state_dict"])
+        if self.model.embedding is not before:  # saved on the other side of a warm-up
+            self.simulation = self._simulate(None, state["epoch"] + 1)
+        self.simulation.shard.load_state_dict(state["simulation"]["shard"])
 
     def resume_checkpoint(self, resume_file: str) -> None:
         """Continue from a checkpoint of :meth:`fit`, in this run's own folder."""
-        state = read_checkpoint(resume_file)
-        self._require_same_data(resume_file, state.get("data_digest"))
+        self.simulation, state = restore(
+            self.config, self.model, self._clients, resume_file, self._data_digest
+        )
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
         self.best_valid_result = state["best_valid_result"]
-        try:
-            self._load_model(state)
-            self.simulation = self._simulate(None, self.start_epoch)
-            self.simulation.load_state_dict(state["simulation"])
-        except RuntimeError as error:
-            raise DataError(
-                f"resume={str(resume_file)!r} does not fit the dataset at data_path="
-                f"{self._settings.data_path!r}: {error}"
-            ) from error
         self.model.load_other_parameter(state["other_parameter"])
         self.rows = json.loads(state["rows"])
         restore_random_state(state["random"])
@@ -225,16 +195,6 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             self.logger.warning(f"No best.pth beside {best}: it counts as the best")
         shutil.copyfile(best, self.saved_model_file)
         self.logger.info(f"Resuming {resume_file} from round {self.start_epoch}")
-
-    def _require_same_data(self, resume_file: str, digest: str | None) -> None:
-        """Refuse other files than those that a run was started with."""
-        if None not in (digest, self._data_digest) and digest != self._data_digest:
-            raise DataError(
-                f"resume={resume_file!r} is of a run on other data: the files of "
-                f"dataset={self._settings.dataset!r} at data_path="
-                f"{self._settings.data_path!r} are not those that it was started with; "
-                "set data_path to these, or start anew"
-            )
 
     # RecBole's hooks.
 
@@ -253,7 +213,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         start = perf_counter()
         if epoch_idx < self.config.warmup_rounds:
             self.cur_step = -1  # a warm-up does not stop early
-        elif self._warming:
+        elif in_warmup(self.config, self.model):
             self._end_warmup()
         try:
             with torch.no_grad():

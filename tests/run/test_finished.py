@@ -34,7 +34,7 @@ def test_the_best_unseen_items_come_first(run, model, keys):
         with torch.no_grad():
             batch = {network.USER_ID: torch.tensor([number])}
             scores = network.full_sort_predict(batch).numpy()
-        seen = finished.seen[finished.seen[:, 0] == number, 1]
+        seen = finished.seen[number].indices
         unseen = np.setdiff1d(np.arange(1, dataset.item_num), seen)
         order = unseen[np.argsort(-scores[unseen], kind="stable")][:7]
         assert rows["item"].tolist() == list(dataset.id2token(dataset.iid_field, order))
@@ -43,7 +43,7 @@ def test_the_best_unseen_items_come_first(run, model, keys):
 
 def test_all_unseen_items_and_no_more(run):
     finished = load_run(run()["run_folder"])
-    n_seen = len(np.unique(finished.seen[finished.seen[:, 0] == 1, 1]))
+    n_seen = finished.seen[1].nnz
     user = finished.dataset.id2token(finished.dataset.uid_field, 1)
     best = finished.recommend([user, user], k=1000)
     assert len(best) == 2 * (finished.dataset.item_num - 1 - n_seen)
