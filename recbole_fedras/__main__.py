@@ -291,7 +291,10 @@ def _recommend(argv: list[str]) -> None:
     finished = load_run(arguments.run, arguments.data_path)
     best = finished.recommend(arguments.users, arguments.k)
     if arguments.output:
-        best.to_csv(arguments.output, index=False, encoding="utf-8")
+        try:
+            best.to_csv(arguments.output, index=False, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--output={arguments.output!r}: {error}") from error
     lines = best.values.tolist()
     columns = list(best.columns)
     print(tabulate(lines, columns, floatfmt=".4f", disable_numparse=[0, 1]))

@@ -19,7 +19,9 @@ from recbole_fedras.data.times import Dates, first_inexact, join_times
 from recbole_fedras.errors import DataError
 
 _NUMBER = re.compile(r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *", re.ASCII)
-_DTYPES = {"token": "category", "float": "float64"}  # others are text
+#: Others are text. Of numbers pandas finds out whether all are whole, or none is one:
+#: asked for floats, it would take True for 1.
+_DTYPES = {"token": "category", "float": None}
 
 
 class AtomicFile:
@@ -64,15 +66,15 @@ class AtomicFile:
         dtypes: dict[str, str | None] = {
             field: _DTYPES.get(self.types[field], "str") for field in fields
         }
-        if time is not None and self.types[time] == "float":
-            dtypes[time] = None  # pandas takes it for int64 if all are whole numbers
         columns: dict[str, list[Any]] = {field: [] for field in fields}
         dates = Dates()
         for block in self._lines.blocks():
-            frame = self._parse(block, dtypes)
-            self._check_values(block, frame, required)
+            frame = self._to_frame(block, dtypes)
+            self._require_values(block, frame, required)
             for field in fields:
                 values = frame.pop(field)
+                if self.types[field] == "float":
+                    values = self._numbers(block, field, values)
                 if field == time:
                     values = self._times(block, field, values, dates)
                 elif self.types[field].endswith("seq"):
@@ -87,14 +89,6 @@ class AtomicFile:
             },
             copy=False,
         )
-
-    def _parse(self, block: Block, dtypes: dict[str, str | None]) -> pd.DataFrame:
-        try:
-            return self._to_frame(block, dtypes)
-        except ValueError as error:
-            numbers = [field for field in dtypes if self.types[field] == "float"]
-            self._refuse_number(block, numbers)
-            raise DataError(f"{self.path}: {error}") from error
 
     def _to_frame(self, block: Block, dtypes: dict[str, str | None]) -> pd.DataFrame:
         data = block.data
@@ -120,23 +114,23 @@ class AtomicFile:
     def _texts(self, block: Block, field: str) -> pd.Series:
         return self._to_frame(block, {field: "str"})[field]
 
-    def _refuse_number(self, block: Block, fields: list[str]) -> None:
-        for field in fields:
-            for row, text in enumerate(self._texts(block, field)):
-                if isinstance(text, str) and not _is_number(text):
-                    self._refuse_value(block, row, field, text)
-
-    def _check_values(
+    def _require_values(
         self, block: Block, frame: pd.DataFrame, required: Collection[str]
     ) -> None:
-        for field in frame:
-            if field in required:
-                missing = frame[field].isna().to_numpy()
-                if missing.any():
-                    what = f"field '{field}:{self.types[field]}' is empty"
-                    self._lines.refuse(block, int(missing.argmax()), what)
-            if frame[field].dtype == np.float64 and np.isinf(frame[field]).any():
-                self._refuse_number(block, [field])
+        for field in frame.columns.intersection(list(required)):
+            missing = frame[field].isna().to_numpy()
+            if missing.any():
+                what = f"field '{field}:{self.types[field]}' is empty"
+                self._lines.refuse(block, int(missing.argmax()), what)
+
+    def _numbers(self, block: Block, field: str, values: pd.Series) -> pd.Series:
+        """Return int64 if all are whole, else float64; refuse what is no number."""
+        if values.dtype in (np.int64, np.float64) and not np.isinf(values).any():
+            return values
+        for row, text in enumerate(self._texts(block, field)):
+            if isinstance(text, str) and not _is_number(text):
+                self._refuse_value(block, row, field, text)
+        return values.astype(np.float64)  # beyond int64
 
     def _times(
         self, block: Block, field: str, values: pd.Series, dates: Dates
@@ -153,9 +147,6 @@ class AtomicFile:
                     "out of load_col",
                 )
             return nanoseconds
-        if values.dtype not in (np.int64, np.float64):
-            self._refuse_number(block, [field])
-            values = values.astype(np.float64)  # beyond int64
         row = first_inexact(values, lambda: self._texts(block, field))
         if row is not None:
             self._lines.refuse(
@@ -197,7 +188,7 @@ class AtomicFile:
         if self.types[field] == "token":
             return union_categoricals([part.array for part in parts])
         if self.types[field] == "float":
-            return np.concatenate(parts)
+            return np.concatenate(parts, dtype=np.float64)
         return pd.Series([row for part in parts for row in part], dtype=object)
 
     def _refuse_value(self, block: Block, row: int, field: str, text: str) -> NoReturn:

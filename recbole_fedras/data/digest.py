@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,15 @@ def digest_of_files(paths: Sequence[Path]) -> str | None:
     """Digest names and contents; None if there are no files."""
     digest = hashlib.sha256()
     for path in paths:
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.name} {content}\n".encode())
+        content = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                content.update(block)
+        digest.update(f"{path.name} {content.hexdigest()}\n".encode())
     return digest.hexdigest()[:20] if paths else None
 
 
 def digest_of_dataset(folder: str, name: str) -> str | None:
     """Digest a dataset's atomic files; None if there are none."""
-    return digest_of_files(sorted(Path(folder).glob(f"{name}.*")))
+    found = Path(folder).glob(f"{glob.escape(name)}.*")
+    return digest_of_files(sorted(path for path in found if path.is_file()))

@@ -135,18 +135,18 @@ class Lines:
         """Yield the lines below the header, once their fields are counted."""
         with self._open() as file:
             file.readline()
-            line = 2
+            line, empty = 2, ""  # empty lines at the end of the file are no rows
             while text := file.read(_BLOCK):
-                text += file.readline()
-                n_lines = text.count("\n")
-                text = text.rstrip("\n")  # empty lines at the end are no rows
-                if text:
+                text = empty + text + file.readline()
+                rows = text.rstrip("\n")
+                empty = text[len(rows) + bool(rows) :]
+                if rows:
                     if self.mark != self.form.separator:
-                        text = text.replace(self.form.separator, self.mark)
-                    block = Block(line, (text + "\n").encode())
+                        rows = rows.replace(self.form.separator, self.mark)
+                    block = Block(line, (rows + "\n").encode())
                     self._check_counts(block)
                     yield block
-                line += n_lines
+                    line += rows.count("\n") + 1
 
     def _check_counts(self, block: Block) -> None:
         """Every n-th mark, and no other, must be the end of a line."""
@@ -160,11 +160,17 @@ class Lines:
         n, counts = len(self.types), np.diff(ends, prepend=-1)
         wrong = np.flatnonzero(counts != n)
         if len(wrong):
+            row = int(wrong[0])
+            if not block.data.split(b"\n")[row]:
+                self.refuse(
+                    block, row, "an empty line; only the last lines may be empty"
+                )
             what = "every line has" if (counts == counts[0]).all() else "there are"
+            number = f"{counts[row]} fields" if counts[row] > 1 else "no separators"
             self.refuse(
                 block,
-                int(wrong[0]),
-                f"{what} {counts[wrong[0]]} fields, but the header has {n}, "
+                row,
+                f"{what} {number}, but the header has {n} fields, "
                 f"{', '.join(self.types)}; fields are separated by field_separator="
                 f"{self.form.separator!r}, and there is no quoting",
             )

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 from recbole_fedras.config import Config
 from recbole_fedras.config.checkpoint import best_of, file_of
-from recbole_fedras.data.dataset import client_data
+from recbole_fedras.data.dataset import FederatedDataset, client_data
 from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.model import FederatedRecommender
@@ -38,7 +38,8 @@ class FinishedRun:
     simulation : Simulation
         Server and clients; ``run_round`` goes on from there.
     seen : csr_matrix, shape (user_num, item_num)
-        How often a user has interacted with an item, in held-out rows too.
+        How often a user has interacted with an item, in all rows of the files: held-out
+        ones, and those that filters leave out, too.
     """
 
     config: Config
@@ -47,12 +48,12 @@ class FinishedRun:
     simulation: Simulation
     seen: csr_matrix
 
-    def recommend(self, users: Sequence[str], k: int = 10) -> pd.DataFrame:
+    def recommend(self, users: Sequence[str | int], k: int = 10) -> pd.DataFrame:
         """Return the best items for users, of those that they have not seen.
 
         Parameters
         ----------
-        users : sequence of str
+        users : sequence of str or int
             Their ids, as the dataset's file has them.
         k : int
             Items for each; fewer where a user has seen nearly all.
@@ -65,7 +66,7 @@ class FinishedRun:
         Raises
         ------
         ConfigError
-            If ``k`` is not positive.
+            If ``k`` is not a positive integer, or ``users`` is one string.
         DataError
             That names a user who is not in the dataset.
 
@@ -73,8 +74,10 @@ class FinishedRun:
         --------
         >>> load_run("saved/MF-FedRAS-...").recommend(["196"], k=5)  # doctest: +SKIP
         """
-        if k < 1:
-            raise ConfigError(f"k={k} is not allowed; it must be at least 1")
+        if not isinstance(k, int) or k < 1:
+            raise ConfigError(f"k={k!r} is not allowed; it must be an integer from 1")
+        if isinstance(users, str):
+            raise ConfigError(f"users={users!r} is not allowed; it must be a list")
         numbers = self._numbers_of(users)
         blocks = [
             self._best(numbers[start : start + _USERS_AT_A_TIME], k)
@@ -82,17 +85,18 @@ class FinishedRun:
         ]
         return pd.concat(blocks, ignore_index=True)
 
-    def _numbers_of(self, users: Sequence[str]) -> NDArray[np.int64]:
+    def _numbers_of(self, users: Sequence[str | int]) -> NDArray[np.int64]:
         if not len(users):
             raise DataError("users=[] must name at least one")
         known = self.dataset.field2token_id[self.dataset.uid_field]
-        for user in users:
-            if user not in known or known[user] == 0:  # [PAD]
+        names = [str(user) for user in users]
+        for user in names:
+            if not known.get(user):  # 0: [PAD]
                 raise DataError(
                     f"user {user!r} is not in dataset={self.dataset.dataset_name!r}, "
                     f"which has {len(known) - 1} users, as it is filtered in this run"
                 )
-        return np.array([known[user] for user in users], np.int64)
+        return np.array([known[name] for name in names], np.int64)
 
     @torch.no_grad()
     def _best(self, numbers: NDArray[np.int64], k: int) -> pd.DataFrame:
@@ -138,5 +142,21 @@ def load_run(folder: str | Path, data_path: str | None = None) -> FinishedRun:
         model = config.make_model(dataset).to(config.run_settings().device)
         clients, digest = client_data(dataset), data_digest(config)
         simulation, _ = restore(config, model, clients, path, digest)
-    seen = sum(loader._dataset.inter_matrix("csr") for loader in loaders)
+        if config.data_settings().filters:
+            seen = _seen_in_file(config, dataset)
+        else:
+            seen = sum(loader._dataset.inter_matrix("csr") for loader in loaders)
     return FinishedRun(config, dataset, model, simulation, seen)
+
+
+def _seen_in_file(config: Config, dataset: Any) -> csr_matrix:
+    """Return what users have seen in rows that no filter has left out."""
+    unfiltered = dict.fromkeys(config.data_settings().filters)
+    whole = FederatedDataset(Config(config_dict=config.resolved | unfiltered))
+    places = []
+    for field in (dataset.uid_field, dataset.iid_field):
+        known, tokens = dataset.field2token_id[field], whole.field2id_token[field]
+        numbers = np.array([known.get(token, 0) for token in tokens])  # 0: [PAD]
+        places.append(numbers[whole.inter_feat[field]])
+    shape = dataset.user_num, dataset.item_num
+    return csr_matrix((np.ones(len(places[0])), places), shape)

@@ -128,7 +128,9 @@ def test_a_header_alone_is_no_data(read, end):
         ("u\ti\t1\t2\t\nu\tj\t1\t2\t\n", "line 2: every line has 5 fields, but the "),
         ("u\ti\t1\t2\nu\tj\t1\t2\t\n", "line 3: there are 5 fields, but the header"),
         ("u\ti\t1\t2\nu\tj\t1\n", "line 3: there are 3 fields, but the header has 4"),
-        ("u\ti\t1\t2\n\nu\tj\t1\t2\n", "line 3: there are 1 fields"),
+        ("u\ti\t1\t2\n\nu\tj\t1\t2\n", "line 3: an empty line; only the last"),
+        ("u\ti\t1\t2\n \nu\tj\t1\t2\n", "line 3: there are no separators, but the"),
+        ("u i 1 2\nu i 1 2\n", "line 2: every line has no separators, but the"),
         # As many separators in all as there should be.
         ("u\ti\t1\t2\nu\tj\t1\nu\tk\t1\t2\t3\n", "line 3: there are 3 fields"),
         ("u\ti\t1\t2\nu\t\t1\t2\n", "line 3: field 'item_id:token' is empty"),
@@ -162,6 +164,22 @@ def test_numbers_of_sequences_that_are_refused(read, text):
         read(f"i:token\tv:float_seq\na\t1 2.5\nb\t{text}\n", time=None)
     with pytest.raises(DataError, match="line 2: field 'v:float_seq' is ''"):
         read("i:token\tv:float_seq\na\t1,,2\n", Form("\t", ",", "utf-8"), time=None)
+
+
+@pytest.mark.parametrize("field", [2, 3])
+def test_truth_values_are_no_numbers(read, field):
+    """Of which pandas makes 1 and 0, if nothing else stands in a column."""
+    row = ["u", "i", "1", "2"]
+    row[field] = "True"
+    with pytest.raises(DataError, match=r"line 2: field '.*:float' is 'True', which"):
+        read(HEADER + "\t".join(row) + "\n")
+
+
+@pytest.mark.parametrize("block", [7, 2**24])
+def test_an_empty_line_between_blocks_is_refused(read, monkeypatch, block):
+    monkeypatch.setattr(lines, "_BLOCK", block)
+    with pytest.raises(DataError, match="line 3: an empty line"):
+        read(HEADER + "u\ti\t1\t2\n\n\n\n\n\n\n\n\n\nu\ti\t1\t2\n")
 
 
 def test_bytes_of_another_encoding_are_refused(read):

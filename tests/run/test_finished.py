@@ -49,6 +49,22 @@ def test_all_unseen_items_and_no_more(run):
     assert len(best) == 2 * (finished.dataset.item_num - 1 - n_seen)
 
 
+def test_what_filters_leave_out_has_been_seen(run, tiny_rows):
+    keys = {
+        "val_interval": {"rating": "[3,5]"},
+        "user_inter_num_interval": "[3,inf)",
+        "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"]},
+    }
+    finished = load_run(run(**keys)["run_folder"])
+    left = finished.dataset.field2token_id
+    seen = {(user, item) for user, item, *_ in tiny_rows if item in left["item_id"]}
+    for user in list(left["user_id"])[1:]:
+        best = finished.recommend([user], k=1000)
+        assert not seen.intersection(zip(best["user"], best["item"], strict=True))
+        n_seen = len({item for other, item in seen if other == user})
+        assert len(best) == finished.dataset.item_num - 1 - n_seen
+
+
 def test_it_goes_on_as_the_run_would(run):
     """The last round's state, so that a further round is the next of the run."""
     whole, part = run(epochs=4), run(epochs=2)
@@ -71,6 +87,8 @@ def test_what_cannot_be_recommended_is_named(run, tmp_path):
         finished.recommend(["[PAD]"])
     with pytest.raises(ConfigError, match="k=0 is not allowed"):
         finished.recommend(["u1"], k=0)
+    with pytest.raises(ConfigError, match="users='u1' is not allowed; it must be a l"):
+        finished.recommend("u1")
     with pytest.raises(DataError, match="there is no such file"):
         load_run(tmp_path / "nothing")
 
