@@ -9,6 +9,7 @@ import platform
 import sys
 
 from recbole_fedras.config import registry
+from recbole_fedras.experiments.summary import cost
 from recbole_fedras.experiments.tables import Table
 from recbole_fedras.quick_start import run_recbole_fedras
 
@@ -23,23 +24,14 @@ def main(argv: list[str]) -> None:
         result = run_recbole_fedras(
             config_dict=methods[method] | {"show_progress": False}, argv=argv
         )
-        cost, test = result["communication"], result["test_result"]
-        rows.append(
-            {
-                "method": method,
-                "HR@10": test["hit@10"],
-                "NDCG@10": test["ndcg@10"],
-                "uplink MB": cost["uplink_bytes"] / 1e6,
-                "downlink MB": cost["downlink_bytes"] / 1e6,
-                "catch-up MB": cost["catch_up_bytes"] / 1e6,
-                "CR nominal": cost["nominal_compression_rate"],
-                "CR wire": cost["wire_compression_rate"],
-                "seconds": result["seconds"]["total"],
-            }
-        )
+        test, sent = result["test_result"], result["communication"]
+        quality = {"HR@10": test["hit@10"], "NDCG@10": test["ndcg@10"]}
+        nominal = {"CR nominal": sent["nominal_compression_rate"]}
+        seconds = {"seconds": result["seconds"]["total"]}
+        rows.append({"method": method} | quality | cost([sent]) | nominal | seconds)
     machine = platform.processor() or platform.machine()
     note = (
-        f"dense FedAvg: {cost['dense_bytes'] / 1e6:,.0f} MB; {result['rounds']} rounds "
+        f"dense FedAvg: {sent['dense_bytes'] / 1e6:,.0f} MB; {result['rounds']} rounds "
         "at most"
     )
     print(Table(f"{' '.join(argv) or 'defaults'}; {machine}", rows, note).markdown())

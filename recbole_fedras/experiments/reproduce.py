@@ -17,6 +17,7 @@ from recbole_fedras.experiments.exhibits import Exhibit
 from recbole_fedras.experiments.identity import Keys, Outcome
 from recbole_fedras.experiments.panels import save
 from recbole_fedras.experiments.provenance import note_of_other_code, other_code
+from recbole_fedras.experiments.summary import cost
 from recbole_fedras.experiments.sweep import Sweep
 from recbole_fedras.experiments.tables import Table
 
@@ -168,7 +169,7 @@ def _rows(
     labels = {
         key: getattr(entry, key) for key in ("dataset", "model", "method", "setting")
     }
-    rest = _cost([result["communication"] for result in results]) | {
+    rest = cost([result["communication"] for result in results]) | {
         "learning rate": learning_rate,
         "diverged": len(runs) - len(results),
         "other code": other_code(runs, exhibit.measure),
@@ -187,19 +188,6 @@ def _quality(values: list[float], paper: float | None) -> Row:
         "paper": None if paper is None else float(paper),
         "difference": None if paper is None else ours - paper,
     }
-
-
-def _cost(runs: list[dict[str, Any]]) -> Row:
-    """Return means over runs; NaN if all diverged."""
-    sizes = {
-        f"{direction.replace('_', '-')} MB": float(
-            mean([run[f"{direction}_bytes"] for run in runs] or [nan])
-        )
-        / 1e6
-        for direction in ("uplink", "downlink", "catch_up")
-    }
-    rate = mean([run["wire_compression_rate"] for run in runs] or [nan])
-    return {"CR wire": rate} | sizes
 
 
 def _drawn(

@@ -7,6 +7,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import wilcoxon
 
 from recbole_fedras.experiments.identity import Outcome
@@ -23,22 +24,33 @@ def summary(label: str, runs: list[Outcome], first: list[Outcome]) -> dict[str, 
         row[metric] = mean(values)
         row[metric + SPREAD] = stdev(values) if len(values) > 1 else None
     row["better users"], row["worse users"], row["p"] = significance(runs, first)
-    cost = [run["result"]["communication"] for run in runs]
-    for direction in ("uplink", "downlink", "catch_up"):
-        size = mean(run[f"{direction}_bytes"] for run in cost)
-        row[f"{direction.replace('_', '-')} MB"] = size / 1e6
-    row["CR charged"] = mean(charged(run) for run in cost)
-    row["CR wire"] = mean(run["wire_compression_rate"] for run in cost)
+    row |= cost([run["result"]["communication"] for run in runs])
     row["seconds"] = mean(run["result"]["seconds"]["total"] for run in runs)
     row["other code"] = other_code(runs, train_and_test)
     return row
 
 
-def charged(communication: dict[str, Any]) -> float:
-    """Return the rate with everything charged, of earlier versions' runs too."""
-    parts = ("uplink_bytes", "downlink_bytes", "catch_up_bytes")
-    total = sum(communication[part] for part in parts)
-    return float(1 - total / communication["dense_bytes"])
+def cost(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Return what runs have sent on average; NaN of no runs.
+
+    Parameters
+    ----------
+    runs : list of dict
+        ``communication`` of each result. The rate with everything charged is taken from
+        the bytes, as earlier versions have another name for it.
+    """
+    names = ["uplink_bytes", "downlink_bytes", "catch_up_bytes"]
+    rest = ["dense_bytes", "wire_compression_rate"]
+    sent = pd.DataFrame(runs, columns=names + rest, dtype=float)
+    charged = 1 - sent[names].sum(axis=1) / sent["dense_bytes"]
+    means = sent.mean()
+    return {
+        "uplink MB": means["uplink_bytes"] / 1e6,
+        "downlink MB": means["downlink_bytes"] / 1e6,
+        "catch-up MB": means["catch_up_bytes"] / 1e6,
+        "CR charged": charged.mean(),
+        "CR wire": means["wire_compression_rate"],
+    }
 
 
 def significance(cells: list[Outcome], first: list[Outcome]) -> tuple[int, int, float]:
