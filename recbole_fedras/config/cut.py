@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from recbole_fedras.compressor.base import Compressor, kept
 from recbole_fedras.config import registry
-from recbole_fedras.config.values import choice, refuse
+from recbole_fedras.config.forms import one_of
+from recbole_fedras.config.values import read, refuse
 
 if TYPE_CHECKING:
     from recbole_fedras.config.config import Config
@@ -34,7 +35,7 @@ def cut(config: Config) -> dict[str, Any]:
     if config["bandwidth"] is not None:
         refuse(config, "bandwidth", f"None with cut={key}, which is cut for all")
     left = kept(config["compression_rate"])
-    if choice(config, "cut", CUTS) == "epochs":
+    if read(config, "cut", one_of(*CUTS)) == "epochs":
         return _cut_rounds(config, max(1, int(config[key] * left)))
     if key == "client_fraction":
         return {key: config[key] * (1 - config["compression_rate"])}

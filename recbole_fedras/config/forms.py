@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import operator
 import re
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -20,7 +22,11 @@ _NUMBER = r"\s*[-+]?(?:inf|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
 _INTERVALS = re.compile(rf"\s*[\[(]{_NUMBER},{_NUMBER}[\])]\s*")
 
 
-class Form(NamedTuple):
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Form(Generic[Value]):
     """What a key's value may be.
 
     Attributes
@@ -36,7 +42,7 @@ class Form(NamedTuple):
     """
 
     allowed: str
-    read: Callable[[Any], Any]
+    read: Callable[[Any], Value]
     verbatim: bool = False
 
 
@@ -76,8 +82,7 @@ def _require(holds: bool) -> None:
 
 
 def _boolean(value: Any) -> bool:
-    value = like(value, True)
-    _require(isinstance(value, bool))
+    _require(type(value) is bool)
     return bool(value)
 
 
@@ -135,30 +140,46 @@ def _gpus(value: Any) -> str:
     return ",".join(map(str, value))
 
 
-def integer(at_least: int) -> Form:
-    """Whole numbers from a bound."""
+def integer(at_least: int, at_most: int = 2**62) -> Form[int]:
+    """Whole numbers between bounds."""
 
     def read(value: Any) -> int:
         value = like(value, at_least)
-        _require(type(value) is int and value >= at_least)
+        _require(type(value) is int and at_least <= value <= at_most)
         return int(value)
 
-    return Form(f"an integer from {at_least}", read)
+    return Form(f"an integer from {at_least} to {at_most}", read)
 
 
-def number(above: float, at_most: float = np.inf) -> Form:
+def is_number(value: Any) -> bool:
+    """Whether it is a finite int or float."""
+    return type(value) in (int, float) and bool(np.isfinite(value))
+
+
+def number(
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> Form[float]:
     """Finite numbers between bounds."""
+    bounds = [
+        (above, ">", operator.gt),
+        (at_least, ">=", operator.ge),
+        (below, "<", operator.lt),
+        (at_most, "<=", operator.le),
+    ]
+    used = [(bound, sign, holds) for bound, sign, holds in bounds if bound is not None]
 
-    def read(value: Any) -> Any:
-        _require(type(value) in (int, float) and above < value <= at_most)
-        _require(bool(np.isfinite(value)))
-        return value
+    def read(value: Any) -> float:
+        _require(is_number(value) and all(holds(value, b) for b, _, holds in used))
+        return float(value)
 
-    bounds = f"> {above}" + ("" if np.isinf(at_most) else f" and <= {at_most}")
-    return Form(f"a number {bounds}", read)
+    signs = " and ".join(f"{sign} {bound}" for bound, sign, _ in used)
+    return Form(f"a number {signs}", read)
 
 
-def one_of(*values: str) -> Form:
+def one_of(*values: str) -> Form[str]:
     """Return the form of a choice."""
 
     def read(value: Any) -> str:
@@ -168,7 +189,7 @@ def one_of(*values: str) -> Form:
     return Form(f"one of {', '.join(values)}", read)
 
 
-def optional(form: Form) -> Form:
+def optional(form: Form[Value]) -> Form[Value | None]:
     """Return a form that None has too."""
     return Form(
         f"{form.allowed}, or ~",
@@ -177,10 +198,12 @@ def optional(form: Form) -> Form:
     )
 
 
-def several(form: Form, allowed: str, sizes: Collection[int] = ()) -> Form:
+def several(
+    form: Form[Value], allowed: str, sizes: Collection[int] = ()
+) -> Form[list[Value]]:
     """Return the form of lists, of certain sizes or of one entry and more."""
 
-    def read(value: Any) -> list[Any]:
+    def read(value: Any) -> list[Value]:
         value = value if isinstance(value, list) else [value]
         _require(len(value) in sizes if sizes else len(value) > 0)
         return [form.read(entry) for entry in value]
@@ -188,10 +211,10 @@ def several(form: Form, allowed: str, sizes: Collection[int] = ()) -> Form:
     return Form(allowed, read)
 
 
-def mapping(entry: Form, allowed: str) -> Form:
+def mapping(entry: Form[Value], allowed: str) -> Form[dict[str, Value]]:
     """Return the form of dicts from names."""
 
-    def read(value: Any) -> dict[str, Any]:
+    def read(value: Any) -> dict[str, Value]:
         _require(isinstance(value, dict))
         return {_name(key): entry.read(item) for key, item in value.items()}
 
@@ -199,6 +222,8 @@ def mapping(entry: Form, allowed: str) -> Form:
 
 
 BOOLEAN = Form("True or False", _boolean)
+#: The same, as people write it, for keys whose default is none and so does not tell.
+YES_OR_NO = Form("True or False", lambda value: _boolean(like(value, True)))
 STRING = Form("a string", _string)
 NAME = Form("a name", _name, verbatim=True)
 NAMES = Form("a list of names", _names)
@@ -209,3 +234,4 @@ KEPT = Form("an interval in quotes, or a list of tokens", _interval_or_tokens)
 COLUMNS = Form("a list of fields", _columns)
 LEVEL = Form("one of debug, info, warning, error, critical", _level)
 GPUS = Form("numbers of GPUs, joined by commas", _gpus)
+SEED = integer(0, 2**32 - 1)

@@ -15,7 +15,9 @@ from recbole_fedras.config.forms import (
     LEVEL,
     NAME,
     NAMES,
+    SEED,
     STRING,
+    YES_OR_NO,
     Form,
     integer,
     like,
@@ -31,7 +33,7 @@ from recbole_fedras.errors import ConfigError
 class Key(NamedTuple):
     """A key that a federated run reads: the form of its value, and what it is for."""
 
-    form: Form
+    form: Form[Any]
     purpose: str
 
 
@@ -61,7 +63,7 @@ _ENVIRONMENT = {
     "resume": Key(optional(FOLDER), "checkpoint, or run folder, to continue"),
     "gpu_id": Key(GPUS, "GPUs to be seen, of which the first is used"),
     "use_gpu": Key(BOOLEAN, "whether to use one"),
-    "seed": Key(integer(0), "seed of all that is drawn"),
+    "seed": Key(SEED, "seed of all that is drawn"),
     "reproducibility": Key(BOOLEAN, "whether torch keeps to deterministic algorithms"),
     "state": Key(LEVEL, "level of the log"),
     "show_progress": Key(BOOLEAN, "whether to show the bar over rounds"),
@@ -97,7 +99,7 @@ _DATA = {
     "preload_weight": Key(optional(mapping(NAME, "a dict from a field of ids to one of "
                                            "vectors")), "vectors of items"),
     "normalize_field": Key(optional(NAMES), "float fields brought to [0, 1]"),
-    "normalize_all": Key(optional(BOOLEAN), "whether all of them are"),
+    "normalize_all": Key(optional(YES_OR_NO), "whether all of them are"),
 }  # fmt: skip
 
 #: Keys that choose rows.
@@ -121,7 +123,8 @@ _EVALUATION = {
     "eval_step": Key(integer(0), "rounds between evaluations"),
     "stopping_step": Key(integer(0), "evaluations without improvement before the end"),
     "repeatable": Key(BOOLEAN, "mode full: whether items of the past are ranked too"),
-    "tail_ratio": Key(optional(number(0)), "TailPercentage: share or number of items"),
+    "tail_ratio": Key(optional(number(above=0)),
+                      "TailPercentage: share or number of items"),
 }  # fmt: skip
 
 #: Every key of RecBole's that a federated run reads; our own are in ``schema``.

@@ -10,14 +10,16 @@ from recbole.utils import EvaluatorType
 
 from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import registry
-from recbole_fedras.config.values import (
-    boolean,
-    choice,
+from recbole_fedras.config.forms import (
+    BOOLEAN,
+    STRING,
     integer,
     number,
-    refuse,
-    strings,
+    one_of,
+    optional,
+    several,
 )
+from recbole_fedras.config.values import read, refuse
 from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.federation.server.aggregation import Aggregator
@@ -31,12 +33,14 @@ _CARRIERS: dict[str, _Carrier] = {"compressor": Compressor, "aggregation": Aggre
 
 def check_bases(config: Config) -> None:
     """Check keys that an item embedding is made with."""
-    boolean(config, "use_base")
-    choice(config, "item_base", ("random", "warmup", "features"))
-    number(config, "base_std", above=0)
-    integer(config, "warmup_rounds", 1)
-    if config["item_features"] is not None:
-        strings(config, "item_features", "None (all) or a list of fields")
+    read(config, "use_base", BOOLEAN)
+    read(config, "item_base", one_of("random", "warmup", "features"))
+    read(config, "base_std", number(above=0))
+    read(config, "warmup_rounds", integer(1))
+    fields = optional(several(STRING, "a list of fields"))
+    if isinstance(config["item_features"], str):
+        refuse(config, "item_features", fields.allowed)
+    read(config, "item_features", fields)
 
 
 def check_federated(config: Config) -> None:

@@ -1,21 +1,23 @@
-"""Reads config keys as typed settings: the only reader, with ``rules``, of keys."""
+"""Reads config keys as typed settings."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from recbole_fedras.config.settings import EvaluationSettings, RunSettings, Uncut
-from recbole_fedras.config.values import (
-    Keys,
-    boolean,
-    choice,
+from recbole_fedras.config.forms import (
+    BOOLEAN,
+    SEED,
+    STRING,
+    Form,
     integer,
-    is_number,
     number,
-    string,
+    one_of,
+    optional,
+    several,
 )
-from recbole_fedras.config.values import refuse as refuse
-from recbole_fedras.data.lines import Form
+from recbole_fedras.config.settings import EvaluationSettings, RunSettings, Uncut
+from recbole_fedras.config.values import Keys, read, refuse
+from recbole_fedras.data import lines
 from recbole_fedras.data.settings import DataSettings
 from recbole_fedras.federation.settings import (
     ALL_SAMPLES,
@@ -28,6 +30,9 @@ from recbole_fedras.federation.settings import (
 )
 from recbole_fedras.model.settings import ModelSettings
 from recbole_fedras.wire.ledger import DIRECTIONS
+
+_POSITIVE = number(above=0)
+_SHARE = number(at_least=0, below=1)
 
 #: RecBole's keys that leave interactions out, and their values that leave out none.
 _FILTERS = (
@@ -42,17 +47,17 @@ _NO_FILTER: tuple[object, ...] = (None, {}, "[0,inf)")
 def federation(config: Keys) -> Federation:
     """Return who takes part and how updates are combined."""
     return Federation(
-        seed=integer(config, "seed", 0, 2**32 - 1),
-        client_fraction=number(config, "client_fraction", above=0, at_most=1),
+        seed=read(config, "seed", SEED),
+        client_fraction=read(config, "client_fraction", number(above=0, at_most=1)),
         compression_rates=_compression_rates(config),
         aggregation=str(config["aggregation"]),
         replica=str(config["replica"]),
-        budget=choice(config, "budget", BUDGETS),
-        downlink_feedback=boolean(config, "downlink_feedback"),
-        uplink_feedback=boolean(config, "uplink_feedback"),
+        budget=read(config, "budget", one_of(*BUDGETS)),
+        downlink_feedback=read(config, "downlink_feedback", BOOLEAN),
+        uplink_feedback=read(config, "uplink_feedback", BOOLEAN),
         optimization=_server_optimization(config),
-        max_update_norm=number(config, "max_update_norm", above=0),
-        report_loss=boolean(config, "report_loss"),
+        max_update_norm=read(config, "max_update_norm", _POSITIVE),
+        report_loss=read(config, "report_loss", BOOLEAN),
     )
 
 
@@ -71,14 +76,14 @@ def local_training(config: Keys, warmup: bool) -> LocalTraining:
     sample_num = negatives.get("sample_num")
     if type(sample_num) is not int or sample_num < 1:
         refuse(config, "train_neg_sample_args", "an integer sample_num >= 1")
-    gradient = choice(config, "upload", ("delta", "gradient")) == "gradient"
+    gradient = _is(config, "upload", "gradient", other="delta")
     if gradient and config["local_epochs"] != 1:
         refuse(config, "local_epochs", "1 with upload=gradient, which is of one step")
-    batch_size = integer(config, "train_batch_size", 1)
+    batch_size = read(config, "train_batch_size", integer(1))
     own_rate = warmup and config["warmup_learning_rate"] is not None
     rate = "warmup_learning_rate" if own_rate else "learning_rate"
     user_rate = rate if config["user_learning_rate"] is None else "user_learning_rate"
-    rates = {key: number(config, key, above=0) for key in (rate, "theta_learning_rate")}
+    rates = {key: read(config, key, _POSITIVE) for key in (rate, "theta_learning_rate")}
     pairwise = _pairwise(config)
     if gradient:
         # A step at this rate is minus the gradient of what it says: of the mean loss of
@@ -87,20 +92,20 @@ def local_training(config: Keys, warmup: bool) -> LocalTraining:
     return LocalTraining(
         learning_rate=rates[rate],
         theta_learning_rate=rates["theta_learning_rate"],
-        user_learning_rate=number(config, user_rate, above=0),
-        local_epochs=integer(config, "local_epochs", 1),
+        user_learning_rate=read(config, user_rate, _POSITIVE),
+        local_epochs=read(config, "local_epochs", integer(1)),
         batch_size=ALL_SAMPLES if gradient else batch_size,
         n_negatives=sample_num,
         rho_shared=_rho(config, "rho_shared"),
         rho_private=_rho(config, "rho_private"),
         pairwise=pairwise,
         upload_gradient=gradient,
-        user_optimizer=choice(config, "user_optimizer", USER_OPTIMIZERS),
+        user_optimizer=read(config, "user_optimizer", one_of(*USER_OPTIMIZERS)),
     )
 
 
 def _pairwise(config: Keys) -> bool:
-    pairwise = choice(config, "local_loss", ("bce", "bpr")) == "bpr"
+    pairwise = _is(config, "local_loss", "bpr", other="bce")
     if pairwise and config["train_batch_size"] % 2:
         refuse(
             config, "train_batch_size", "even with local_loss=bpr, which takes pairs"
@@ -109,59 +114,56 @@ def _pairwise(config: Keys) -> bool:
 
 
 def _rho(config: Keys, key: str) -> float:
-    rho = number(config, key, at_least=0)
-    objective = choice(config, "local_objective", ("sgd", "sam"))
-    return rho if objective == "sam" else 0.0
+    rho = read(config, key, number(at_least=0))
+    return rho if _is(config, "local_objective", "sam", other="sgd") else 0.0
 
 
 def _server_optimization(config: Keys) -> ServerOptimization:
-    betas = config["server_betas"]
-    if not (
-        isinstance(betas, list | tuple)
-        and len(betas) == 2
-        and all(is_number(beta) and 0 <= beta < 1 for beta in betas)
-    ):
-        refuse(config, "server_betas", "two numbers >= 0 and < 1")
+    betas = read(config, "server_betas", _pair("two numbers >= 0 and < 1"))
     return ServerOptimization(
-        choice(config, "server_optimizer", SERVER_OPTIMIZERS),
-        number(config, "server_learning_rate", above=0),
+        read(config, "server_optimizer", one_of(*SERVER_OPTIMIZERS)),
+        read(config, "server_learning_rate", _POSITIVE),
         (betas[0], betas[1]),
-        number(config, "server_tau", above=0),
+        read(config, "server_tau", _POSITIVE),
         _bias_correction(config),
     )
 
 
 def _bias_correction(config: Keys) -> bool:
-    wanted = boolean(config, "server_bias_correction")
+    wanted = read(config, "server_bias_correction", BOOLEAN)
     if wanted and config["server_optimizer"] != "adam":
         refuse(config, "server_bias_correction", "False but for server_optimizer=adam")
     return wanted
 
 
 def _compression_rates(config: Keys) -> tuple[float, ...]:
-    bandwidth = config["bandwidth"]
-    if bandwidth is None:
-        return (number(config, "compression_rate", at_least=0, below=1),)
+    if config["bandwidth"] is None:
+        return (read(config, "compression_rate", _SHARE),)
     allowed = "None or two rates [lowest, highest] with 0 <= lowest <= highest < 1"
-    if not (
-        isinstance(bandwidth, list | tuple)
-        and len(bandwidth) == 2
-        and all(is_number(rate) for rate in bandwidth)
-        and 0 <= bandwidth[0] <= bandwidth[1] < 1
-    ):
+    lowest, highest = read(config, "bandwidth", _pair(allowed))
+    if lowest > highest:
         refuse(config, "bandwidth", allowed)
-    n_tiers = integer(config, "bandwidth_tiers", 1)
-    rates = np.unique(np.linspace(bandwidth[0], bandwidth[1], n_tiers).round(10))
+    n_tiers = read(config, "bandwidth_tiers", integer(1))
+    rates = np.unique(np.linspace(lowest, highest, n_tiers).round(10))
     return tuple(rates.tolist())
+
+
+def _is(config: Keys, key: str, value: str, other: str) -> bool:
+    """Whether a key that must be one of two values is the first of these."""
+    return read(config, key, one_of(other, value)) == value
+
+
+def _pair(allowed: str) -> Form[list[float]]:
+    return several(_SHARE, allowed, sizes=(2,))
 
 
 def model_settings(config: Keys, warmup_rounds: int) -> ModelSettings:
     """Return what every model is made with."""
     return ModelSettings(
-        dim=integer(config, "embedding_size", 1),
-        init_std=number(config, "init_std", at_least=0),
-        seed=integer(config, "seed", 0, 2**32 - 1),
-        label_field=string(config, "LABEL_FIELD"),
+        dim=read(config, "embedding_size", integer(1)),
+        init_std=read(config, "init_std", number(at_least=0)),
+        seed=read(config, "seed", SEED),
+        label_field=read(config, "LABEL_FIELD", STRING),
         warmup_rounds=warmup_rounds,
     )
 
@@ -175,44 +177,37 @@ def run_settings(config: Keys, asked: Keys) -> RunSettings:
         model=config["model"],
         dataset=config["dataset"],
         item_embedding=config["item_embedding"],
-        seed=integer(config, "seed", 0, 2**32 - 1),
-        reproducibility=boolean(config, "reproducibility"),
+        seed=read(config, "seed", SEED),
+        reproducibility=read(config, "reproducibility", BOOLEAN),
         device=config["device"],
-        rounds=integer(config, "epochs", 1),
+        rounds=read(config, "epochs", integer(1)),
         cut=config["cut"],
         uncut=Uncut(asked["epochs"], asked["client_fraction"], asked["embedding_size"]),
         n_jobs=n_jobs,
-        data_path=string(config, "data_path"),
+        data_path=read(config, "data_path", STRING),
         checkpoint_dir=str(config["checkpoint_dir"]),
         resume=config["resume"],
-        show_progress=boolean(config, "show_progress"),
+        show_progress=read(config, "show_progress", BOOLEAN),
         mb_per_s={
-            direction: number(config, f"{direction}_mb_per_s", above=0)
+            direction: read(config, f"{direction}_mb_per_s", _POSITIVE)
             for direction in DIRECTIONS
         },
         random_base=config["item_base"] == "random",
-        checkpoint_step=_checkpoint_step(config),
+        checkpoint_step=read(config, "checkpoint_step", optional(integer(1))),
     )
-
-
-def _checkpoint_step(config: Keys) -> int | None:
-    if config["checkpoint_step"] is None:
-        return None
-    return integer(config, "checkpoint_step", 1)
 
 
 def evaluation_settings(config: Keys) -> EvaluationSettings:
     """Return how quality is measured."""
     return EvaluationSettings(
-        seed=integer(config, "seed", 0, 2**32 - 1),
+        seed=read(config, "seed", SEED),
         mode=dict(config["eval_args"]["mode"]),
-        fixed_candidates=choice(config, "eval_candidates", ("fixed", "recbole"))
-        == "fixed",
-        batch_size=integer(config, "eval_batch_size", 1),
+        fixed_candidates=_is(config, "eval_candidates", "fixed", other="recbole"),
+        batch_size=read(config, "eval_batch_size", integer(1)),
         topk=tuple(config["topk"]),
         bigger_is_better=config["valid_metric_bigger"],
-        user_field=string(config, "USER_ID_FIELD"),
-        item_field=string(config, "ITEM_ID_FIELD"),
+        user_field=read(config, "USER_ID_FIELD", STRING),
+        item_field=read(config, "ITEM_ID_FIELD", STRING),
     )
 
 
@@ -224,10 +219,10 @@ def data_settings(config: Keys) -> DataSettings:
         item_field=config["ITEM_ID_FIELD"],
         by_time=eval_args["order"] == "TO" or "TS" in (eval_args["split"] or {}),
         leave_out=(eval_args["split"] or {}).get("LS"),
-        keep_short_users=choice(config, "short_users", ("refuse", "keep")) == "keep",
-        first_tie_is_latest=choice(config, "tied_times", ("last", "first")) == "first",
-        keep_overlap=choice(config, "presplit_overlap", ("refuse", "keep")) == "keep",
-        form=Form(
+        keep_short_users=_is(config, "short_users", "keep", other="refuse"),
+        first_tie_is_latest=_is(config, "tied_times", "first", other="last"),
+        keep_overlap=_is(config, "presplit_overlap", "keep", other="refuse"),
+        form=lines.Form(
             config["field_separator"],
             config["seq_separator"],
             config["encoding"] or "utf-8",

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from recbole_fedras.config.values import check_names, is_number, refuse
+from recbole_fedras.config.forms import is_number
+from recbole_fedras.config.values import check_names, refuse
 
 if TYPE_CHECKING:
     from recbole_fedras.config.config import Config
