@@ -24,7 +24,9 @@ from recbole_fedras.run.setup import (
     require_effect,
     require_federated,
 )
+from recbole_fedras.run.shards import processes
 from recbole_fedras.run.trainer import FederatedTrainer
+from recbole_fedras.wire.links import Links
 
 
 def run_recbole_fedras(
@@ -70,8 +72,8 @@ def run_recbole_fedras(
     config = Config(model, dataset, config_file_list, config_dict, argv)
     require_federated(config)
     require_effect(config)
-    with config.in_use(), log_of_its_own(config):
-        return _run(config, saved)
+    with config.in_use(), log_of_its_own(config), processes(config) as links:
+        return _run(config, saved, links)
 
 
 def objective_function(
@@ -107,12 +109,12 @@ def objective_function(
     )
 
 
-def _run(config: Config, saved: bool) -> dict[str, Any]:
+def _run(config: Config, saved: bool, links: Links | None) -> dict[str, Any]:
     settings = config.run_settings()
     train_data, valid_data, test_data = prepare_data(config)
     init_seed(settings.seed, settings.reproducibility)
     network = config.make_model(train_data._dataset).to(settings.device)
-    trainer = FederatedTrainer(config, network, train_data)
+    trainer = FederatedTrainer(config, network, train_data, links)
 
     name = f"{settings.model}-{config.method}-{settings.dataset}"
     folder = RunFolder(settings.checkpoint_dir, name)

@@ -13,7 +13,7 @@ from recbole_fedras.errors import ConfigError
 #: Keys that may differ when a run is resumed: they do not change what was computed.
 _RESUMABLE = {
     "epochs", "stopping_step", "resume", "checkpoint_dir", "data_path", "show_progress",
-    "state", "gpu_id", "use_gpu", "n_jobs", "config_files", "log_wandb",
+    "state", "gpu_id", "use_gpu", "n_jobs", "n_shards", "config_files", "log_wandb",
     "uplink_mb_per_s", "downlink_mb_per_s",
     "wandb_project",
 }  # fmt: skip

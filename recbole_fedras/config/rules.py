@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recbole.evaluator import metrics_dict
 from recbole.evaluator.base_metric import TopkMetric
@@ -49,6 +49,7 @@ def check_federated(config: Config) -> None:
     config.data_settings(), config.evaluation_settings()
     _check_candidates(config)
     _check_metrics(config)
+    _check_shards(config)
 
 
 def _check_candidates(config: Config) -> None:
@@ -83,9 +84,24 @@ def _check_metrics(config: Config) -> None:
         raise ConfigError(f"valid_metric_bigger={bigger} must be {allowed}")
 
 
+def _check_shards(config: Config) -> None:
+    """Refuse what is no sum over users, which parts of an evaluation cannot add up."""
+    if read(config, "n_shards", integer(1)) == 1:
+        return
+    users = {name for name, found in config.parts.metrics if _of_lists(found)}
+    for metric in config["metrics"]:
+        if metric not in users and not _has_lengths(metric.lower()):
+            refuse(config, "metrics", f"means over users with n_shards, not {metric}")
+    if config["eval_candidates"] != "fixed":
+        refuse(config, "eval_candidates", "fixed with n_shards")
+
+
 def _has_lengths(metric: str) -> bool:
     """Whether a metric of RecBole's is one of lists of a length, as NDCG@10."""
-    found = metrics_dict.get(metric)
+    return _of_lists(metrics_dict.get(metric))
+
+
+def _of_lists(found: Any) -> bool:
     return isinstance(found, type) and issubclass(found, TopkMetric)
 
 

@@ -42,6 +42,8 @@ class RunSettings:
         The run without the cut.
     n_jobs : int
         Threads over clients; -1: one per core.
+    n_shards : int
+        Processes that clients are spread over; 1: none but this one.
     data_path : str
         Folder of the dataset.
     checkpoint_dir : str
@@ -67,6 +69,7 @@ class RunSettings:
     cut: str | None
     uncut: Uncut
     n_jobs: int
+    n_shards: int
     data_path: str
     checkpoint_dir: str
     resume: str | None
@@ -90,6 +93,8 @@ class EvaluationSettings:
     batch_size : int
         Scores computed at a time.
     topk : tuple of int
+    decimals : int
+        Of metrics.
     bigger_is_better : bool
         Of the metric that validation goes by.
     user_field, item_field : str
@@ -100,6 +105,7 @@ class EvaluationSettings:
     fixed_candidates: bool
     batch_size: int
     topk: tuple[int, ...]
+    decimals: int
     bigger_is_better: bool
     user_field: str
     item_field: str

@@ -30,6 +30,16 @@ Ints = NDArray[np.int64]
 GROUP = 16
 
 
+def block_of(client_fraction: float) -> int:
+    """Return how many clients of consecutive numbers train as one group.
+
+    Who trains in one group must not depend on who else is in a cohort or shard, as
+    padded batches round by their shape. A block has about ``GROUP`` participants; a
+    shard holds whole blocks.
+    """
+    return max(1, round(GROUP / client_fraction))
+
+
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """What both halves of a federation know without a message.
@@ -96,13 +106,8 @@ class Agreement:
 
     @property
     def block(self) -> int:
-        """Clients of so many consecutive numbers train as one group.
-
-        Who trains in one group must not depend on who else is in a cohort or shard, as
-        padded batches round by their shape. A block has about ``GROUP`` participants;
-        a shard holds whole blocks.
-        """
-        return max(1, round(GROUP / self.federation.client_fraction))
+        """See :func:`block_of`."""
+        return block_of(self.federation.client_fraction)
 
     @property
     def most_bytes(self) -> int:

@@ -31,7 +31,7 @@ from recbole_fedras.numeric.parallel import threads
 from recbole_fedras.numeric.theta import Theta, flatten
 from recbole_fedras.wire.ledger import Ledger
 from recbole_fedras.wire.payload import Payload
-from recbole_fedras.wire.transport import MemoryTransport
+from recbole_fedras.wire.transport import MemoryTransport, Transport
 
 #: Phases of a round that take time.
 PHASES = ("local_training", "compression", "serialisation", "aggregation")
@@ -98,6 +98,24 @@ class Methods:
         return ClientMethods(uplink, downlink, transforms, self.policy.shared)
 
 
+def agree(
+    model: FederatedModel,
+    federation: Federation,
+    n_clients: int,
+    methods: Methods,
+    version: int = 0,
+) -> Agreement:
+    """Derive what server and shards know before the first message."""
+    return Agreement.of(
+        federation,
+        n_clients,
+        model.item_table(),
+        len(flatten(model.theta())),
+        {methods.uplink, methods.downlink},
+        version,
+    )
+
+
 def make_server(
     agreement: Agreement, eligible: Ints, start: Start, methods: Methods
 ) -> Server:
@@ -126,6 +144,44 @@ def make_server(
         eligible,
         methods.transforms,
     )
+
+
+def make_shard(
+    agreement: Agreement,
+    model: FederatedModel,
+    data: ClientData,
+    methods: Methods,
+    training: LocalTraining,
+    clients: Ints | None = None,
+) -> Shard:
+    """Put a shard together, which ``model`` becomes a view of.
+
+    Parameters
+    ----------
+    agreement : Agreement
+    model : FederatedModel
+        Gives what everybody starts from.
+    data : ClientData
+    methods : Methods
+    training : LocalTraining
+    clients : ndarray of int64, optional
+        Those of the shard; by default all, and their rows are the model's.
+    """
+    start = start_of(model, clients)
+    local = LocalModel(model.score, start.theta, model.train_clients, model.embedding)
+    shard = Shard(agreement, data, local, start, methods.on_clients(), training)
+    model.look_at(shard)
+    return shard
+
+
+def start_of(model: FederatedModel, clients: Ints | None = None) -> Start:
+    """Return what clients start from, by default all."""
+    rows = model.user_rows()
+    if clients is None:
+        clients = np.arange(len(rows))
+    else:
+        rows = rows[clients]
+    return Start(clients, rows, model.item_table(), model.theta())
 
 
 class Simulation:
@@ -184,28 +240,14 @@ class Simulation:
         introduction: Payload | None = None,
         version: int = 0,
     ) -> None:
-        clients = np.arange(data.n_clients)
-        start = Start(clients, model.user_rows(), model.item_table(), model.theta())
-        agreement = Agreement.of(
-            federation,
-            data.n_clients,
-            start.table,
-            len(flatten(start.theta)),
-            {methods.uplink, methods.downlink},
-            version,
-        )
-        local = LocalModel(
-            model.score, start.theta, model.train_clients, model.embedding
-        )
+        agreement = agree(model, federation, data.n_clients, methods, version)
+        start = start_of(model)
         self.data, self.agreement, self._n_jobs = data, agreement, n_jobs
         self.server = make_server(agreement, data.eligible, start, methods)
         self.server.introduction = introduction
-        self.shard = Shard(
-            agreement, data, local, start, methods.on_clients(), training
-        )
+        self.shard = make_shard(agreement, model, data, methods, training)
         self.ledger = Ledger()
-        self._transport = MemoryTransport(self.shard)
-        model.look_at(self.shard)
+        self._transport: Transport = MemoryTransport(self.shard)
 
     @property
     def round(self) -> int:
@@ -224,8 +266,8 @@ class Simulation:
         """
         with torch.no_grad(), threads(self._n_jobs):
             report = run_round(self.server, self._transport, self.ledger)
-            versions = self.shard.replicas.versions
-            self._transport.refresh(self.server.policy.newest(versions))
+            newest = self.server.policy.newest(self.shard.replicas.versions)
+            self.shard.refresh([message.received() for message in newest])
         for phase, seconds in self.shard.seconds.taken().items():
             report.seconds[phase] = report.seconds.get(phase, 0.0) + seconds
         return report
@@ -254,5 +296,9 @@ class Simulation:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.server.load_state_dict(state["server"])
-        self.shard.load_state_dict(state["shard"])
+        self.load_clients(state["shard"])
         self.ledger.load_state_dict(state["ledger"])
+
+    def load_clients(self, state: dict[str, Any]) -> None:
+        """Let clients hold what they did when a state was saved; the server stays."""
+        self.shard.load_state_dict(state)

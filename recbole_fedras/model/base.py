@@ -173,7 +173,10 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
 
     def begin_like(self, state_dict: Mapping[str, Any]) -> None:
         """Make items of what a saved state has them of: before or after a warm-up."""
-        begun = "embedding.members" in state_dict
+        self.begin_or_not("embedding.members" in state_dict)
+
+    def begin_or_not(self, begun: bool) -> None:
+        """Make items of an embedding, not fitted yet, or of rows, if they are not."""
         if begun != (self.embedding is not None):
             self.begin(self._make_item_embedding() if begun else None)
 

@@ -154,6 +154,13 @@ def fixed_candidates(
     )
 
 
+def candidate_scores(model: Any, interaction: Interaction) -> Tensor:
+    """Score the candidates of a batch of users; -inf where there is none."""
+    scores: Tensor = model.predict(interaction.to(model.device))
+    none = interaction[model.ITEM_ID].to(scores.device) == 0  # [PAD]
+    return scores.masked_fill(none, -torch.inf)
+
+
 class FairCollector(Collector):  # type: ignore[misc]
     """RecBole's collector, indifferent to item ids and strict about scores.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import init_logger, init_seed
 
@@ -18,18 +20,29 @@ from recbole_fedras.data.dataset import FederatedDataset, client_data
 from recbole_fedras.data.digest import digest_of_dataset
 from recbole_fedras.data.place import origin, require_folder
 from recbole_fedras.errors import ConfigError, DataError
+from recbole_fedras.federation.protocol import Ints
 from recbole_fedras.federation.settings import Federation
+from recbole_fedras.federation.sharded import ShardedSimulation
 from recbole_fedras.federation.simulation import Methods, Simulation
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.run.console import adapt_output
 from recbole_fedras.run.evaluation import fixed_candidates
+from recbole_fedras.wire.links import Links
 from recbole_fedras.wire.payload import Payload
 
 Rounds = TypeVar("Rounds", bound=Simulation)
 
 
-def prepare_data(config: Config) -> tuple[Any, Any, Any]:
+def prepare_data(
+    config: Config, clients_among: Callable[[int], Ints] | None = None
+) -> tuple[Any, Any, Any]:
     """Load and split the data; return RecBole's loaders, evaluation as configured.
+
+    Parameters
+    ----------
+    config : Config
+    clients_among : callable, optional
+        Takes the number of clients; returns those whose rows are kept, by default all.
 
     Raises
     ------
@@ -49,7 +62,7 @@ def prepare_data(config: Config) -> tuple[Any, Any, Any]:
                 f"number of items, {dataset.item_num - 1}"
             )
         getLogger().info(f"{dataset}\nRead from {origin(settings.data_path)}")
-        loaders = _loaders(config, dataset)
+        loaders = _loaders(config, dataset, clients_among)
     parts = [loader._dataset for loader in loaders]
     train, *held_out = loaders
     valid, test = (
@@ -74,9 +87,16 @@ def _load(config: Config) -> Any:
     return dataset
 
 
-def _loaders(config: Config, dataset: Any) -> list[Any]:
+def _loaders(
+    config: Config, dataset: Any, clients_among: Callable[[int], Ints] | None
+) -> list[Any]:
     """Split, and return RecBole's loader of each part."""
     parts = dataset.build()
+    if clients_among is not None:
+        users = torch.from_numpy(1 + clients_among(dataset.user_num - 1))
+        for part in parts:
+            kept = torch.isin(part.inter_feat[part.uid_field], users)
+            part.inter_feat = part.inter_feat[kept]
     samplers = create_samplers(config, dataset, parts)
     return [
         get_dataloader(config, phase)(config, part, sampler, shuffle=phase == "train")
@@ -128,6 +148,7 @@ def simulate(
     clients: ClientData,
     introduction: Payload | None = None,
     version: int = 0,
+    links: Links | None = None,
 ) -> Simulation:
     """Set up a run's rounds: those of its warm-up, while the model is in one.
 
@@ -140,8 +161,11 @@ def simulate(
         What each client is sent once.
     version : int
         Rounds completed before.
+    links : Links, optional
+        To processes that train, in place of this one.
     """
-    return Simulation(
+    kind = Simulation if links is None else partial(ShardedSimulation, links)
+    return kind(
         model,
         clients,
         config.make_methods(),
@@ -164,6 +188,7 @@ def restore(
     clients: ClientData,
     checkpoint: str | Path,
     digest: str | None,
+    links: Links | None = None,
 ) -> tuple[Simulation, dict[str, Any]]:
     """Bring model and rounds back to a checkpoint; return rounds and checkpoint.
 
@@ -176,6 +201,8 @@ def restore(
     checkpoint : str or Path
     digest : str or None
         Of the dataset's files, by :func:`data_digest`.
+    links : Links, optional
+        As for :func:`simulate`.
 
     Raises
     ------
@@ -192,7 +219,9 @@ def restore(
         )
     try:
         model.load_state_dict(state["state_dict"])
-        simulation = simulate(config, model, clients, version=state["epoch"] + 1)
+        simulation = simulate(
+            config, model, clients, version=state["epoch"] + 1, links=links
+        )
         simulation.load_state_dict(state["simulation"])
     except RuntimeError as error:
         raise DataError(f"{str(checkpoint)!r} does not fit {where}: {error}") from error

@@ -25,13 +25,16 @@ from recbole_fedras.data.dataset import client_data
 from recbole_fedras.embedding.base import introduction
 from recbole_fedras.errors import FederationError, NonFiniteError
 from recbole_fedras.federation.budgets import make_budgets
+from recbole_fedras.federation.sharded import ShardedSimulation
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.model import FederatedRecommender
-from recbole_fedras.run.evaluation import FairCollector
+from recbole_fedras.run.evaluation import FairCollector, candidate_scores
 from recbole_fedras.run.progress import Interrupt, ProgressBar
 from recbole_fedras.run.randomness import random_state, restore_random_state
 from recbole_fedras.run.report import RunFolder, round_row
 from recbole_fedras.run.setup import data_digest, in_warmup, restore, simulate
+from recbole_fedras.run.sums import means
+from recbole_fedras.wire.links import Links
 from recbole_fedras.wire.payload import Payload
 
 #: State of a run that is written after every round, unless another step is asked for.
@@ -47,6 +50,8 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
     model : FederatedRecommender
     train_data : AbstractDataLoader
         RecBole's loader of the training part; its interactions go to their clients.
+    links : Links, optional
+        To processes that clients are spread over.
 
     Attributes
     ----------
@@ -60,8 +65,9 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         config: Config,
         model: FederatedRecommender,
         train_data: Any,
+        links: Links | None = None,
     ) -> None:
-        self.config, self.model = config, model
+        self.config, self.model, self._links = config, model, links
         self._settings = config.run_settings()
         self._clients = client_data(train_data._dataset)
         self._data_digest = data_digest(config)
@@ -74,6 +80,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.rows: list[dict[str, Any]] = []
         self._valid_result: dict[str, float] | None = None
         self._interrupt = Interrupt()
+        self._valid_data: Any = None
 
     def _introduction(self) -> Payload | None:
         """Return what each client is sent once of the items."""
@@ -83,7 +90,9 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         return introduction(embedding, self._settings.random_base)
 
     def _simulate(self, once: Payload | None, version: int = 0) -> Simulation:
-        return simulate(self.config, self.model, self._clients, once, version)
+        return simulate(
+            self.config, self.model, self._clients, once, version, self._links
+        )
 
     def _end_warmup(self) -> None:
         """Freeze what the warm-up has trained, and go on with the item embedding.
@@ -128,7 +137,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             if callback_fn is not None:
                 callback_fn(epoch, score)
 
-        self._saved = saved
+        self._saved, self._valid_data = saved, valid_data
         if self._has_ended:  # resumed at its end; keep the best state
             self.eval_collector.data_collect(train_data)
             if saved:
@@ -168,7 +177,22 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         """Evaluate as RecBole does; of the best round, with what clients held then."""
         if load_best_model:
             self.load_clients(read_checkpoint(model_file or self.saved_model_file))
+        if isinstance(self.simulation, ShardedSimulation):
+            phase = "valid" if eval_data is self._valid_data else "test"
+            return self._evaluate_by_shards(self.simulation, phase)
         return super().evaluate(eval_data, False, None, show_progress)
+
+    def _evaluate_by_shards(
+        self, simulation: ShardedSimulation, phase: str
+    ) -> dict[str, float]:
+        """Add up what shards find of their users; ranks go by increasing user."""
+        found = simulation.evaluate(phase)
+        users = np.concatenate([part["users"] for part in found.values()])
+        ranks = np.concatenate([part["ranks"] for part in found.values()])
+        self.eval_collector.ranks = ranks[np.argsort(users)]
+        result = means(list(found.values()), self.config.evaluation_settings().decimals)
+        self.wandblogger.log_eval_metrics(result, head="eval")
+        return result
 
     def load_clients(self, state: dict[str, Any]) -> None:
         """Let clients hold what they held when a state was saved; the server stays."""
@@ -176,12 +200,17 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.model.load_state_dict(state["state_dict"])
         if self.model.embedding is not before:  # saved on the other side of a warm-up
             self.simulation = self._simulate(None, state["epoch"] + 1)
-        self.simulation.shard.load_state_dict(state["simulation"]["shard"])
+        self.simulation.load_clients(state["simulation"]["shard"])
 
     def resume_checkpoint(self, resume_file: str) -> None:
         """Continue from a checkpoint of :meth:`fit`, in this run's own folder."""
         self.simulation, state = restore(
-            self.config, self.model, self._clients, resume_file, self._data_digest
+            self.config,
+            self.model,
+            self._clients,
+            resume_file,
+            self._data_digest,
+            self._links,
         )
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
@@ -267,11 +296,9 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
         interaction, _, positive_u, positive_i = batched_data
-        items = interaction[self.model.ITEM_ID].to(self.device)
-        if items.dim() == 1:  # RecBole's own loader
+        if interaction[self.model.ITEM_ID].dim() == 1:  # RecBole's own loader
             return super()._neg_sample_batch_eval(batched_data)
-        scores = self.model.predict(interaction.to(self.device))
-        scores = scores.masked_fill(items == 0, -torch.inf)  # [PAD]
+        scores = candidate_scores(self.model, interaction)
         return interaction, scores, positive_u, positive_i
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:

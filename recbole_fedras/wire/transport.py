@@ -1,19 +1,19 @@
-"""What carries messages between server and shards: memory, or pipes."""
+"""What carries messages between server and shards: memory, or links to processes."""
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from logging import getLogger
-from multiprocessing.connection import Connection, wait
-from time import monotonic
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import msgpack
+import numpy as np
+from numpy.typing import NDArray
 
+from recbole_fedras import errors
+from recbole_fedras.errors import FederationError, PayloadError
+from recbole_fedras.wire.frame import Step, pack, unpack
+from recbole_fedras.wire.links import Links
 from recbole_fedras.wire.message import Message
-
-_GONE = (EOFError, OSError)  # what a pipe raises whose other end has died
 
 
 class Answer(NamedTuple):
@@ -23,7 +23,7 @@ class Answer(NamedTuple):
     ----------
     head, body : bytes
         Of a message.
-    shard : int
+    shard : str
         Whom they came from, as the transport knows.
     clients : container of int or None
         Clients that this shard may answer for; None: all.
@@ -31,7 +31,7 @@ class Answer(NamedTuple):
 
     head: bytes
     body: bytes
-    shard: int = 0
+    shard: str = ""
     clients: Container[int] | None = None
 
     @property
@@ -48,9 +48,6 @@ class Participant(Protocol):
 
     def settle(self, receipts: Iterable[Message]) -> None:
         """Learn which answers counted; none of those before it that are left out."""
-
-    def refresh(self, messages: Sequence[Message]) -> None:
-        """Take the newest shared tables, for evaluation."""
 
 
 class Transport(Protocol):
@@ -70,9 +67,6 @@ class Transport(Protocol):
 
         They must arrive before anything of the next round.
         """
-
-    def refresh(self, messages: Sequence[Message]) -> None:
-        """Deliver the newest shared tables to every shard, for evaluation."""
 
 
 class MemoryTransport:
@@ -109,184 +103,181 @@ class MemoryTransport:
         """Deliver receipts."""
         self._shard.settle(map(Message.received, receipts))
 
-    def refresh(self, messages: Sequence[Message]) -> None:
-        """Deliver the newest shared tables."""
-        self._shard.refresh([message.received() for message in messages])
 
+class LinkTransport:
+    """Shards in other processes, each behind a link; see ``client.node.Node``.
 
-class PipeTransport:
-    """Shards in processes of their own, each behind a pipe.
-
-    A shard that has died, or sends what is no frame, is as silent as its clients from
-    then on; one that fails in a round is silent in that round. Either is logged.
+    What needs no answer waits for the next request to its shard, and is sent again
+    until one is answered: so a shard learns what has counted before anything else,
+    however much was lost in between.
 
     Parameters
     ----------
-    pipes : sequence of Connection
-        To the processes that :func:`serve` shards.
-    shard_of_client : sequence of int
-        Index of the pipe behind which each client is.
+    links : Links
+    clients_of : mapping of str to ndarray of int64
+        Clients of each shard, by its name.
+    strict : bool
+        Whether a shard that fails or is lost is an error, as in a simulation. Otherwise
+        its clients are silent in that round, and the log says why.
+
+    Attributes
+    ----------
+    seconds : dict of str to float
+        By phase: of the slowest shard, since it was last emptied.
     """
 
     def __init__(
-        self, pipes: Sequence[Connection], shard_of_client: Sequence[int]
+        self,
+        links: Links,
+        clients_of: Mapping[str, NDArray[np.int64]],
+        strict: bool = False,
     ) -> None:
-        self._pipes = dict(enumerate(pipes))
-        self._shard_of_client = shard_of_client
-        self._clients = {
-            shard: {c for c, own in enumerate(shard_of_client) if own == shard}
-            for shard in self._pipes
+        self._links, self._strict = links, strict
+        self._clients = {name: set(own.tolist()) for name, own in clients_of.items()}
+        self._shard_of_client = {
+            client: name for name, own in self._clients.items() for client in own
         }
-        self._number = 0
+        self._due: dict[str, list[Step]] = {name: [] for name in self._clients}
+        self._versions: dict[str, list[int]] = {}
+        self.seconds: dict[str, float] = {}
 
     def exchange(
         self, messages: Iterable[Message], deadline: float | None = None
     ) -> Iterator[Answer]:
-        """Send every shard its invitations, then yield what comes, first come first.
-
-        Frames are numbered: what is left over from an exchange that was not finished
-        is recognised, and dropped.
-        """
-        self._number += 1
-        waiting = {
-            shard
-            for shard, invited in self._by_shard(messages).items()
-            if invited and self._send(shard, "participate", invited)
+        """Send every shard its invitations; yield what comes, first come first."""
+        requests = {
+            name: [Step.of("participate", invited)]
+            for name, invited in self._by_shard(messages).items()
+            if invited
         }
-        end = None if deadline is None else monotonic() + deadline
-        while waiting:
-            left = None if end is None else max(end - monotonic(), 0)
-            pipes = {self._pipes[shard]: shard for shard in waiting}
-            ready = wait(list(pipes), left)
-            if not ready:
-                return
-            for pipe in ready:
-                shard = pipes[pipe]  # type: ignore[index]
-                frame = self._receive(shard)
-                if frame is None or frame.number == self._number:
-                    waiting.discard(shard)
-                if frame is not None and frame.number == self._number:
-                    yield from self._answers(shard, frame)
-
-    def _answers(self, shard: int, frame: _Frame) -> Iterator[Answer]:
-        if frame.what == "failed":
-            getLogger(__name__).warning(
-                "shard %d failed in this round: %s", shard, frame.error
-            )
-        for head, body in frame.parts():
-            yield Answer(head, body, shard, self._clients[shard])
-
-    def _receive(self, shard: int) -> _Frame | None:
-        """Return what has come from a shard; None if that is the end of it."""
-        try:
-            return _Frame.unpacked(self._pipes[shard].recv_bytes())
-        except (*_GONE, ValueError, TypeError, IndexError) as error:
-            self._lose(shard, error)
-            return None
-
-    def _lose(self, shard: int, error: Exception) -> None:
-        getLogger(__name__).warning("shard %d is lost: %r", shard, error)
-        self._pipes.pop(shard).close()
+        for name, steps in self._ask(requests, deadline):
+            for step in steps:
+                for head, body in step.messages:
+                    yield Answer(head, body, name, self._clients[name])
 
     def settle(self, receipts: Iterable[Message]) -> None:
-        """Send every shard the receipts of its clients, if none at all."""
-        for shard, counted in self._by_shard(receipts).items():
-            self._send(shard, "settle", counted)
+        """Let the next request to each shard begin with the receipts of its clients."""
+        for name, counted in self._by_shard(receipts).items():
+            self._due[name].append(Step.of("settle", counted))
 
-    def refresh(self, messages: Sequence[Message]) -> None:
-        """Send every shard the newest tables."""
-        for shard in list(self._pipes):
-            self._send(shard, "refresh", messages)
+    def evaluate(
+        self, phase: str, newest: Callable[[Sequence[int]], Sequence[Message]]
+    ) -> dict[str, Any]:
+        """Let every shard evaluate what its clients hold, of the newest shared tables.
+
+        Parameters
+        ----------
+        phase : {'valid', 'test'}
+        newest : callable
+            ``DownlinkPolicy.newest``: what leads from versions to the newest.
+
+        Returns
+        -------
+        dict of str to object
+            What each shard that answered found.
+        """
+        return self._of_each(Step("evaluate", value=phase), newest)
+
+    def collect(
+        self, what: str, newest: Callable[[Sequence[int]], Sequence[Message]]
+    ) -> dict[str, Any]:
+        """Return what every shard says to a step, once its tables are the newest."""
+        return self._of_each(Step(what), newest)
+
+    def tell(self, what: str, value_of: Mapping[str, Any]) -> None:
+        """Have shards do something, each with a value of its own."""
+        steps = {name: [Step(what, value=value)] for name, value in value_of.items()}
+        for _ in self._ask(steps):
+            pass
 
     def close(self) -> None:
-        """Tell every shard that nothing more will come."""
-        for shard in list(self._pipes):
-            self._send(shard, "close", ())
+        """Close the links."""
+        self._links.close()
 
-    def _by_shard(self, messages: Iterable[Message]) -> dict[int, list[Message]]:
-        by_shard: dict[int, list[Message]] = {shard: [] for shard in self._pipes}
+    def _of_each(
+        self, step: Step, newest: Callable[[Sequence[int]], Sequence[Message]]
+    ) -> dict[str, Any]:
+        unknown: dict[str, list[Step]] = {
+            name: [] for name in self._clients if name not in self._versions
+        }
+        for _ in self._ask(unknown):
+            pass
+        requests = {
+            name: [Step.of("refresh", newest(versions)), step]
+            for name, versions in self._versions.items()
+        }
+        return {
+            name: result.value
+            for name, results in self._ask(requests)
+            for result in results
+            if result.what == step.what
+        }
+
+    def _ask(
+        self, requests: Mapping[str, list[Step]], deadline: float | None = None
+    ) -> Iterator[tuple[str, list[Step]]]:
+        """Send requests behind what is due; yield what came of them."""
+        n_due = {name: len(self._due[name]) for name in requests}
+        frames = {name: pack(self._due[name] + requests[name]) for name in requests}
+        missing = set(requests)
+        for name, data in self._links.ask(frames, deadline):
+            if name not in missing:
+                continue
+            try:
+                steps = self._understood(name, unpack(data))
+            except PayloadError as error:
+                steps = self._failed(name, ["PayloadError", str(error), ""])
+            else:
+                missing.discard(name)
+                del self._due[name][: n_due[name]]
+            yield name, steps
+        if missing and self._strict:
+            lost = ", ".join(sorted(missing))
+            raise FederationError(f"shard {lost} does not answer: its process has died")
+
+    def _understood(self, name: str, steps: list[Step]) -> list[Step]:
+        """Take note of what a shard says of itself; return the rest."""
+        rest = []
+        for step in steps:
+            if step.what == "held":
+                self._note(name, step.value)
+            elif step.what == "failed":
+                self._failed(name, step.value)
+            else:
+                rest.append(step)
+        return rest
+
+    def _note(self, name: str, held: Any) -> None:
+        try:
+            versions, seconds = held
+            self._versions[name] = [int(version) for version in versions]
+            for phase, value in seconds.items():
+                slowest = max(self.seconds.get(str(phase), 0.0), float(value))
+                self.seconds[str(phase)] = slowest
+        except (TypeError, ValueError, AttributeError) as error:
+            raise PayloadError(f"what it says it holds is {held!r:.99}") from error
+
+    def _failed(self, name: str, reason: Any) -> list[Step]:
+        """Raise what a shard failed with, if that is an error; else log it.
+
+        Raises
+        ------
+        FederationError, NonFiniteError, ...
+            Of ours, as the shard raised it.
+        RuntimeError
+            With the traceback of a bug.
+        """
+        if not self._strict:
+            getLogger(__name__).warning("shard %s failed: %.500s", name, reason)
+            return []
+        kind, text, trace = reason
+        error = getattr(errors, kind, None)
+        if error is None:
+            raise RuntimeError(f"shard {name} failed\n{trace}")
+        raise error(text)
+
+    def _by_shard(self, messages: Iterable[Message]) -> dict[str, list[Message]]:
+        by_shard: dict[str, list[Message]] = {name: [] for name in self._clients}
         for message in messages:
-            shard = self._shard_of_client[message.header.client]
-            if shard in by_shard:
-                by_shard[shard].append(message)
+            by_shard[self._shard_of_client[message.header.client]].append(message)
         return by_shard
-
-    def _send(self, shard: int, what: str, messages: Sequence[Message]) -> bool:
-        """Send a frame; return whether there is anybody to take it."""
-        try:
-            frame = _Frame.of(what, self._number, messages)
-            self._pipes[shard].send_bytes(frame.packed())
-        except _GONE as error:
-            self._lose(shard, error)
-            return False
-        return True
-
-
-def serve(shard: Participant, pipe: Connection) -> None:
-    """Answer what comes through a pipe, until it is closed.
-
-    A round in which the shard fails is one that it is silent in; it forgets the round,
-    says so, prints the traceback and goes on.
-
-    Parameters
-    ----------
-    shard : Participant
-    pipe : Connection
-    """
-    while True:
-        try:
-            frame = _Frame.unpacked(pipe.recv_bytes())
-        except _GONE:
-            return
-        if frame.what == "close":
-            return
-        try:
-            _handle(shard, frame, pipe)
-        except Exception as error:
-            traceback.print_exc()
-            shard.settle(())
-            failed = _Frame("failed", frame.number, [], [], repr(error))
-            pipe.send_bytes(failed.packed())
-
-
-def _handle(shard: Participant, frame: _Frame, pipe: Connection) -> None:
-    messages = [Message.from_parts(head, body) for head, body in frame.parts()]
-    if frame.what == "settle":
-        shard.settle(messages)
-    elif frame.what == "refresh":
-        shard.refresh(messages)
-    else:
-        answers = list(shard.participate(messages))
-        pipe.send_bytes(_Frame.of("answers", frame.number, answers).packed())
-
-
-class _Frame(NamedTuple):
-    """Messages on their way through a pipe; a body that many share is packed once."""
-
-    what: str
-    number: int
-    bodies: list[bytes]
-    entries: list[tuple[bytes, int]]  # head, and place of the body
-    error: str = ""
-
-    @classmethod
-    def of(cls, what: str, number: int, messages: Sequence[Message]) -> _Frame:
-        places: dict[int, int] = {}
-        frame = cls(what, number, [], [])
-        for message in messages:
-            place = places.setdefault(id(message.body), len(frame.bodies))
-            if place == len(frame.bodies):
-                frame.bodies.append(message.body)
-            frame.entries.append((message.head, place))
-        return frame
-
-    def packed(self) -> bytes:
-        return bytes(msgpack.packb(tuple(self)))
-
-    @classmethod
-    def unpacked(cls, data: bytes) -> _Frame:
-        return cls(*msgpack.unpackb(data, use_list=False))
-
-    def parts(self) -> Iterator[tuple[bytes, bytes]]:
-        for head, place in self.entries:
-            yield head, self.bodies[place]

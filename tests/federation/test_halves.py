@@ -36,6 +36,7 @@ from recbole_fedras.embedding.hashing import Hash
 from recbole_fedras.embedding.rq import RQ
 from recbole_fedras.errors import FederationError
 from recbole_fedras.federation import protocol
+from recbole_fedras.federation.client.node import Node
 from recbole_fedras.federation.client.shard import Shard, Start
 from recbole_fedras.federation.client.training import LocalModel
 from recbole_fedras.federation.protocol import Agreement
@@ -44,22 +45,19 @@ from recbole_fedras.federation.server import intake
 from recbole_fedras.federation.server.aggregation import InverseFrequency
 from recbole_fedras.federation.server.intake import UNKNOWN
 from recbole_fedras.federation.settings import LocalTraining
+from recbole_fedras.federation.sharded import share_out
 from recbole_fedras.federation.simulation import Simulation, make_server
 from recbole_fedras.model import MF
 from recbole_fedras.numeric.theta import flatten
 from recbole_fedras.wire.ledger import Ledger
+from recbole_fedras.wire.links import PipeLinks, serve
 from recbole_fedras.wire.message import Kind, Message
-from recbole_fedras.wire.transport import (
-    Answer,
-    MemoryTransport,
-    PipeTransport,
-    serve,
-)
+from recbole_fedras.wire.transport import Answer, LinkTransport, MemoryTransport
 
 ADAM = LocalTraining(0.1, 0.07, 0.2, 2, 16, 4, user_optimizer="adam")
 
-#: Which of two shards holds a client; groups are of six numbers, see ``_small_groups``.
-SHARD_OF_CLIENT = [client // 6 % 2 for client in range(N_CLIENTS)]
+#: Clients of two shards; groups are of six numbers, see ``_small_groups``.
+CLIENTS_OF = dict(zip("01", share_out(N_CLIENTS, 6, 2), strict=True))
 
 
 @pytest.fixture(autouse=True)
@@ -125,13 +123,16 @@ def state_of(shard: Shard, clients) -> list[torch.Tensor]:
 
 
 def hold(pipe, name, settings, compressor, training, clients) -> None:
-    """Be a process that holds some of the clients; say at the end what they hold."""
+    """Be a process that holds some of the clients, and says what they hold."""
     torch.set_num_threads(1)
     data = only(make_data(), clients)
     shard = shard_of(model_of(name), data, settings, compressor, training, clients)
+
+    def holds(phase):
+        return [value.numpy().tobytes() for value in state_of(shard, clients)]
+
     with torch.no_grad():
-        serve(shard, pipe)
-    pipe.send([value.numpy() for value in state_of(shard, clients)])
+        serve(Node(shard, holds).handle, pipe)
 
 
 CASES = [
@@ -168,15 +169,14 @@ def test_two_processes_end_with_the_simulations_bits(name, model, keys, training
         expected = simulated.run_round()
 
     context = multiprocessing.get_context("fork")
-    pipes, processes = [], []
-    for shard in (0, 1):
-        clients = np.flatnonzero(np.array(SHARD_OF_CLIENT) == shard)
+    pipes, processes = {}, []
+    for shard, clients in CLIENTS_OF.items():
         here, there = context.Pipe()
         arguments = (there, model, settings, make(name), training, clients)
         process = context.Process(target=hold, args=arguments, daemon=True)
         process.start()
         there.close()
-        pipes.append(here)
+        pipes[shard] = here
         processes.append(process)
     fresh = model_of(model, fitted=True)
     start = Start(np.arange(0), torch.zeros(0, DIM), fresh.item_table(), fresh.theta())
@@ -185,25 +185,24 @@ def test_two_processes_end_with_the_simulations_bits(name, model, keys, training
         agree(fresh, settings, compressor), data.eligible, start, methods
     )
     server.introduction = introduced(fresh)
-    ledger, transport = Ledger(), PipeTransport(pipes, SHARD_OF_CLIENT)
+    ledger, transport = Ledger(), LinkTransport(PipeLinks(pipes), CLIENTS_OF)
     with torch.no_grad():
         for _ in range(5):
-            found = run_round(server, transport, ledger)
-        transport.refresh(server.policy.newest([0] * len(settings.compression_rates)))
+            report = run_round(server, transport, ledger)
+        found = transport.evaluate("test", server.policy.newest)
     transport.close()
-    for shard, (pipe, process) in enumerate(zip(pipes, processes, strict=True)):
-        clients = np.flatnonzero(np.array(SHARD_OF_CLIENT) == shard)
+    for shard, clients in CLIENTS_OF.items():
         held = state_of(simulated.shard, clients)
-        for value, other in zip(held, pipe.recv(), strict=True):
-            np.testing.assert_array_equal(value.numpy(), other)
+        assert [value.numpy().tobytes() for value in held] == found[shard]
+    for process in processes:
         process.join()
     assert torch.equal(
         server.parameters.item_table, simulated.server.parameters.item_table
     )
     assert torch.equal(server.parameters.theta, simulated.server.parameters.theta)
     assert ledger.totals == simulated.ledger.totals
-    assert found.loss == expected.loss
-    assert found.metrics == expected.metrics
+    assert report.loss == expected.loss
+    assert report.metrics == expected.metrics
 
 
 def introduced(model):
@@ -543,23 +542,22 @@ def hold_and_fail(pipe, settings, compressor, clients, how) -> None:
     if how == "raises":
         shard.__class__ = Failing
     with torch.no_grad():
-        serve(shard, pipe)
+        serve(Node(shard).handle, pipe)
 
 
 @pytest.mark.parametrize("how", ["raises", "is killed", "hangs"])
 def test_a_shard_that_fails_is_silent_and_the_round_goes_on(how, data):
     settings = federation(1.0, (0.5,))
     context = multiprocessing.get_context("fork")
-    pipes, processes = [], []
-    for shard in (0, 1):
-        clients = np.flatnonzero(np.array(SHARD_OF_CLIENT) == shard)
+    pipes, processes = {}, []
+    for shard, clients in CLIENTS_OF.items():
         here, there = context.Pipe()
-        fails = how if shard else ""
+        fails = how if shard == "1" else ""
         arguments = (there, settings, make("TopK"), clients, fails)
         process = context.Process(target=hold_and_fail, args=arguments, daemon=True)
         process.start()
         there.close()
-        pipes.append(here)
+        pipes[shard] = here
         processes.append(process)
     model = mf()
     start = Start(np.arange(0), torch.zeros(0, DIM), model.item_table(), model.theta())
@@ -569,7 +567,7 @@ def test_a_shard_that_fails_is_silent_and_the_round_goes_on(how, data):
         start,
         ready_methods(make("TopK"), settings),
     )
-    transport, ledger = PipeTransport(pipes, SHARD_OF_CLIENT), Ledger()
+    transport, ledger = LinkTransport(PipeLinks(pipes), CLIENTS_OF), Ledger()
     counted = []
     for round in range(4):
         if round == 1 and how == "is killed":

@@ -81,6 +81,7 @@ class ClientMethods(NamedTuple):
 class _Private(NamedTuple):
     """What clients keep of a training, once it has counted."""
 
+    round: int
     clients: Ints
     user_rows: Tensor
     user_states: Tensor | None
@@ -218,7 +219,7 @@ class Shard:
             self._require_local(clients)
             round = part[0][-1].header.round
             trained = self._train(clients, round)
-            private = _Private(clients, trained.user_rows, trained.user_states)
+            private = _Private(round, clients, trained.user_rows, trained.user_states)
             self._pending.append(private)
             yield from self._sender.answers(trained, round, self._base_of)
 
@@ -235,8 +236,13 @@ class Shard:
             raise PayloadError(f"client {others[0]} is not one of this shard")
 
     def settle(self, receipts: Iterable[Message]) -> None:
-        """Put into force what counted, forget the rest of what is pending."""
-        counted = {message.header.client for message in receipts}
+        """Put into force what counted, forget the rest of what is pending.
+
+        Receipts of another round than the one that is pending mean nothing.
+        """
+        pending = {private.round for private in self._pending}
+        headers = [message.header for message in receipts]
+        counted = {header.client for header in headers if header.round in pending}
         for private in self._pending:
             kept = np.isin(private.clients, list(counted))
             places = self._places(private.clients[kept])

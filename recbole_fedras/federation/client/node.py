@@ -1,0 +1,70 @@
+"""What a process does that holds a shard: it reads requests, and answers each."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from recbole_fedras.errors import PayloadError
+from recbole_fedras.federation.client.shard import Shard
+from recbole_fedras.wire.frame import Step, pack, unpack
+from recbole_fedras.wire.message import Message
+
+Do = Callable[[list[Message], Any], Iterator[Step]]
+
+
+class Node:
+    """A shard behind a link, for :class:`LinkTransport` at its other end.
+
+    A request is a list of steps, and so is its answer. The same request twice has the
+    same answer: what a step does follows from the round and from what is in force. A
+    step that fails ends its request; the shard forgets the round, and says so.
+
+    Parameters
+    ----------
+    shard : Shard
+    evaluate : callable, optional
+        Takes a phase, valid or test; returns sums over the shard's users.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> replicas = SimpleNamespace(versions=[3])
+    >>> shard = SimpleNamespace(replicas=replicas, settle=list, seconds={})
+    >>> shard.seconds = SimpleNamespace(taken=dict)
+    >>> node = Node(shard, evaluate=lambda phase: {"n_users": 5})
+    >>> unpack(node.handle(pack([Step("evaluate", value="valid")])))[0].value
+    {'n_users': 5}
+    """
+
+    def __init__(
+        self, shard: Shard, evaluate: Callable[[str], dict[str, Any]] | None = None
+    ) -> None:
+        self.shard, self._evaluate = shard, evaluate
+
+    def handle(self, request: bytes) -> bytes:
+        """Do the steps of a request; return what came of them."""
+        results: list[Step] = []
+        try:
+            for what, parts, value in unpack(request):
+                messages = [Message.from_parts(head, body) for head, body in parts]
+                results += self._do(what, messages, value)
+        except Exception as error:
+            self.shard.settle(())
+            trace = traceback.format_exc()
+            results = [Step("failed", value=[type(error).__name__, str(error), trace])]
+        held = [list(self.shard.replicas.versions), self.shard.seconds.taken()]
+        return pack([*results, Step("held", value=held)])
+
+    def _do(self, what: str, messages: list[Message], value: Any) -> Iterator[Step]:
+        if what == "settle":
+            self.shard.settle(messages)
+        elif what == "refresh":
+            self.shard.refresh(messages)
+        elif what == "participate":
+            yield Step.of("answers", self.shard.participate(messages))
+        elif what == "evaluate" and self._evaluate is not None:
+            yield Step("evaluate", value=self._evaluate(value))
+        else:
+            raise PayloadError(f"step {what!r} is unknown")

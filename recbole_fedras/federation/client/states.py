@@ -1,0 +1,95 @@
+"""States of shards: joined to that of one shard with everybody, and taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_fedras.federation.protocol import Ints
+
+State = dict[str, Any]
+
+_BY_PLACE = ("user_rows", "user_states")
+_TABLES = {"slots", "slot_of_client"}
+
+
+def part_of(state: State, clients: Ints) -> State:
+    """Take the state of some clients out of ``Shard.state_dict`` of all.
+
+    Parameters
+    ----------
+    state : dict
+        Of a shard with everybody.
+    clients : ndarray of int64
+    """
+    part: State = _restricted(state, set(clients.tolist()))
+    for key in _BY_PLACE:
+        if state[key] is not None:
+            part[key] = state[key][torch.from_numpy(clients)]
+    return part
+
+
+def _restricted(value: Any, clients: set[int]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == _TABLES:
+        mine = {c: slot for c, slot in value["slot_of_client"].items() if c in clients}
+        slots = value["slots"][[0, *mine.values()]]
+        return {"slots": slots, "slot_of_client": _numbered(mine)}
+    part = {key: _restricted(entry, clients) for key, entry in value.items()}
+    if "version_of" in part:
+        part["version_of"] = {
+            client: version
+            for client, version in part["version_of"].items()
+            if client in clients
+        }
+    return part
+
+
+def _numbered(clients: Sequence[int] | Mapping[int, int]) -> dict[int, int]:
+    return {client: slot for slot, client in enumerate(clients, start=1)}
+
+
+def joined(states: Sequence[State], clients: Sequence[Ints]) -> State:
+    """Join the states of shards to ``Shard.state_dict`` of one with everybody.
+
+    Parameters
+    ----------
+    states : sequence of dict
+    clients : sequence of ndarray of int64
+        Of each shard; together all.
+    """
+    # Networks and shared tables: of the shard that a message has reached last.
+    newest = max(states, key=lambda state: state["replicas"]["theta_version"])
+    whole: State = _joined(newest, states)
+    order = torch.from_numpy(np.argsort(np.concatenate(clients)))
+    for key in _BY_PLACE:
+        if newest[key] is not None:
+            whole[key] = torch.cat([state[key] for state in states])[order]
+    return whole
+
+
+def _joined(value: Any, others: Sequence[Any]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == _TABLES:
+        slots = [value["slots"][:1]]
+        clients: list[int] = []
+        for tables in others:
+            clients += tables["slot_of_client"]
+            slots.append(tables["slots"][list(tables["slot_of_client"].values())])
+        return {"slots": torch.cat(slots), "slot_of_client": _numbered(clients)}
+    whole = {
+        key: _joined(entry, [other[key] for other in others])
+        for key, entry in value.items()
+    }
+    if "version_of" in whole:
+        whole["version_of"] = {
+            client: version
+            for other in others
+            for client, version in other["version_of"].items()
+        }
+    return whole

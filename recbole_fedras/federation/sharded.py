@@ -1,0 +1,178 @@
+"""A simulation whose clients train in several processes: the same bits, sooner."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_fedras.data.clients import ClientData
+from recbole_fedras.errors import ConfigError
+from recbole_fedras.federation.client.node import Node
+from recbole_fedras.federation.client.shard import Shard
+from recbole_fedras.federation.client.states import joined, part_of
+from recbole_fedras.federation.protocol import Ints
+from recbole_fedras.federation.round import RoundReport, run_round
+from recbole_fedras.federation.settings import Federation, LocalTraining
+from recbole_fedras.federation.simulation import FederatedModel, Methods, Simulation
+from recbole_fedras.numeric.parallel import threads
+from recbole_fedras.wire.frame import Step
+from recbole_fedras.wire.links import Links
+from recbole_fedras.wire.message import Message
+from recbole_fedras.wire.payload import Payload
+from recbole_fedras.wire.transport import LinkTransport
+
+
+def share_out(n_clients: int, block: int, n_shards: int) -> list[Ints]:
+    """Deal blocks of clients out to shards, as evenly as blocks allow.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer blocks than shards.
+
+    Examples
+    --------
+    >>> [own.tolist() for own in share_out(n_clients=5, block=2, n_shards=2)]
+    [[0, 1, 4], [2, 3]]
+    """
+    blocks = np.arange(n_clients) // block
+    n_blocks = int(blocks[-1]) + 1
+    if n_shards > n_blocks:
+        raise ConfigError(
+            f"n_shards={n_shards} is not allowed; it must be at most {n_blocks} with "
+            f"{n_clients} users: those of {block} consecutive numbers train together, "
+            "as client_fraction says, and stay in one shard"
+        )
+    return [np.flatnonzero(blocks % n_shards == shard) for shard in range(n_shards)]
+
+
+class ShardedSimulation(Simulation):
+    """Server here, clients in processes; :class:`Simulation` says what else it takes.
+
+    Between rounds, ``shard`` is what all clients together hold, once it is asked for by
+    :meth:`state_dict`: so a checkpoint does not depend on the number of shards.
+
+    Parameters
+    ----------
+    links : Links
+        To processes that each serve a :class:`SimulatedNode`, with the clients that
+        :func:`share_out` says.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer blocks of clients than processes.
+    """
+
+    def __init__(
+        self,
+        links: Links,
+        model: FederatedModel,
+        data: ClientData,
+        methods: Methods,
+        federation: Federation,
+        training: LocalTraining,
+        n_jobs: int = 1,
+        introduction: Payload | None = None,
+        version: int = 0,
+    ) -> None:
+        super().__init__(
+            model, data, methods, federation, training, n_jobs, introduction, version
+        )
+        names = links.names()
+        parts = share_out(data.n_clients, self.agreement.block, len(names))
+        self._clients_of = clients_of = dict(zip(names, parts, strict=True))
+        self._links = LinkTransport(links, clients_of, strict=True)
+        self._transport = self._links
+        begun = {"version": version, "embedding": model.embedding is not None}
+        self._links.tell("begin", dict.fromkeys(clients_of, begun))
+        self._scatter()
+
+    def run_round(self) -> RoundReport:
+        """Run a round, as :meth:`Simulation.run_round`; ``shard`` does not follow."""
+        with torch.no_grad(), threads(self._n_jobs):
+            report = run_round(self.server, self._transport, self.ledger)
+        self._behind = True
+        report.seconds.update(self._links.seconds)
+        self._links.seconds = {}
+        return report
+
+    def evaluate(self, phase: str) -> dict[str, Any]:
+        """Let each shard evaluate; return what it finds by name."""
+        return self._links.evaluate(phase, self.server.policy.newest)
+
+    def load_clients(self, state: dict[str, Any]) -> None:
+        """Let clients hold what they did, in their processes too."""
+        super().load_clients(state)
+        self._scatter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next round depends on, as of one shard."""
+        if self._behind:
+            self._gather()
+        return super().state_dict()
+
+    def _scatter(self) -> None:
+        whole = self.shard.state_dict()
+        self._links.tell(
+            "load",
+            {
+                name: to_bytes(part_of(whole, clients))
+                for name, clients in self._clients_of.items()
+            },
+        )
+        self._behind = False
+
+    def _gather(self) -> None:
+        found = self._links.collect("state", self.server.policy.newest)
+        states = [from_bytes(found[name]) for name in self._clients_of]
+        self.shard.load_state_dict(joined(states, list(self._clients_of.values())))
+        self._behind = False
+
+
+def to_bytes(state: dict[str, Any]) -> bytes:
+    """Write a state as ``torch.save`` does."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def from_bytes(data: bytes) -> dict[str, Any]:
+    """Read what :func:`to_bytes` wrote."""
+    state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+    return state
+
+
+class SimulatedNode(Node):
+    """A node of a :class:`ShardedSimulation`, which may know all that its clients hold.
+
+    Parameters
+    ----------
+    shard, evaluate
+        As for :class:`Node`.
+    begin : callable
+        Takes a version and whether items have an embedding; makes the shard anew.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        evaluate: Callable[[str], dict[str, Any]],
+        begin: Callable[[int, bool], Shard],
+    ) -> None:
+        super().__init__(shard, evaluate)
+        self._begin = begin
+
+    def _do(self, what: str, messages: list[Message], value: Any) -> Iterator[Step]:
+        if what == "begin":
+            self.shard = self._begin(value["version"], value["embedding"])
+        elif what == "load":
+            self.shard.load_state_dict(from_bytes(value))
+        elif what == "state":
+            yield Step("state", value=to_bytes(self.shard.state_dict()))
+        else:
+            yield from super()._do(what, messages, value)

@@ -1,0 +1,104 @@
+"""Processes of this machine that each hold a shard of a run's clients."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from joblib import cpu_count
+
+from recbole_fedras.config import Config
+from recbole_fedras.data.dataset import client_data
+from recbole_fedras.errors import ConfigError, DataError
+from recbole_fedras.federation.client.shard import Shard
+from recbole_fedras.federation.protocol import Ints, block_of
+from recbole_fedras.federation.sharded import SimulatedNode, share_out
+from recbole_fedras.federation.simulation import agree, make_shard
+from recbole_fedras.numeric.parallel import threads
+from recbole_fedras.run.setup import in_warmup, prepare_data
+from recbole_fedras.run.sums import evaluate
+from recbole_fedras.wire.links import PipeLinks, serve
+
+
+@contextmanager
+def processes(config: Config) -> Iterator[PipeLinks | None]:
+    """Start the processes of a run, and end them with it; None where it needs none.
+
+    Each reads the data for itself, and keeps the rows of its own users.
+    """
+    n_shards = config.run_settings().n_shards
+    if n_shards == 1:
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    started = []
+    for shard in range(n_shards):
+        here, there = context.Pipe()
+        arguments = (there, config.resolved, shard, n_shards)
+        process = context.Process(target=_hold, args=arguments, daemon=True)
+        process.start()
+        there.close()  # so that a process that dies is noticed
+        pipes[str(shard)] = here
+        started.append(process)
+    links = PipeLinks(pipes)
+    try:
+        yield links
+    finally:
+        links.close()
+        for process in started:
+            process.join(5)
+            process.terminate()
+
+
+def _hold(pipe: Connection, keys: dict[str, Any], shard: int, n_shards: int) -> None:
+    """Be a process that holds a shard."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends its round, and then us
+    config = Config(config_dict=keys)
+    n_jobs = config.run_settings().n_jobs
+    if n_jobs == -1:
+        n_jobs = max(1, cpu_count() // n_shards)
+    with config.in_use(), torch.no_grad(), threads(n_jobs):
+        try:
+            process = Loaded(config, shard, n_shards)
+            first = process.begin(0, process.model.embedding is not None)
+        except (ConfigError, DataError):
+            return  # the run finds the same, and says so
+        serve(SimulatedNode(first, process.evaluate, process.begin).handle, pipe)
+
+
+class Loaded:
+    """What a process has loaded: its users' rows, and the model that scores them."""
+
+    def __init__(self, config: Config, shard: int, n_shards: int) -> None:
+        self._config = config
+        block = block_of(config.federation().client_fraction)
+
+        def clients_among(n_clients: int) -> Ints:
+            return share_out(n_clients, block, n_shards)[shard]
+
+        train, valid, test = prepare_data(config, clients_among)
+        self._data = client_data(train._dataset)
+        self._clients = clients_among(self._data.n_clients)
+        self._held_out = {"valid": valid, "test": test}
+        device = config.run_settings().device
+        self.model = config.make_model(train._dataset).to(device)
+
+    def begin(self, version: int, embedding: bool) -> Shard:
+        """Make the shard anew, with items of rows or of an embedding."""
+        config, model, data = self._config, self.model, self._data
+        model.begin_or_not(embedding)
+        methods = config.make_methods()
+        agreement = agree(model, config.federation(), data.n_clients, methods, version)
+        training = config.local_training(in_warmup(config, model))
+        return make_shard(agreement, model, data, methods, training, self._clients)
+
+    def evaluate(self, phase: str) -> dict[str, Any]:
+        """Evaluate the shard's users; ranks may travel, as all is one simulation."""
+        found = evaluate(self._config, self.model, self._held_out[phase])
+        return found | {key: found[key].tolist() for key in ("users", "ranks")}
