@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,8 +102,14 @@ class ShardedSimulation(Simulation):
         return report
 
     def evaluate(self, phase: str) -> dict[str, Any]:
-        """Let each shard evaluate; return what it finds by name."""
-        return self._links.evaluate(phase, self.server.policy.newest)
+        """Let each shard evaluate; return what it finds by name.
+
+        Shared tables are the newest, unless clients have just been given others.
+        """
+        return self._links.evaluate(phase, self._newest)
+
+    def _newest(self, versions: Sequence[int]) -> Sequence[Message]:
+        return self.server.policy.newest(versions) if self._behind else ()
 
     def load_clients(self, state: dict[str, Any]) -> None:
         """Let clients hold what they did, in their processes too."""
@@ -128,7 +134,7 @@ class ShardedSimulation(Simulation):
         self._behind = False
 
     def _gather(self) -> None:
-        found = self._links.collect("state", self.server.policy.newest)
+        found = self._links.collect("state", self._newest)
         states = [from_bytes(found[name]) for name in self._clients_of]
         self.shard.load_state_dict(joined(states, list(self._clients_of.values())))
         self._behind = False

@@ -154,6 +154,8 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
                     False,
                     after_evaluation,
                 )
+            except FederationError as error:
+                raise FederationError(f"{error}; {self._keep_last_good()}") from error
             finally:
                 self.tensorboard.flush()
             if saved:
@@ -247,8 +249,8 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         try:
             with torch.no_grad():
                 report = self.simulation.run_round()
-        except (NonFiniteError, FederationError) as error:
-            raise type(error)(f"{error}; {self._keep_last_good()}") from error
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}; {self._keep_last_good()}") from error
         row = round_row(epoch_idx, report)
         row["seconds_total"] = perf_counter() - start
         self.rows.append(row)
@@ -313,6 +315,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
     def _state(
         self, epoch: int, best_valid_result: dict[str, float] | None
     ) -> dict[str, Any]:
+        simulation = self.simulation.state_dict()  # first: the model is a view of it
         return {
             "config": self.config.resolved,
             "data_digest": self._data_digest,
@@ -323,7 +326,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             "state_dict": self.model.state_dict(),
             "other_parameter": self.model.other_parameter(),
             "optimizer": {},
-            "simulation": self.simulation.state_dict(),
+            "simulation": simulation,
             "rows": json.dumps(self.rows),
             "random": random_state(),
         }
@@ -339,7 +342,11 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         return self.folder.last
 
     def _keep_last_good(self) -> str:
-        path = self._save_last()
+        try:
+            path = self._save_last()
+        except FederationError:  # shards that nobody can ask any more
+            path = self.folder.last if self.folder else None
+            path = path if path and path.is_file() else None
         return f"continue with --resume={path}" if path else "no round was completed"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from recbole_fedras.federation.protocol import Ints
 State = dict[str, Any]
 
 _BY_PLACE = ("user_rows", "user_states")
+_BY_CLIENT = ("version_of",)
 _TABLES = {"slots", "slot_of_client"}
 
 
@@ -39,14 +41,12 @@ def _restricted(value: Any, clients: set[int]) -> Any:
         mine = {c: slot for c, slot in value["slot_of_client"].items() if c in clients}
         slots = value["slots"][[0, *mine.values()]]
         return {"slots": slots, "slot_of_client": _numbered(mine)}
-    part = {key: _restricted(entry, clients) for key, entry in value.items()}
-    if "version_of" in part:
-        part["version_of"] = {
-            client: version
-            for client, version in part["version_of"].items()
-            if client in clients
-        }
-    return part
+    return {
+        key: {c: of for c, of in entry.items() if c in clients}
+        if key in _BY_CLIENT
+        else _restricted(entry, clients)
+        for key, entry in value.items()
+    }
 
 
 def _numbered(clients: Sequence[int] | Mapping[int, int]) -> dict[int, int]:
@@ -82,14 +82,9 @@ def _joined(value: Any, others: Sequence[Any]) -> Any:
             clients += tables["slot_of_client"]
             slots.append(tables["slots"][list(tables["slot_of_client"].values())])
         return {"slots": torch.cat(slots), "slot_of_client": _numbered(clients)}
-    whole = {
-        key: _joined(entry, [other[key] for other in others])
+    return {
+        key: dict(ChainMap(*(other[key] for other in others)))
+        if key in _BY_CLIENT
+        else _joined(entry, [other[key] for other in others])
         for key, entry in value.items()
     }
-    if "version_of" in whole:
-        whole["version_of"] = {
-            client: version
-            for other in others
-            for client, version in other["version_of"].items()
-        }
-    return whole
