@@ -15,7 +15,6 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 _FLEET = "/v1/fleet/"
-_NODES = 2**14  # that are counted at a time: keys are only checked after us
 
 
 class Guard:
@@ -29,6 +28,8 @@ class Guard:
         Most that one request may have; Flower sends arrays in chunks of 5 MiB.
     answer_bytes : int
         Most that a node may send as one message.
+    nodes : int
+        Most that are counted at a time: their keys are only checked after us.
     """
 
     def __init__(
@@ -36,9 +37,11 @@ class Guard:
         app: ASGIApp,
         request_bytes: int = 2**24,
         answer_bytes: int = 2**30,
+        nodes: int = 2**14,
     ) -> None:
         self._app = app
         self._request_bytes, self._answer_bytes = request_bytes, answer_bytes
+        self._nodes = nodes
         self._sent: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +71,7 @@ class Guard:
         """Return how many bytes of its message a node has sent; arrays come last."""
         if path.endswith("push-messages"):
             self._sent.pop(node, None)
-        if len(self._sent) >= _NODES:
+        if len(self._sent) >= self._nodes:
             self._sent.clear()
         self._sent[node] += size
         return self._sent[node]

@@ -72,7 +72,10 @@ def _make_authority(folder: Path) -> None:
         .sign(key, hashes.SHA384())
     )
     _write(folder / f"{AUTHORITY}.key", _pem(key), secret=True)
-    _write(folder / f"{AUTHORITY}.crt", certificate.public_bytes(serialization.Encoding.PEM))
+    _write(
+        folder / f"{AUTHORITY}.crt",
+        certificate.public_bytes(serialization.Encoding.PEM),
+    )
 
 
 def _make_server(folder: Path, hosts: Sequence[str]) -> None:
@@ -95,7 +98,9 @@ def _make_server(folder: Path, hosts: Sequence[str]) -> None:
         .sign(authority, hashes.SHA384())
     )
     _write(folder / f"{SERVER}.key", _pem(key), secret=True)
-    _write(folder / f"{SERVER}.crt", certificate.public_bytes(serialization.Encoding.PEM))
+    _write(
+        folder / f"{SERVER}.crt", certificate.public_bytes(serialization.Encoding.PEM)
+    )
 
 
 def _make_node(folder: Path, name: str) -> None:

@@ -15,11 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
+import psutil
+
 from recbole_fedras.errors import ConfigError
 
-_ENDING = 10.0  # seconds that a process may take to end by itself
+_ENDING = 10.0  # seconds that a process may take to end when told to
+_LEFT = 2.0  # seconds that those which it has started may take more
 _HEALTHY = 120.0  # seconds after which a start counts as a success
-_ERROR = re.compile(r"\bERROR\b")
+_ERROR = re.compile(r"(?:\b|\x1b\[\d+m)ERROR\b")  # coloured or not
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -93,7 +96,7 @@ class Process:
     def tend(self) -> None:
         """See to it that it runs: called ever again.
 
-        One that has ended is started again after 5 seconds, then 10, up to 60.
+        One that has ended is started again after 5 seconds, then 7.5, up to 60.
         """
         if self.status is None and self._restart_on_error and self._error():
             print(f"{self.name} has reported an error: {self._log}", flush=True)
@@ -110,20 +113,24 @@ class Process:
                 f"{self._pause:.0f} s: {self._log}",
                 flush=True,
             )
-            self._pause = min(60.0, 2 * self._pause)
+            self._pause = min(60.0, 1.5 * self._pause)
         elif now >= self._next:
             self._next = 0.0
             self.start()
 
     def end(self) -> None:
-        """End it and what it has started, by force if it does not within seconds."""
+        """End it and all that it has started, by force if it takes long."""
         if self._popen is None or self.status is not None:
             return
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._popen.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._popen.wait(_ENDING)
+        tree = psutil.Process(self._popen.pid).children(recursive=True)
+        self._popen.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(_ENDING)
+        self._popen.kill()
+        self._popen.wait()
+        for left in psutil.wait_procs(tree, timeout=_LEFT)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
 
     def _error(self) -> bool:
         """Return whether its log shows an error that was not there before."""
@@ -165,9 +172,10 @@ class Family:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Have SIGTERM do what Ctrl-C does: leave by way of every ``finally``."""
+    """Have SIGTERM do what Ctrl-C does: leave by way of every ``finally``, once."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
