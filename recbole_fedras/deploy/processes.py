@@ -75,6 +75,11 @@ class Process:
         self._read = 0
 
     @property
+    def pid(self) -> int:
+        """Process id; 0 before it has been started."""
+        return 0 if self._popen is None else self._popen.pid
+
+    @property
     def status(self) -> int | None:
         """Exit status; None while it runs, and before it has been started."""
         return None if self._popen is None else self._popen.poll()
