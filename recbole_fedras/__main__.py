@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from recbole_fedras.config.arguments import add_config_arguments, add_files, files_of
 from recbole_fedras.errors import (
     ConfigError,
     DataError,
@@ -73,14 +73,14 @@ def _run(argv: list[str]) -> None:
         f"Other commands, with a --help of their own: {', '.join(_COMMANDS)}.",
         allow_abbrev=False,
     )
-    _add_config_arguments(parser)
+    add_config_arguments(parser)
     parser.add_argument(
         "--list",
         action="store_true",
         help="list models, compressors and all other kinds of classes, and exit",
     )
     arguments, rest = parser.parse_known_args(argv)
-    files = _files(arguments)
+    files = files_of(arguments)
     if arguments.list:
         _list(files, rest)
         return
@@ -107,7 +107,7 @@ def _rate_distortion(argv: list[str]) -> None:
         epilog="Any --key=value sets a key of the configuration.",
         allow_abbrev=False,
     )
-    _add_config_arguments(parser)
+    add_config_arguments(parser)
     parser.add_argument(
         "--update",
         help="update to compress: .npz with ids, rows, n_items, or .npy with a change "
@@ -130,7 +130,7 @@ def _rate_distortion(argv: list[str]) -> None:
     from recbole_fedras.config import Config
     from recbole_fedras.experiments.rate_distortion import RATES, run_rate_distortion
 
-    config = Config(arguments.model, arguments.dataset, _files(arguments), argv=rest)
+    config = Config(arguments.model, arguments.dataset, files_of(arguments), argv=rest)
     with config.in_use():
         run_rate_distortion(
             config,
@@ -174,7 +174,7 @@ def _compare(argv: list[str]) -> None:
         epilog="Any --key=value sets a key of the configuration of all runs.",
         allow_abbrev=False,
     )
-    _add_config_arguments(parser)
+    add_config_arguments(parser)
     parser.add_argument(
         "--compressors",
         default="none TopK SVD CoLR FedRAS",
@@ -191,7 +191,7 @@ def _compare(argv: list[str]) -> None:
     from recbole_fedras.experiments.compare import compare
     from recbole_fedras.experiments.sweep import Sweep
 
-    shared = Config(arguments.model, arguments.dataset, _files(arguments), argv=rest)
+    shared = Config(arguments.model, arguments.dataset, files_of(arguments), argv=rest)
     with shared.in_use():
         compare(
             _several("compressors", arguments.compressors, str),
@@ -227,7 +227,7 @@ def _reproduce(argv: list[str]) -> None:
         type=int,
         help="(default: as configured); methods that name their own keep them",
     )
-    _add_files(parser)
+    add_files(parser)
     _add_jobs(parser)
     parser.add_argument("--data_path", help="folder of the datasets' folders")
     parser.add_argument("--output", default="results", help="(default: results)")
@@ -245,7 +245,7 @@ def _reproduce_exhibits(
     from recbole_fedras.experiments.reproduce import reproduce
     from recbole_fedras.experiments.sweep import Sweep
 
-    config = Config(config_file_list=_files(arguments), argv=rest)
+    config = Config(config_file_list=files_of(arguments), argv=rest)
     keys = config.external_config_dict
     local = {key: keys.pop(key) for key in LOCAL & keys.keys()}
     if arguments.data_path:
@@ -300,25 +300,20 @@ def _recommend(argv: list[str]) -> None:
     print(tabulate(lines, columns, floatfmt=".4f", disable_numparse=[0, 1]))
 
 
+def _deploy(argv: list[str]) -> None:
+    from recbole_fedras.deploy.commands import deploy
+
+    deploy(argv)
+
+
 _COMMANDS = {
     "compare": _compare,
+    "deploy": _deploy,
     "prepare": _prepare,
     "rate-distortion": _rate_distortion,
     "recommend": _recommend,
     "reproduce": _reproduce,
 }
-
-
-def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", "-m", help="a name that --list shows, or your own (default: MF)"
-    )
-    parser.add_argument("--dataset", "-d", help="a RecBole dataset (default: ml-100k)")
-    _add_files(parser)
-
-
-def _add_files(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config_files", help="YAML files: \"a.yaml 'my own.yaml'\"")
 
 
 def _add_jobs(parser: argparse.ArgumentParser) -> None:
@@ -347,14 +342,6 @@ def _several(option: str, given: str, kind: Callable[[str], Value]) -> list[Valu
     if not values:
         raise ConfigError(f"--{option}={given!r} must name at least one")
     return values
-
-
-def _files(arguments: argparse.Namespace) -> list[str]:
-    """Return the config files: one, perhaps with blanks in its name, or several."""
-    files = arguments.config_files or ""
-    if Path(files).is_file():
-        return [files]
-    return shlex.split(files) if set(files) & {"'", '"'} else files.split()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The same federation as real processes, on Flower; needs the extra ``deploy``."""

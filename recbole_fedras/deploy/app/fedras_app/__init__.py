@@ -1,0 +1,1 @@
+"""What Flower loads: all else is in the installed package."""

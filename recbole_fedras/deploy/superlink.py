@@ -1,0 +1,206 @@
+"""The server's side: a SuperLink, its nodes' keys, and a run on it."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from recbole_fedras.deploy.keys import AUTHORITY, SERVER
+from recbole_fedras.deploy.processes import Family, Process, environment
+from recbole_fedras.errors import ConfigError, KilledError
+
+#: The Flower app of this package.
+APP = Path(__file__).parent / "app"
+
+_STARTING = 120.0  # seconds that a SuperLink may take to listen
+_CONNECTION = "here"
+_RUN_ID = re.compile(r"Successfully started run (\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class SuperLink:
+    """A SuperLink of this machine.
+
+    Attributes
+    ----------
+    folder : Path
+        Of its database, logs and Flower's own files.
+    host : str
+        Address to listen at.
+    port : int
+    keys : Path or None
+        Folder of keys; None: no TLS and no keys.
+    """
+
+    folder: Path
+    host: str
+    port: int
+    keys: Path | None
+
+    @property
+    def address(self) -> str:
+        """Where this machine finds it."""
+        return f"127.0.0.1:{self.port}"
+
+    def start(self, family: Family) -> Process:
+        """Start it, and register the nodes that it does not know.
+
+        Raises
+        ------
+        ConfigError
+            If the port is taken, or keys are missing.
+        KilledError
+            If it ends at once.
+        """
+        self._write_connection()
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                raise ConfigError(
+                    f"port {self.port} is in use; end what listens there, or give "
+                    "another in --address"
+                )
+        process = family.add(
+            Process(
+                "SuperLink",
+                [*_program("superlink"), *self._arguments()],
+                self.folder / "superlink.log",
+                self._environment(),
+            )
+        )
+        self._wait_for(process)
+        self.register()
+        return process
+
+    def register(self) -> None:
+        """Register each ``NAME.pub`` of the keys, under that name."""
+        if self.keys is None:
+            return
+        nodes = json.loads(self._flwr("supernode", "list", _CONNECTION, *_JSON))[
+            "nodes"
+        ]
+        known = {node["name"] for node in nodes}
+        for file in sorted(self.keys.glob("*.pub")):
+            if file.stem not in known:
+                self._flwr(
+                    "supernode", "register", str(file), _CONNECTION, "--name", file.stem
+                )
+                print(f"node {file.stem} is registered", flush=True)
+
+    def run(
+        self, config: str, app: Path = APP, tend: Callable[[], None] = lambda: None
+    ) -> None:
+        """Run an app, and print what it prints until it has ended.
+
+        Parameters
+        ----------
+        config : str
+            YAML text: the keys of the run.
+        app : Path
+            Folder of a Flower app with a key ``config``.
+        tend : callable
+            Called several times a second; may raise.
+
+        Raises
+        ------
+        KilledError
+            If the run does not end well; its log has been printed.
+        """
+        # A JSON string is one of TOML as well.
+        keys = self.folder / "run.toml"
+        keys.write_text(f"config = {json.dumps(config)}\n", encoding="utf-8")
+        command = ["run", str(app), _CONNECTION, "--run-config", str(keys)]
+        run_id = _RUN_ID.search(self._flwr(*command))
+        if run_id is None:
+            raise KilledError(f"Flower starts no run: {self.folder / 'superlink.log'}")
+        log = subprocess.Popen(
+            ["flwr", "log", run_id[1], _CONNECTION], env=self._environment()
+        )
+        try:
+            while log.poll() is None:
+                tend()
+                time.sleep(0.2)
+        finally:
+            log.terminate()
+            log.wait()
+        self._require_success(run_id[1])
+
+    def _require_success(self, run_id: str) -> None:
+        found = self._flwr("list", _CONNECTION, "--run-id", run_id, *_JSON)
+        run = json.loads(found)["runs"][0]
+        if run["status"] != "finished:completed":
+            raise KilledError(
+                f"the run has {run['status']}, {run['status-details']}: "
+                f"{self.folder / 'superlink.log'}"
+            )
+
+    def _arguments(self) -> list[str]:
+        database = str(self.folder / "superlink.db")
+        where = ["--host", self.host, "--port", str(self.port), "--database", database]
+        if self.keys is None:
+            return [*where, "--insecure"]
+        return [
+            *where,
+            "--enable-supernode-auth",
+            f"--ssl-ca-certfile={self.keys / AUTHORITY}.crt",
+            f"--ssl-certfile={self.keys / SERVER}.crt",
+            f"--ssl-keyfile={self.keys / SERVER}.key",
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        return environment(self.folder / "flower")
+
+    def _write_connection(self) -> None:
+        """Tell ``flwr`` of this SuperLink, also for use by hand."""
+        home = self.folder / "flower"
+        home.mkdir(exist_ok=True)
+        if self.keys is None:
+            trust = "insecure = true"
+        else:
+            certificate = (self.keys / f"{AUTHORITY}.crt").resolve()
+            if not certificate.is_file():
+                raise ConfigError(
+                    f"--keys={str(self.keys)!r}: no {certificate.name}; make them by "
+                    "`recbole-fedras deploy keys`"
+                )
+            trust = f"root-certificates = {json.dumps(str(certificate))}"
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\n'
+            f'address = "{self.address}"\n{trust}\n',
+            encoding="utf-8",
+        )
+
+    def _wait_for(self, process: Process) -> None:
+        end = time.monotonic() + _STARTING
+        while process.status is None and time.monotonic() < end:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.2)
+        raise KilledError(f"no SuperLink: {self.folder / 'superlink.log'} says why")
+
+    def _flwr(self, *arguments: str) -> str:
+        """Run Flower's command line, and return what it prints."""
+        done = subprocess.run(
+            ["flwr", *arguments],
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise KilledError(f"flwr {arguments[0]}: {done.stderr or done.stdout}")
+        return done.stdout
+
+
+_JSON = ("--format", "json")
+
+
+def _program(name: str) -> list[str]:
+    return [sys.executable, "-m", "recbole_fedras.deploy.programs", name]

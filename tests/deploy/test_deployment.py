@@ -1,0 +1,168 @@
+"""Real processes of Flower on the loopback device, with TLS and keys."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import echo
+import psutil
+import pytest
+
+from recbole_fedras.deploy.processes import free_port
+
+pytestmark = [
+    pytest.mark.deploy,
+    pytest.mark.skipif(
+        importlib.util.find_spec("flwr") is None,
+        reason="Flower is not installed: the extra deploy has it",
+    ),
+]
+
+
+class Deployment:
+    """A server and two shards in a folder."""
+
+    def __init__(self, folder: Path, epochs: int) -> None:
+        self.folder, self.port = folder, free_port()
+        self.rows = folder / "rows"
+        self.rows.mkdir()
+        self._epochs = epochs
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def deploy(self, *arguments: str) -> subprocess.Popen[bytes]:
+        path = os.pathsep.join([str(echo.HERE), os.environ.get("PYTHONPATH", "")])
+        return subprocess.Popen(
+            [sys.executable, "-m", "recbole_fedras", "deploy", *arguments],
+            cwd=self.folder,
+            env=os.environ | {"PYTHONPATH": path},
+            stdout=(self.folder / "out.log").open("ab"),
+            stderr=subprocess.STDOUT,
+        )
+
+    def start_server(self, trust: str = "--keys=keys") -> None:
+        host = "127.0.0.1" if trust == "--insecure" else "0.0.0.0"  # noqa: S104
+        self.processes["server"] = self.deploy(
+            "server",
+            trust,
+            "--folder=server",
+            f"--address={host}:{self.port}",
+            f"--app={echo.make_app(self.folder)}",
+            f"--epochs={self._epochs}",
+            f"--checkpoint_dir={self.rows}",
+        )
+
+    def start_shard(self, name: str) -> None:
+        self.processes[name] = self.deploy(
+            "shard",
+            f"--name={name}",
+            "--keys=keys",
+            f"--folder={name}",
+            f"--superlink=127.0.0.1:{self.port}",
+            f"--data_path={self.folder}",
+            f"--dataset={name}",
+            "--handle=echo:make_handle",
+        )
+
+    def child(self, name: str, word: str) -> int:
+        """Return the process id of a child whose command has a word."""
+        children = psutil.Process(self.processes[name].pid).children()
+        return next(child.pid for child in children if word in child.cmdline())
+
+    def wait_for(
+        self, true: Callable[[list[dict[str, Any]]], bool], within: int
+    ) -> Any:
+        end = time.monotonic() + within
+        while time.monotonic() < end:
+            files = sorted(self.rows.glob("*.json"), key=lambda path: int(path.stem))
+            rows = [json.loads(path.read_text()) for path in files]
+            if true(rows):
+                return rows
+            time.sleep(0.2)
+        logs = [self.folder / "out.log", *self.folder.glob("*/*.log")]
+        raise AssertionError("\n\n".join(path.read_text()[-2000:] for path in logs))
+
+    def end(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            process.wait(60)
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> Iterator[Callable[[int], Deployment]]:
+    made: list[Deployment] = []
+
+    def make(epochs: int) -> Deployment:
+        made.append(Deployment(tmp_path, epochs))
+        assert made[0].deploy("keys", "keys", "--nodes", "a", "b").wait(60) == 0
+        return made[0]
+
+    yield make
+    for one in made:
+        one.end()
+
+
+def test_exchanges_go_on_while_processes_are_killed_and_strangers_knock(deployment):
+    here = deployment(epochs=40)
+    here.start_server()
+    here.start_shard("a")
+    here.start_shard("b")
+    rows = here.wait_for(lambda rows: len(rows) >= 2, within=90)
+    assert all(row["whole"] and sorted(row["workers"]) == ["a", "b"] for row in rows)
+    before = rows[-1]["workers"]
+
+    os.kill(here.child("b", "supernode"), signal.SIGKILL)
+    os.kill(here.child("a", "worker"), signal.SIGKILL)
+    assert here.deploy("keys", "keys", "--nodes", "c").wait(60) == 0
+    here.start_shard("c")  # whose key the server has not registered
+    told = [status_from_elsewhere(here.port, path) for path in PATHS]
+    assert told == [403, 403, 415]  # what nodes do is let in, and then not understood
+
+    # Exchanges end at their deadline; a worker of its own begins anew,
+    here.wait_for(lambda rows: "b" not in rows[-1]["workers"], within=40)
+    here.wait_for(lambda rows: rows[-1]["workers"].get("a", 0) > before["a"], within=90)
+    # and the node that was killed is back under its name, with the worker it had.
+    rows = here.wait_for(lambda rows: "b" in rows[-1]["workers"], within=120)
+    assert rows[-1]["workers"]["b"] == before["b"]
+    assert all(row["whole"] and set(row["asked"]) <= {"a", "b"} for row in rows)
+    assert "code: 2004" in (here.folder / "c" / "supernode.log").read_text()
+
+    families = [psutil.Process(one.pid) for one in here.processes.values()]
+    children = [child for one in families for child in one.children(recursive=True)]
+    here.end()
+    assert not psutil.wait_procs(children, timeout=5)[1]
+
+
+PATHS = ("/v1/control/list-runs", "/v1/runtime/acquire-task", "/v1/fleet/pull-messages")
+
+
+def status_from_elsewhere(port: int, path: str) -> int:
+    """Knock at the server as another machine would: not by the loopback device."""
+    import httpx
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing; tells our own address
+        own = probe.getsockname()[0]
+    url = f"https://{own}:{port}{path}"
+    return httpx.post(url, verify=False).status_code  # noqa: S501
+
+
+def test_a_run_that_fails_says_why_and_leaves_nothing(deployment):
+    here = deployment(epochs=1)
+    here.rows.rmdir()
+    here.start_server("--insecure")
+    assert here.processes["server"].wait(90) == 2
+    printed = (here.folder / "out.log").read_text()
+    assert "finished:failed" in printed
+    assert f"there is no {here.rows}" in printed
+    assert psutil.Process().children() == []
