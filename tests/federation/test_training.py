@@ -132,7 +132,7 @@ def test_slopes_are_those_of_the_loss_however_far_from_zero(pairwise):
     np.testing.assert_allclose(slopes, expected.numpy(), rtol=1e-5, atol=atol)
 
 
-@pytest.mark.parametrize("rho", [0, 0.3])
+@pytest.mark.parametrize("rho", [0.0, 0.3])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("make", [mf, ncf])
 def test_gradients_of_items_are_mapped(make, compiled, rho, data):
