@@ -94,13 +94,13 @@ def own_keys(kind: str, name: str, found: type, taken: set[str]) -> dict[str, An
     ConfigError
         If a parameter has the name of another key, one of ``taken``.
     """
-    own = _parameters(kind, found)
-    for key in sorted(own.keys() & taken):
+    parameters = _parameters(kind, found)
+    for key in sorted(parameters.keys() & taken):
         raise ConfigError(
             f"{kind}={name!r}: its parameter {key!r} is another key of this run; it "
             "must have another name"
         )
-    return own | registry.read_properties(kind, name)
+    return parameters | registry.read_properties(kind, name)
 
 
 def _parameters(kind: str, found: type) -> dict[str, Any]:

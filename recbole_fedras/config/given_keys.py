@@ -35,7 +35,7 @@ def refuse_changes(given: dict[str, Any], saved: dict[str, Any]) -> None:
             )
 
 
-def unquoted(key: str, text: str) -> Any:
+def unquoted(key: str, argument: str) -> Any:
     """Read an argument as a literal; one that is a name or a folder stays as it is.
 
     Examples
@@ -43,9 +43,9 @@ def unquoted(key: str, text: str) -> Any:
     >>> unquoted("epochs", "20"), unquoted("data_path", "20")
     (20, '20')
     """
-    value = literal(text)
+    value = literal(argument)
     if recbole_keys.is_verbatim(key) and not isinstance(value, str | None):
-        return text
+        return argument
     return value
 
 

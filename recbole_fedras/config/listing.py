@@ -31,8 +31,8 @@ def listing(config_files: Sequence[str]) -> list[Row]:
             for name, of_yaml in _named(kind, given):
                 what, parameters = _about(kind, of_yaml)
                 keys = dict([*parameters.items()][n_given:]) | of_yaml
-                text = ", ".join(f"{key}={value}" for key, value in keys.items())
-                rows.append(Row(kind, name, what, text))
+                shown = ", ".join(f"{key}={value}" for key, value in keys.items())
+                rows.append(Row(kind, name, what, shown))
     return rows
 
 

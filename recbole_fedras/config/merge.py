@@ -196,14 +196,16 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
             self._item_embedding_class,
             taken,
         )
-        own = self._keys_of_compressors(taken | of_model.keys() | of_items.keys())
+        taken = taken | of_model.keys() | of_items.keys()
+        of_methods = self._keys_of_compressors(taken)
         self.parts = methods.find_parts(chosen)
-        own |= self.parts.keys(taken | of_model.keys() | of_items.keys() | own.keys())
+        of_methods |= self.parts.keys(taken | of_methods.keys())
         of_dataset = registry.read_properties("dataset", dataset)
-        self._own = {*of_model, *of_items, *own}
-        layers = [overall, of_items, own, recbole]
+        self._own = {*of_model, *of_items, *of_methods}
+        layers = [overall, of_items, of_methods, recbole]
         if federated:
-            layers = [recbole, overall, of_model, of_items, preset, own, of_dataset]
+            layers = [recbole, overall, of_model, of_items, preset, of_methods]
+            layers.append(of_dataset)
         self.internal_config_dict = {
             key: value for keys in layers for key, value in keys.items()
         }
@@ -220,12 +222,12 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
             self.external_config_dict[key] = value
 
     def _keys_of_compressors(self, taken: set[str]) -> dict[str, Any]:
-        own: dict[str, Any] = {}
+        keys: dict[str, Any] = {}
         for name, compressor_class in self.compressors.values():
-            own |= build.own_keys("compressor", name, compressor_class, taken)
+            keys |= build.own_keys("compressor", name, compressor_class, taken)
         for key in ("compressor", "compressor_class"):  # of one; the names say which
-            own.pop(key, None)
-        return own
+            keys.pop(key, None)
+        return keys
 
     def _refuse_unknown_keys(self) -> None:
         kinds = (*registry.GIVEN, *build.COMPRESSOR_KEYS)

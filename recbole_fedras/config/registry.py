@@ -64,11 +64,11 @@ def read_yaml(path: str | Path, loader: type = SafeLoader) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ConfigError(f"config_files: there is no file {str(path)!r}")
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        values = yaml.load(text, Loader=loader) or {}  # noqa: S506 - a safe loader
+        content = Path(path).read_text(encoding="utf-8")
+        values = yaml.load(content, Loader=loader) or {}  # noqa: S506 - a safe loader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        said = f"config_files: {str(path)!r} is not YAML: {error}"
-        raise ConfigError(said) from error
+        message = f"config_files: {str(path)!r} is not YAML: {error}"
+        raise ConfigError(message) from error
     if not isinstance(values, dict):
         raise ConfigError(f"config_files: {str(path)!r} does not hold keys and values")
     return values
@@ -204,11 +204,11 @@ def _said_where(error: Exception) -> str:
 def plug_in_of(error: BaseException) -> str | None:
     """Say which user's class an error arose in, by its traceback.
 
-    The text holds the frames of other processes and of the errors that it is from.
+    As lines it has the frames of other processes and of the errors that it is from.
     """
-    text = "".join(traceback.format_exception(error))
+    lines = "".join(traceback.format_exception(error))
     found = None
-    for file, line in re.findall(r'File "(.+?)", line (\d+)', text):
+    for file, line in re.findall(r'File "(.+?)", line (\d+)', lines):
         if file in _plug_ins:
             found = f"{_plug_ins[file]}, {file}:{line}"
     return found

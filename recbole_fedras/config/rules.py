@@ -131,8 +131,8 @@ def check_methods(config: Config) -> None:
     """Check that model, policy, aggregator and compressors go together."""
     _check_policy(config)
     for direction, (name, compressor_class) in config.compressors.items():
-        own = config[f"{direction}_compressor"] is not None
-        key = f"{direction}_compressor" if own else "compressor"
+        key = f"{direction}_compressor"
+        key = "compressor" if config[key] is None else key
         _check_table_values(config, "compressor", key, name, compressor_class)
     _check_table_values(config, "aggregation", "aggregation", *config.parts.aggregation)
     for key, allowed in config.model_class.requires.items():

@@ -50,13 +50,13 @@ def read_arguments(argv: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def literal(text: str) -> Any:
-    """Read ``text`` as a Python literal, true or false; else leave it a string."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
+def literal(argument: str) -> Any:
+    """Read an argument as a Python literal, true or false; else leave it a string."""
+    if argument.lower() in ("true", "false"):
+        return argument.lower() == "true"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
-            return ast.literal_eval(text)
+            return ast.literal_eval(argument)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
+        return argument

@@ -189,8 +189,9 @@ def _draw(  # type: ignore[no-untyped-def]
                     label[i] = 1
                 negatives = row[1::2]
             else:
-                row[:n] = positives
-                label[:n] = 1
+                for i in range(n):
+                    row[i] = positives[i]
+                    label[i] = 1
                 negatives = row[n::1]
             counter, n_new = _draw_negatives(
                 negatives, place, ids[n_rows:], client_key, counter

@@ -83,14 +83,14 @@ def run_round(
         transport.settle(())
         raise
     server.commit()
-    report = RoundReport(
+    cost = ledger.close_round()
+    transport.settle(receipts)
+    return RoundReport(
         closed.loss,
         closed.n_invited,
         len(closed.counted),
         closed.refusals,
-        ledger.close_round(),
+        cost,
         server.policy.metrics(closed.counted),
         server.seconds.taken(),
     )
-    transport.settle(receipts)
-    return report

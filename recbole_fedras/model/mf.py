@@ -118,7 +118,8 @@ def _step(user: Floats, gradient_map: Floats, step: Floats) -> None:
     It is the same for all items of a batch, so the map costs one product a batch.
     """
     if not len(gradient_map):
-        step[:] = user
+        for j in range(len(user)):
+            step[j] = user[j]
         return
     step[:] = 0
     for k in range(len(user)):
@@ -230,7 +231,8 @@ def _train_clients(
     for c in range(len(users)):
         part = slice(samples.row_offsets[c], samples.row_offsets[c + 1])
         local, ids = changes[part], samples.ids[part]
-        # Copy, by loops: numba's own assignments between arrays are far slower.
+        # Copy, by loops: numba's own assignments between arrays are far slower, also
+        # to compile.
         for i in range(len(ids)):
             row, before = local[i], table[ids[i]]
             for j in range(len(row)):

@@ -25,6 +25,9 @@ Ints = NDArray[np.int64]
 
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
 
+# Arrays are written by loops: each kind of assignment between them, ``a[i] = b[j]`` or
+# ``a[i] += b[j]``, costs numba seconds to compile, most for the text of an error.
+
 
 @_compiled
 def _layer(flat: Floats, n: int, layer: int, sizes: Ints) -> Floats:
@@ -152,7 +155,9 @@ def _gradients(
             # Its inputs are the user, alike in all samples, so that the sum of errors
             # (of_bias) is enough, and the items.
             np.dot(at.items.T, error, of_weight[dim:])
-            of_weight[:dim] = np.outer(at.user, of_bias)
+            for j in range(dim):
+                for k in range(len(of_bias)):
+                    of_weight[j, k] = at.user[j] * of_bias[k]
             np.dot(weight[:dim], of_bias, of.user)
             np.dot(error, weight[dim:].T, of.items)
         else:
@@ -167,7 +172,10 @@ def _gradients(
                         lower[i, j] = 0
             error = lower
     if len(descent.gradient_map):
-        of.items[:] = np.dot(of.items, descent.gradient_map)
+        mapped = np.dot(of.items, descent.gradient_map)
+        for i in range(n):
+            for j in range(dim):
+                of.items[i, j] = mapped[i, j]
     return loss
 
 
@@ -179,7 +187,8 @@ def _ascend(
     tiny, items = np.float32(1e-12), at.items  # TINY of ``sam.ascend``
     # An item that stands in a batch twice has one gradient: the sum.
     for i in range(len(rows)):
-        of_rows[rows[i]] += of.items[i]
+        for j in range(items.shape[1]):
+            of_rows[rows[i], j] += of.items[i, j]
     # Its square, row by row: each sample's gradient times its row's.
     square = np.float32(0)
     for i in range(len(rows)):
@@ -229,7 +238,8 @@ def _train_client(
             n = len(batch)
             items, of_items = all_items[:n], all_of_items[:n]
             for i in range(n):
-                items[i] = table[batch[i]]
+                for j in range(dim):
+                    items[i, j] = table[batch[i], j]
             at, of = _Point(user, items, theta), _Point(of_user, of_items, of_theta)
             loss += _gradients(at, label, sizes, descent, room, of)
             # SAM: the step is taken from here, with the gradient found uphill.
@@ -264,8 +274,10 @@ def _train_clients(
         local, ids = parameters.changes[part], samples.ids[part]
         network = parameters.theta_changes[c]
         for i in range(len(ids)):
-            local[i] = table[ids[i]]
-        network[:] = theta
+            for j in range(table.shape[1]):
+                local[i, j] = table[ids[i], j]
+        for j in range(len(theta)):
+            network[j] = theta[j]
         part = slice(samples.sample_offsets[c], samples.sample_offsets[c + 1])
         losses[c] = _train_client(
             _Point(parameters.users[c], local, network),
@@ -275,8 +287,10 @@ def _train_clients(
             descent,
         )
         for i in range(len(ids)):
-            local[i] -= table[ids[i]]
-        network -= theta
+            for j in range(table.shape[1]):
+                local[i, j] -= table[ids[i], j]
+        for j in range(len(theta)):
+            network[j] -= theta[j]
     return losses
 
 

@@ -148,15 +148,9 @@ def test_coinciding_rows_need_fewer_groups():
     torch.testing.assert_close(decoded.rows, update.rows)
 
 
-@pytest.mark.parametrize(
-    ("rate", "n_draws"),
-    [
-        (0.875, 500),
-        *(slow(r, 2000) for r in (0.75, 0.875, 0.9375)),
-    ],
-)
-def test_quantize_is_unbiased_and_errs_by_less_than_a_level(rate, n_draws):
-    update = make_update(20)
+@pytest.mark.parametrize("rate", [slow(0.75), 0.875, slow(0.9375)])
+def test_quantize_is_unbiased_and_errs_by_less_than_a_level(rate):
+    update, n_draws = make_update(20), 500
     n_levels = 2 ** (round(32 * (1 - rate)) - 1) - 1
     level = update.rows.abs().amax(1, keepdim=True) / n_levels
     total = torch.zeros_like(update.rows)

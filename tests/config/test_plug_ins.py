@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, rounds_of
+from conftest import COMMON, ROOT, TINY, rounds_of
 
 from recbole_fedras.__main__ import main
 from recbole_fedras.config import Config
@@ -23,6 +23,7 @@ import torch
 
 from recbole.evaluator.base_metric import AbstractMetric, TopkMetric
 from recbole_fedras import Aggregator, RowUpdate, Transform
+from recbole_fedras.compressor.svd import SVD
 from recbole_fedras.federation.server.broadcast import Broadcast
 from recbole_fedras.federation.transforms import SharedUpdate
 
@@ -100,6 +101,13 @@ class Bare(AbstractMetric):
 
 class Hit(TopkMetric):
     """Has the name of one of RecBole's."""
+
+
+class Mine(SVD):
+    """SVD, if it is given its key."""
+
+    def __init__(self, strength=1.0):
+        assert strength == 2.0
 '''
 
 
@@ -253,20 +261,25 @@ def test_several_are_applied_in_order_and_listed(beside):
     assert {"clip", "broadcast", "fedavg"} <= {row.name for row in rows.values()}
 
 
+@pytest.mark.slow
 def test_several_runs_have_them_too_in_other_processes(beside, workspace):
     own = beside(
         transform_class=["plug_ins.Push"], metric_class=["plug_ins.Misses"],
         metrics=["Hit", "Misses"], valid_metric="Hit@10", factor=10.0,
+        compressor="Mine", compressor_class="plug_ins.Mine", strength=2.0,
     )  # fmt: skip
-    keys = [argument for argument in TINY if "compression_rate" not in argument]
-    own_keys = [f"--config_files={own}", "--compressors=none RSC", "--jobs=1"]
-    assert main(["compare", *keys, *own_keys, "--compression_rates=0.5"]) == 0
+    command = ["compare", *COMMON, f"--config_files={own}", "--seeds=1", "--jobs=2"]
+    compared = ["--compressors=SVD Mine RSC", "--compression_rates=0.5"]
+    assert main([*command, *compared]) == 0
     with (workspace / "comparison" / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["method"] for row in rows] == ["none", "RSC 50 %"]
+    assert [row["method"] for row in rows] == ["SVD 50 %", "Mine 50 %", "RSC 50 %"]
     for row in rows:
         misses = 10 * (1 - float(row["hit@10"]))
         assert float(row["misses@10"]) == pytest.approx(misses, abs=1e-3)
+        assert row["hit@10 sd"] == ""  # of one seed
+    assert rows[0]["hit@10"] == rows[1]["hit@10"]
+    assert rows[0]["uplink MB"] == rows[1]["uplink MB"]
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ print([name for name in {_HEAVY} if name in sys.modules])
     assert in_a_fresh_process(code, tmp_path).splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_a_run_leaves_other_packages_as_they_were(workspace):
     (workspace / "mine.py").write_text(
         "from recbole_fedras.compressor.svd import SVD\nclass Mine(SVD):\n    pass\n"

@@ -145,6 +145,7 @@ def test_residual_kmeans_leaves_less_with_every_level():
     assert errors[3] < 0.7 * errors[2] < 0.5 * errors[1]
 
 
+@pytest.mark.slow
 def test_an_rq_vae_tells_groups_of_items_apart_and_draws_for_itself():
     rng = np.random.default_rng(1)
     centres = 4 * rng.standard_normal((8, 20))

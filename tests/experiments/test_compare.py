@@ -21,7 +21,7 @@ COMPARE = [
 ]
 
 
-def test_compare_runs_in_processes_and_reports(workspace, capsys):
+def test_compare_runs_and_reports(workspace, in_process, capsys):
     assert main([*COMPARE, "--jobs=2"]) == 0
     printed = capsys.readouterr().out
     runs = runs_in("comparison")
@@ -53,32 +53,6 @@ def test_compare_runs_in_processes_and_reports(workspace, capsys):
     assert float(rows[2]["ndcg@10 sd"]) == pytest.approx(np.std(values, ddof=1))
     sizes = [result["communication"]["uplink_bytes"] for result in svd]
     assert float(rows[2]["uplink MB"]) == pytest.approx(np.mean(sizes) / 1e6)
-
-
-@pytest.mark.slow
-def test_ones_own_compressor_compares_with_ours(workspace):
-    (workspace / "own").mkdir()
-    (workspace / "own" / "stronger.py").write_text(
-        """
-from recbole_fedras.compressor.svd import SVD
-
-class Mine(SVD):
-    def __init__(self, strength=1.0):
-        assert strength == 2.0
-"""
-    )
-    (workspace / "own" / "mine.yaml").write_text(
-        "compressor: Mine\ncompressor_class: stronger.Mine\nstrength: 2.0\n"
-    )
-    command = ["compare", *COMMON, "--compressors=SVD Mine", "--seeds=1"]
-    files = ["--compression_rates=0.75", "--config_files=own/mine.yaml", "--jobs=2"]
-    assert main([*command, *files]) == 0
-    with Path("comparison/table.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {row["ndcg@10 sd"] for row in rows} == {""}  # of one seed
-    assert [row["method"] for row in rows] == ["SVD 75 %", "Mine 75 %"]
-    assert rows[0]["ndcg@10"] == rows[1]["ndcg@10"]
-    assert rows[0]["uplink MB"] == rows[1]["uplink MB"]
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ def test_an_exhibit_is_tuned_on_validation_and_stands_beside_the_paper(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_runs_that_we_publish_are_found():
     """Each is complete: what it computed, what made it, and what came of it."""
     folders = [path.parent for path in (ROOT / "results").glob("*/runs.jsonl.xz")]

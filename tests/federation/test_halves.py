@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import msgpack
 import numpy as np
@@ -29,6 +30,7 @@ from population import (
     simulate,
 )
 
+from recbole_fedras.compressor.base import RowUpdate
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.data.clients import ClientData
 from recbole_fedras.embedding.base import introduction
@@ -52,6 +54,7 @@ from recbole_fedras.numeric.theta import flatten
 from recbole_fedras.wire.ledger import Ledger
 from recbole_fedras.wire.links import PipeLinks, serve
 from recbole_fedras.wire.message import Kind, Message
+from recbole_fedras.wire.payload import PayloadError
 from recbole_fedras.wire.transport import Answer, LinkTransport, MemoryTransport
 
 ADAM = LocalTraining(0.1, 0.07, 0.2, 2, 16, 4, user_optimizer="adam")
@@ -374,6 +377,31 @@ def test_a_bad_message_costs_its_sender_the_round_and_nobody_else(reason, forge,
     assert torch.equal(good.shard.user_rows, bad.shard.user_rows)
 
 
+@pytest.mark.parametrize(
+    ("values", "most", "bounded"),
+    [
+        ([2e19, 0], 1e20, True),  # whose square is beyond float32
+        ([2e19, 0], 1e19, False),
+        ([3e38, 3e38], 1e200, True),  # whose square is beyond float64
+        ([3, 4], 5, True),
+        ([3, 4], 5 * (1 - 1e-12), False),  # float32 would not tell them apart
+        ([np.inf, 0], 1e300, False),
+    ],
+)
+def test_norms_are_compared_exactly(values, most, bounded):
+    settings = federation(max_update_norm=most)
+    agreement = agree(mf(), settings, NoCompression())
+    mean = InverseFrequency()
+    taken = intake.Intake(agreement, NoCompression(), mean, 0, np.arange(1), None)
+    update = RowUpdate(torch.tensor([1]), torch.tensor([values[:1]]).float())
+    theta = torch.tensor(values[1:]).float()
+    if bounded:
+        taken._require_bounded(update, theta)
+        return
+    with pytest.raises(PayloadError, match=r"not all finite|exceeds max_update_norm="):
+        taken._require_bounded(update, theta)
+
+
 def test_who_was_not_invited_or_answers_twice_is_refused(data):
     simulation = simulate(mf(), data, NoCompression(), fraction=0.5, rates=(0.0,))
     invited = {message.header.client for message in simulation.server.invite()}
@@ -520,6 +548,24 @@ def test_what_a_commit_needs_is_taken_before_it(data, monkeypatch):
     assert reports[0].bytes == reports[1].bytes
     tables = [own.server.parameters.item_table for own in (simulation, untouched)]
     assert torch.equal(*tables)
+
+
+def test_a_policy_that_fails_to_report_costs_nobody_a_receipt(data, monkeypatch):
+    ended = []
+    keys = {"fraction": 0.5, "replica": "personal"}
+    for fails in (True, False):
+        simulation = simulate(mf(), data, make("TopK"), **keys)
+        with monkeypatch.context() as patch:
+            if fails:
+                patch.setattr(simulation.server.policy, "metrics", None)
+            with pytest.raises(TypeError) if fails else nullcontext():
+                simulation.run_round()
+        assert simulation.round == 1
+        simulation.run_round()
+        assert simulation.ledger.totals["uplink_messages"] == 12
+        ended.append(state_of(simulation.shard, np.arange(N_CLIENTS)))
+    for one, other in zip(*ended, strict=True):
+        assert torch.equal(one, other)
 
 
 # Processes that fail.

@@ -125,10 +125,7 @@ def test_a_step_that_fails_within_leaves_round_and_tables(monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "model"),
-    [
-        *zip(ADAPTIVE, ["MF", "NCF", "MF"], strict=True),
-        *map(slow, ADAPTIVE, ["NCF", "MF", "NCF"]),
-    ],
+    [("adam", "NCF"), slow("adagrad", "MF"), slow("yogi", "NCF")],
 )
 def test_runs_with_it_resume_and_replicas_follow(run, model, kind):
     keys = {"server_optimizer": kind, "server_learning_rate": 0.01}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import product, starmap
 
 import numpy as np
 import pytest
@@ -24,11 +24,19 @@ from recbole_fedras.model.ncf import _losses
 close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("pairwise", [False, True])
-@pytest.mark.parametrize("rhos", [(0, 0), (0.3, 0.2), slow((0.3, 0)), slow((0, 0.2))])
+RHOS = [(0.0, 0.0), (0.3, 0.2), (0.3, 0.0), (0.0, 0.2)]  # numba compiles ints anew
+SHAPES = [(), (5, 4, 3)]  # of NCF's layers
+
+
 @pytest.mark.parametrize(
-    "make", [mf, ncf, slow(partial(ncf, ())), slow(partial(ncf, (5, 4, 3)))]
-)
+    ("make", "rhos", "pairwise"),
+    [
+        *product([mf, ncf], RHOS[:2], [False, True]),
+        *starmap(slow, product([mf, ncf], RHOS[2:], [False])),
+        *(slow(partial(ncf, shape), rhos, bool(i % 2))
+          for i, (rhos, shape) in enumerate(product(RHOS[:2], SHAPES))),
+    ],
+)  # fmt: skip
 def test_cohort_training_equals_a_naive_loop_over_clients(make, rhos, pairwise, data):
     training = replace(
         TRAINING, rho_shared=rhos[0], rho_private=rhos[1], pairwise=pairwise
@@ -124,7 +132,7 @@ def test_slopes_are_those_of_the_loss_however_far_from_zero(pairwise):
     np.testing.assert_allclose(slopes, expected.numpy(), rtol=1e-5, atol=atol)
 
 
-@pytest.mark.parametrize("rho", [0, 0.3])
+@pytest.mark.parametrize("rho", [0.0, 0.3])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("make", [mf, ncf])
 def test_gradients_of_items_are_mapped(make, compiled, rho, data):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CTX, DIM, N_ITEMS, budget
+from conftest import CTX, DIM, N_ITEMS, budget, slow
 
 from recbole_fedras.compressor import RowUpdate
 from recbole_fedras.config import Config
@@ -118,7 +118,7 @@ def test_codes_arrive_as_they_are_at_a_bit_each(n):
         BinaryCodes().encode(update, budget(0.9), type(CTX)(3, 7, N_ITEMS, DIM))
 
 
-@pytest.mark.parametrize("replica", ["broadcast", "personal"])
+@pytest.mark.parametrize("replica", ["broadcast", slow("personal")])
 def test_a_run_learns_codes_and_sends_no_more_than_its_rate(run, replica):
     keys = {"epochs": 12, "client_fraction": 0.5, "replica": replica}
     result = run("LightFR", compression_rate=0.75, **keys)

@@ -78,10 +78,8 @@ def test_bpr_scores_as_recboles(workspace):
 @pytest.mark.parametrize(
     ("model", "replica"),
     [
-        ("FedBPR", "personal"),
+        slow("FedBPR", "personal"),
         ("FedNeuMF", "broadcast"),
-        ("GMF", "personal"),
-        slow("FedBPR", "broadcast"),
         slow("FedNeuMF", "personal"),
         slow("GMF", "broadcast"),
     ],

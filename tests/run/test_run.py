@@ -340,9 +340,9 @@ class Mine(SVD):
 @pytest.mark.parametrize(
     ("name", "key", "whole", "left"),
     [
-        ("Base", "embedding_size", 8, 2),
+        slow("Base", "embedding_size", 8, 2),
         ("RCR", "epochs", 8, 2),
-        ("RSC", "client_fraction", 0.5, 0.125),
+        slow("RSC", "client_fraction", 0.5, 0.125),
     ],
 )
 def test_a_rate_may_be_met_by_doing_less(run, name, key, whole, left):
