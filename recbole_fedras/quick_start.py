@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from recbole.utils import init_seed
 
 from recbole_fedras.config import Config
@@ -29,7 +30,7 @@ from recbole_fedras.run.trainer import FederatedTrainer
 
 def run_recbole_fedras(
     model: str | type[FederatedRecommender] | None = None,
-    dataset: str | None = None,
+    dataset: str | pd.DataFrame | None = None,
     config_file_list: Sequence[str] | None = None,
     config_dict: dict[str, Any] | None = None,
     saved: bool = True,
@@ -41,8 +42,8 @@ def run_recbole_fedras(
     ----------
     model : str or class, optional
         MF, NCF or another :class:`FederatedRecommender`; default as configured.
-    dataset : str, optional
-        Name of a RecBole dataset; default as configured.
+    dataset : str or DataFrame, optional
+        Name of a RecBole dataset, or interactions, one a row; default as configured.
     config_file_list : sequence of str, optional
         YAML files, later over earlier.
     config_dict : dict, optional

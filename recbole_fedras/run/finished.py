@@ -118,7 +118,11 @@ class FinishedRun:
         )
 
 
-def load_run(folder: str | Path, data_path: str | None = None) -> FinishedRun:
+def load_run(
+    folder: str | Path,
+    data_path: str | None = None,
+    dataset: pd.DataFrame | None = None,
+) -> FinishedRun:
     """Take up a run from its folder, as its best round left it.
 
     Parameters
@@ -127,32 +131,35 @@ def load_run(folder: str | Path, data_path: str | None = None) -> FinishedRun:
         The run's folder, or a checkpoint in it.
     data_path : str, optional
         Where the datasets are, if no longer where they were.
+    dataset : DataFrame, optional
+        What the run was started with, if it was a DataFrame.
 
     Raises
     ------
     DataError
-        If the folder is not of a run, or the dataset's files have changed.
+        If the folder is not of a run, or the dataset has changed.
     """
     path = best_of(file_of(folder))
     moved = {} if data_path is None else {"data_path": data_path}
-    config = Config(config_dict=moved | {"resume": str(path)})
+    config = Config(dataset=dataset, config_dict=moved | {"resume": str(path)})
     loaders = prepare_data(config)
-    dataset = loaders[0]._dataset
+    train = loaders[0]._dataset
     with config.in_use():
-        model = config.make_model(dataset).to(config.run_settings().device)
-        clients, digest = client_data(dataset), data_digest(config)
+        model = config.make_model(train).to(config.run_settings().device)
+        clients, digest = client_data(train), data_digest(config)
         simulation, _ = restore(config, model, clients, path, digest)
         if config.data_settings().filters:
-            seen = _seen_in_file(config, dataset)
+            seen = _seen_in_file(config, train)
         else:
             seen = sum(loader._dataset.inter_matrix("csr") for loader in loaders)
-    return FinishedRun(config, dataset, model, simulation, seen)
+    return FinishedRun(config, train, model, simulation, seen)
 
 
 def _seen_in_file(config: Config, dataset: Any) -> csr_matrix:
     """Return what users have seen in rows that no filter has left out."""
     unfiltered = dict.fromkeys(config.data_settings().filters)
-    whole = FederatedDataset(Config(config_dict=config.resolved | unfiltered))
+    keys = config.resolved | unfiltered
+    whole = FederatedDataset(Config(dataset=config.frame, config_dict=keys))
     places = []
     for field in (dataset.uid_field, dataset.iid_field):
         known, tokens = dataset.field2token_id[field], whole.field2id_token[field]

@@ -15,7 +15,7 @@ from recbole_fedras.config import Config, compat, registry
 from recbole_fedras.config.checkpoint import read_checkpoint
 from recbole_fedras.data.clients import ClientData
 from recbole_fedras.data.dataset import FederatedDataset, client_data
-from recbole_fedras.data.digest import digest_of_dataset
+from recbole_fedras.data.digest import digest_of_dataset, digest_of_frame
 from recbole_fedras.data.place import origin, require_folder
 from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.federation.settings import Federation
@@ -48,7 +48,8 @@ def prepare_data(config: Config) -> tuple[Any, Any, Any]:
                 f"topk={list(evaluated.topk)} is not allowed; it must be at most the "
                 f"number of items, {dataset.item_num - 1}"
             )
-        getLogger().info(f"{dataset}\nRead from {origin(settings.data_path)}")
+        source = origin(settings.data_path) if config.frame is None else "a DataFrame"
+        getLogger().info(f"{dataset}\nRead from {source}")
         loaders = _loaders(config, dataset)
     parts = [loader._dataset for loader in loaders]
     train, *held_out = loaders
@@ -175,20 +176,20 @@ def restore(
     clients : ClientData
     checkpoint : str or Path
     digest : str or None
-        Of the dataset's files, by :func:`data_digest`.
+        Of the dataset, by :func:`data_digest`.
 
     Raises
     ------
     DataError
-        If these are not the files that the run was started with.
+        If it is not the one that the run was started with.
     """
     settings = config.run_settings()
     where = f"dataset={settings.dataset!r} at data_path={settings.data_path!r}"
     state = read_checkpoint(checkpoint)
     if state.get("data_digest") not in (None, digest):
         raise DataError(
-            f"{str(checkpoint)!r} is of a run on other data: the files of {where} are "
-            "not those that it was started with; set data_path to these"
+            f"{str(checkpoint)!r} is of a run on other data: what is in {where} is not "
+            "what it was started with; set data_path to that, or give that DataFrame"
         )
     try:
         model.load_state_dict(state["state_dict"])
@@ -200,7 +201,14 @@ def restore(
 
 
 def data_digest(config: Config) -> str | None:
-    """Digest the dataset's files, which checkpoints are checked against."""
+    """Digest the dataset, which checkpoints are checked against."""
+    if config.frame is not None:
+        fields = (config["load_col"] or {}).get("inter", "*")
+        return digest_of_frame(
+            config.frame[
+                [name for name in config.frame if fields == "*" or str(name) in fields]
+            ]
+        )
     settings = config.run_settings()
     return digest_of_dataset(settings.data_path, settings.dataset)
 
