@@ -279,17 +279,27 @@ def _recommend(argv: list[str]) -> None:
         "they have not seen, by its best round.",
     )
     parser.add_argument("run", help="the run's folder")
-    parser.add_argument("--users", nargs="+", required=True, help="ids of the dataset")
+    parser.add_argument("--users", nargs="+", default=[], help="ids of the dataset")
+    parser.add_argument(
+        "--items",
+        action="append",
+        default=[],
+        help="what somebody has seen who is not in the dataset, \"12 50 'my item'\"; "
+        "may stand several times",
+    )
     parser.add_argument("-k", type=int, default=10, help="items each (default: 10)")
     parser.add_argument("--data_path", help="where the datasets are, if moved")
     parser.add_argument("--output", help="CSV file to write as well")
     arguments = parser.parse_args(argv)
+    if not (arguments.users or arguments.items):
+        raise ConfigError("recommend needs --users or --items, one at least")
     from tabulate import tabulate
 
     from recbole_fedras.run.finished import load_run
 
     finished = load_run(arguments.run, arguments.data_path)
-    best = finished.recommend(arguments.users, arguments.k)
+    users = [*arguments.users, *map(_words, arguments.items)]
+    best = finished.recommend(users, arguments.k)
     if arguments.output:
         try:
             best.to_csv(arguments.output, index=False, encoding="utf-8")
@@ -354,7 +364,15 @@ def _files(arguments: argparse.Namespace) -> list[str]:
     files = arguments.config_files or ""
     if Path(files).is_file():
         return [files]
-    return shlex.split(files) if set(files) & {"'", '"'} else files.split()
+    return _words(files)
+
+
+def _words(text: str) -> list[str]:
+    """Split at blanks, but not inside of quotation marks."""
+    try:
+        return shlex.split(text) if set(text) & {"'", '"'} else text.split()
+    except ValueError as error:
+        raise ConfigError(f"{text!r}: {error}") from error
 
 
 if __name__ == "__main__":

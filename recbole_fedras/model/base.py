@@ -24,7 +24,8 @@ from recbole_fedras.numeric.theta import Theta, unflatten
 
 
 class _Replicas(Protocol):
-    theta: Tensor
+    @property
+    def theta(self) -> Tensor: ...
 
     @property
     def tables(self) -> Tensor: ...

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
+from torch import Tensor
 
 from recbole_fedras.config import Config
 from recbole_fedras.config.checkpoint import best_of, file_of
@@ -22,6 +24,9 @@ from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.run.setup import data_digest, prepare_data, restore
 
 _USERS_AT_A_TIME = 256
+
+#: Rows and columns of a matrix.
+Places = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -48,71 +53,117 @@ class FinishedRun:
     simulation: Simulation
     seen: csr_matrix
 
-    def recommend(self, users: Sequence[str | int], k: int = 10) -> pd.DataFrame:
+    def recommend(
+        self, users: Sequence[str | int | Sequence[str | int]], k: int = 10
+    ) -> pd.DataFrame:
         """Return the best items for users, of those that they have not seen.
 
         Parameters
         ----------
-        users : sequence of str or int
-            Their ids, as the dataset's file has them.
+        users : sequence
+            Of each the id, as the dataset has it, or, of someone who is not in it, a
+            list of items, ids too. A vector is found for these users by local training
+            on their items as clients train, with the run's keys and seed and as often
+            as its clients did on average, while items and network stay as they are.
+            Nobody else's result depends on it.
         k : int
             Items for each; fewer where a user has seen nearly all.
 
         Returns
         -------
         DataFrame
-            ``user``, ``item`` (ids) and ``score`` (logit), best first.
+            ``user``, ``item`` (ids) and ``score`` (logit), best first. Users without an
+            id are called ``new 1``, ``new 2``, ...
 
         Raises
         ------
         ConfigError
             If ``k`` is not a positive integer, or ``users`` is one string.
         DataError
-            That names a user who is not in the dataset.
+            That names a user or an item that is not in the dataset.
 
         Examples
         --------
-        >>> load_run("saved/MF-FedRAS-...").recommend(["196"], k=5)  # doctest: +SKIP
+        >>> run = load_run("saved/MF-FedRAS-...")  # doctest: +SKIP
+        >>> run.recommend(["196", ["12", "50", "181"]], k=5)  # doctest: +SKIP
         """
         if not isinstance(k, int) or k < 1:
             raise ConfigError(f"k={k!r} is not allowed; it must be an integer from 1")
         if isinstance(users, str):
             raise ConfigError(f"users={users!r} is not allowed; it must be a list")
-        numbers = self._numbers_of(users)
-        blocks = [
-            self._best(numbers[start : start + _USERS_AT_A_TIME], k)
-            for start in range(0, len(numbers), _USERS_AT_A_TIME)
-        ]
-        return pd.concat(blocks, ignore_index=True)
-
-    def _numbers_of(self, users: Sequence[str | int]) -> NDArray[np.int64]:
         if not len(users):
             raise DataError("users=[] must name at least one")
-        known = self.dataset.field2token_id[self.dataset.uid_field]
-        names = [str(user) for user in users]
-        for user in names:
-            if not known.get(user):  # 0: [PAD]
+        names, blocks = count(1), []
+        for known, same in groupby(users, np.isscalar):
+            part: list[Any] = list(same)
+            for start in range(0, len(part), _USERS_AT_A_TIME):
+                some = part[start : start + _USERS_AT_A_TIME]
+                if known:
+                    numbers = self._numbers_of("user", self.dataset.uid_field, some)
+                    seen = self.seen[numbers].nonzero()
+                    best = self._best(some, self._scores(numbers), seen, k)
+                else:
+                    called = [f"new {next(names)}" for _ in some]
+                    best = self._best(called, *self._scores_of_new(some), k)
+                blocks.append(best)
+        return pd.concat(blocks, ignore_index=True)
+
+    def _numbers_of(
+        self, what: str, field: str, tokens: Iterable[str | int]
+    ) -> NDArray[np.int64]:
+        known, names = self.dataset.field2token_id[field], list(map(str, tokens))
+        for name in names:
+            if not known.get(name):  # 0: [PAD]
                 raise DataError(
-                    f"user {user!r} is not in dataset={self.dataset.dataset_name!r}, "
-                    f"which has {len(known) - 1} users, as it is filtered in this run"
+                    f"{what} {name!r} is not in dataset={self.dataset.dataset_name!r}, "
+                    f"which has {len(known) - 1} {what}s, as it is filtered in this run"
                 )
         return np.array([known[name] for name in names], np.int64)
 
     @torch.no_grad()
-    def _best(self, numbers: NDArray[np.int64], k: int) -> pd.DataFrame:
+    def _scores(self, numbers: NDArray[np.int64]) -> Tensor:
         self.model.eval()
         batch = {self.model.USER_ID: torch.from_numpy(numbers).to(self.model.device)}
-        scores = self.model.full_sort_predict(batch).cpu().view(len(numbers), -1)
+        scores: Tensor = self.model.full_sort_predict(batch).cpu()
+        return scores.view(len(numbers), -1)
+
+    def _scores_of_new(self, users: Sequence[Any]) -> tuple[Tensor, Places]:
+        """Return scores of users given by their items, and where these are."""
+        model, simulation = self.model, self.simulation
+        first = model.initial_users(np.array([model.n_users - 1])).to(model.device)
+        histories = [self._history(items) for items in users]
+        rows = [simulation.train_newcomer(first, items - 1) for items in histories]
+        model.look_at(simulation.newcomers(torch.cat(rows)))
+        try:
+            scores = self._scores(np.arange(1, len(rows) + 1))
+        finally:
+            model.look_at(simulation.shard)
+        who = np.repeat(np.arange(len(rows)), list(map(len, histories)))
+        return scores, (who, np.concatenate(histories))
+
+    def _history(self, items: Iterable[str | int]) -> NDArray[np.int64]:
+        numbers = np.unique(self._numbers_of("item", self.dataset.iid_field, items))
+        n_items = self.dataset.item_num - 1
+        if not 0 < len(numbers) < n_items:
+            raise DataError(
+                f"a new user has {len(numbers)} items; it must be from 1 to "
+                f"{n_items - 1}, so that there is something to learn from and to find"
+            )
+        return numbers
+
+    def _best(
+        self, users: Sequence[Any], scores: Tensor, seen: Places, k: int
+    ) -> pd.DataFrame:
         scores[:, 0] = -torch.inf  # [PAD]
-        scores[self.seen[numbers].nonzero()] = -torch.inf
+        scores[seen] = -torch.inf
         best = scores.sort(dim=1, descending=True, stable=True)
         values, chosen = best.values[:, :k].numpy(), best.indices[:, :k].numpy()
         user, place = np.nonzero(np.isfinite(values))
-        name = self.dataset.id2token
+        items = self.dataset.id2token(self.dataset.iid_field, chosen[user, place])
         return pd.DataFrame(
             {
-                "user": name(self.dataset.uid_field, numbers[user]),
-                "item": name(self.dataset.iid_field, chosen[user, place]),
+                "user": np.array(list(map(str, users)))[user],
+                "item": items,
                 "score": values[user, place],
             }
         )
