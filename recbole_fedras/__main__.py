@@ -310,12 +310,33 @@ def _recommend(argv: list[str]) -> None:
     print(tabulate(lines, columns, floatfmt=".4f", disable_numparse=[0, 1]))
 
 
+def _vectors(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="recbole-fedras vectors",
+        description="Write the items' vectors of a finished run, by its best round.",
+    )
+    parser.add_argument("run", help="the run's folder")
+    parser.add_argument(
+        "--output",
+        default="items.npz",
+        help=".npz of numpy (default: items.npz), or .txt of word2vec",
+    )
+    parser.add_argument("--data_path", help="where the datasets are, if moved")
+    arguments = parser.parse_args(argv)
+    from recbole_fedras.run.finished import load_run
+
+    finished = load_run(arguments.run, arguments.data_path)
+    n_items, dim = finished.item_vectors(arguments.output).shape
+    print(f"{n_items} items, {dim} values each, are in {arguments.output}")
+
+
 _COMMANDS = {
     "compare": _compare,
     "prepare": _prepare,
     "rate-distortion": _rate_distortion,
     "recommend": _recommend,
     "reproduce": _reproduce,
+    "vectors": _vectors,
 }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, groupby
 from pathlib import Path
@@ -21,6 +22,7 @@ from recbole_fedras.data.dataset import FederatedDataset, client_data
 from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.model import FederatedRecommender
+from recbole_fedras.run.item_vectors import write_item_vectors
 from recbole_fedras.run.setup import data_digest, prepare_data, restore
 
 _USERS_AT_A_TIME = 256
@@ -108,6 +110,36 @@ class FinishedRun:
                 blocks.append(best)
         return pd.concat(blocks, ignore_index=True)
 
+    @torch.no_grad()
+    def item_vectors(self, path: str | Path | None = None) -> pd.DataFrame:
+        """Return the vectors of all items, as new users are given them.
+
+        They are what the model scores with: of MF the product with a user's is the
+        score, of others something is made of it first.
+
+        Parameters
+        ----------
+        path : str or Path, optional
+            File to write as well: ``.npz`` with ``tokens`` and ``vectors``, or ``.txt``
+            in the text format of word2vec.
+
+        Returns
+        -------
+        DataFrame of float32, shape (n_items, dim)
+            Its index has the items' ids.
+
+        Examples
+        --------
+        >>> vectors = load_run("saved/...").item_vectors("items.npz")  # doctest: +SKIP
+        """
+        with self._looking_at(self.simulation.shard.user_rows[:1]):
+            vectors = self.model.item_vectors().cpu().numpy().copy()
+        field, n_items = self.dataset.iid_field, self.dataset.item_num
+        tokens = self.dataset.id2token(field, np.arange(1, n_items)).tolist()
+        if path is not None:
+            write_item_vectors(path, tokens, vectors)
+        return pd.DataFrame(vectors, index=pd.Index(tokens, name="item"))
+
     def _numbers_of(
         self, what: str, field: str, tokens: Iterable[str | int]
     ) -> NDArray[np.int64]:
@@ -133,13 +165,19 @@ class FinishedRun:
         first = model.initial_users(np.array([model.n_users - 1])).to(model.device)
         histories = [self._history(items) for items in users]
         rows = [simulation.train_newcomer(first, items - 1) for items in histories]
-        model.look_at(simulation.newcomers(torch.cat(rows)))
-        try:
+        with self._looking_at(torch.cat(rows)):
             scores = self._scores(np.arange(1, len(rows) + 1))
-        finally:
-            model.look_at(simulation.shard)
         who = np.repeat(np.arange(len(rows)), list(map(len, histories)))
         return scores, (who, np.concatenate(histories))
+
+    @contextmanager
+    def _looking_at(self, user_rows: Tensor) -> Iterator[None]:
+        """Let the model score for users who are new, and who have these rows."""
+        self.model.look_at(self.simulation.newcomers(user_rows))
+        try:
+            yield
+        finally:
+            self.model.look_at(self.simulation.shard)
 
     def _history(self, items: Iterable[str | int]) -> NDArray[np.int64]:
         numbers = np.unique(self._numbers_of("item", self.dataset.iid_field, items))

@@ -12,6 +12,8 @@ import torch
 from recbole_fedras import load_run
 from recbole_fedras.__main__ import main
 from recbole_fedras.errors import ConfigError, DataError
+from recbole_fedras.numeric.theta import unflatten
+from recbole_fedras.run.item_vectors import write_item_vectors
 
 
 @pytest.mark.parametrize(
@@ -181,3 +183,53 @@ def test_the_command_line_takes_items(run, capsys):
     assert "--users or --items" in capsys.readouterr().err
     assert main(["recommend", folder, "--items='i1 i2"]) == 2
     assert "No closing quotation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "keys"),
+    [
+        ("MF", {"compressor": "none"}),
+        ("MF", {"replica": "personal"}),
+        ("MF", {"item_embedding": "lora", "item_rank": 2}),
+        ("NCF", {}),
+    ],
+)
+def test_item_vectors_are_what_is_scored_with(run, model, keys, tmp_path):
+    finished = load_run(run(model, **keys)["run_folder"])
+    vectors = finished.item_vectors(tmp_path / "items.npz")
+    assert vectors.index.tolist() == list(
+        finished.dataset.field2id_token["item_id"][1:]
+    )
+    written = np.load(tmp_path / "items.npz")
+    assert written["tokens"].tolist() == vectors.index.tolist()
+    np.testing.assert_array_equal(written["vectors"], vectors.to_numpy())
+    given = finished.simulation.newcomers(finished.simulation.shard.user_rows[:1])
+    with finished._looking_at(given.user_rows), torch.no_grad():
+        scores = finished.model.full_sort_predict({"user_id": torch.tensor([1])})[1:]
+    items = torch.from_numpy(vectors.to_numpy())
+    theta = unflatten(given.theta[None], finished.model.theta())
+    expected = finished.model.score_all(given.user_rows, items, theta)[0]
+    torch.testing.assert_close(scores, expected)
+
+
+def test_the_command_line_writes_vectors(run, tmp_path, capsys):
+    folder = run()["run_folder"]
+    path = tmp_path / "items.txt"
+    assert main(["vectors", folder, f"--output={path}"]) == 0
+    assert f"60 items, 8 values each, are in {path}" in capsys.readouterr().out
+    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    assert header == "60 8"
+    vectors = load_run(folder).item_vectors()
+    for line, (token, vector) in zip(lines, vectors.iterrows(), strict=True):
+        first, *values = line.split(" ")
+        assert first == token
+        np.testing.assert_array_equal(np.array(values, np.float32), vector)
+    assert main(["vectors", folder, "--output=items.bin"]) == 2
+    assert "it must end in .npz or .txt" in capsys.readouterr().err
+    assert main(["vectors", folder, "--output=nowhere/items.txt"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_words_have_no_blanks(tmp_path):
+    with pytest.raises(DataError, match=r"item 'a b' has a blank.*write \.npz"):
+        write_item_vectors(tmp_path / "v.txt", ["a b"], np.ones((1, 2), np.float32))
