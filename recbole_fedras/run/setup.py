@@ -29,7 +29,12 @@ Rounds = TypeVar("Rounds", bound=Simulation)
 
 
 def prepare_data(config: Config) -> tuple[Any, Any, Any]:
-    """Load and split the data; return RecBole's loaders, evaluation as configured.
+    """Load and split the data; see :func:`load_data` and :func:`split_data`."""
+    return split_data(config, load_data(config))
+
+
+def load_data(config: Config) -> Any:
+    """Load the data and filter them.
 
     Raises
     ------
@@ -50,6 +55,19 @@ def prepare_data(config: Config) -> tuple[Any, Any, Any]:
             )
         source = origin(settings.data_path) if config.frame is None else "a DataFrame"
         getLogger().info(f"{dataset}\nRead from {source}")
+    return dataset
+
+
+def split_data(config: Config, dataset: Any) -> tuple[Any, Any, Any]:
+    """Split the data; return RecBole's loaders, evaluation as configured.
+
+    Raises
+    ------
+    DataError
+        For data that the split cannot use.
+    """
+    name, evaluated = config.run_settings().dataset, config.evaluation_settings()
+    with config.in_use(), compat.errors_as(DataError, f"dataset={name!r}"):
         loaders = _loaders(config, dataset)
     parts = [loader._dataset for loader in loaders]
     train, *held_out = loaders

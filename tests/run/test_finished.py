@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from recbole.utils.case_study import full_sort_topk
 
 from recbole_fedras import load_run
 from recbole_fedras.__main__ import main
 from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.numeric.theta import unflatten
+from recbole_fedras.quick_start import load_data_and_model
 from recbole_fedras.run.item_vectors import write_item_vectors
 
 
@@ -233,3 +235,20 @@ def test_the_command_line_writes_vectors(run, tmp_path, capsys):
 def test_words_have_no_blanks(tmp_path):
     with pytest.raises(DataError, match=r"item 'a b' has a blank.*write \.npz"):
         write_item_vectors(tmp_path / "v.txt", ["a b"], np.ones((1, 2), np.float32))
+
+
+@pytest.mark.parametrize("keys", [{}, {"eval_args": {"mode": "full"}}])
+def test_recboles_case_study_works(run, keys):
+    """It leaves out what was trained and validated on; the test's items are in."""
+    folder = run(replica="personal", **keys)["run_folder"]
+    _, model, dataset, train, _, test = load_data_and_model(Path(folder) / "best.pth")
+    users = dataset.token2id(dataset.uid_field, ["u5", "u2"])
+    scores, items = full_sort_topk(users, model, test, k=59)
+    assert len(dataset.inter_feat) > len(train._dataset.inter_feat)
+    best = load_run(folder).recommend(["u5", "u2"], k=59)
+    for user, row, row_scores in zip(["u5", "u2"], items, scores, strict=True):
+        names = dataset.id2token(dataset.iid_field, row[row_scores.isfinite()])
+        ours = best[best["user"] == user]
+        test_item = set(names) - set(ours["item"])
+        assert len(test_item) == 1
+        assert [name for name in names if name not in test_item] == list(ours["item"])
