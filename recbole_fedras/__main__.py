@@ -10,7 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from recbole_fedras.config.arguments import add_config_arguments, add_files, files_of
+from recbole_fedras.config.arguments import (
+    add_config_arguments,
+    add_files,
+    files_of,
+    words,
+)
 from recbole_fedras.errors import (
     ConfigError,
     DataError,
@@ -279,17 +284,27 @@ def _recommend(argv: list[str]) -> None:
         "they have not seen, by its best round.",
     )
     parser.add_argument("run", help="the run's folder")
-    parser.add_argument("--users", nargs="+", required=True, help="ids of the dataset")
+    parser.add_argument("--users", nargs="+", default=[], help="ids of the dataset")
+    parser.add_argument(
+        "--items",
+        action="append",
+        default=[],
+        help="what somebody has seen who is not in the dataset, \"12 50 'my item'\"; "
+        "may stand several times",
+    )
     parser.add_argument("-k", type=int, default=10, help="items each (default: 10)")
     parser.add_argument("--data_path", help="where the datasets are, if moved")
     parser.add_argument("--output", help="CSV file to write as well")
     arguments = parser.parse_args(argv)
+    if not (arguments.users or arguments.items):
+        raise ConfigError("recommend needs --users or --items, one at least")
     from tabulate import tabulate
 
     from recbole_fedras.run.finished import load_run
 
     finished = load_run(arguments.run, arguments.data_path)
-    best = finished.recommend(arguments.users, arguments.k)
+    users = [*arguments.users, *map(words, arguments.items)]
+    best = finished.recommend(users, arguments.k)
     if arguments.output:
         try:
             best.to_csv(arguments.output, index=False, encoding="utf-8")
@@ -306,6 +321,26 @@ def _deploy(argv: list[str]) -> None:
     deploy(argv)
 
 
+def _vectors(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="recbole-fedras vectors",
+        description="Write the items' vectors of a finished run, by its best round.",
+    )
+    parser.add_argument("run", help="the run's folder")
+    parser.add_argument(
+        "--output",
+        default="items.npz",
+        help=".npz of numpy (default: items.npz), or .txt of word2vec",
+    )
+    parser.add_argument("--data_path", help="where the datasets are, if moved")
+    arguments = parser.parse_args(argv)
+    from recbole_fedras.run.finished import load_run
+
+    finished = load_run(arguments.run, arguments.data_path)
+    n_items, dim = finished.item_vectors(arguments.output).shape
+    print(f"{n_items} items, {dim} values each, are in {arguments.output}")
+
+
 _COMMANDS = {
     "compare": _compare,
     "deploy": _deploy,
@@ -313,6 +348,7 @@ _COMMANDS = {
     "rate-distortion": _rate_distortion,
     "recommend": _recommend,
     "reproduce": _reproduce,
+    "vectors": _vectors,
 }
 
 

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from recbole.utils import init_seed
 
 from recbole_fedras.config import Config
 from recbole_fedras.config.checkpoint import plain
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.run.cost import cost
+from recbole_fedras.run.finished import load_run
 from recbole_fedras.run.report import (
     RunFolder,
     result_table,
     seconds_by_phase,
 )
 from recbole_fedras.run.setup import (
+    load_data,
     log_of_its_own,
     prepare_data,
     require_effect,
     require_federated,
+    split_data,
 )
 from recbole_fedras.run.shards import processes
 from recbole_fedras.run.trainer import FederatedTrainer
@@ -31,7 +36,7 @@ from recbole_fedras.wire.links import Links
 
 def run_recbole_fedras(
     model: str | type[FederatedRecommender] | None = None,
-    dataset: str | None = None,
+    dataset: str | pd.DataFrame | None = None,
     config_file_list: Sequence[str] | None = None,
     config_dict: dict[str, Any] | None = None,
     saved: bool = True,
@@ -43,8 +48,8 @@ def run_recbole_fedras(
     ----------
     model : str or class, optional
         MF, NCF or another :class:`FederatedRecommender`; default as configured.
-    dataset : str, optional
-        Name of a RecBole dataset; default as configured.
+    dataset : str or DataFrame, optional
+        Name of a RecBole dataset, or interactions, one a row; default as configured.
     config_file_list : sequence of str, optional
         YAML files, later over earlier.
     config_dict : dict, optional
@@ -107,6 +112,37 @@ def objective_function(
     return run_recbole_fedras(
         config_file_list=config_file_list, config_dict=trial, saved=saved
     )
+
+
+def load_data_and_model(
+    model_file: str | Path, dataset: pd.DataFrame | None = None
+) -> tuple[Any, ...]:
+    """Load a run as RecBole's function of this name does, which cannot read ours.
+
+    What is returned works with RecBole's ``full_sort_topk`` and ``full_sort_scores``.
+
+    Parameters
+    ----------
+    model_file : str or Path
+        The run's folder, or a checkpoint in it; its best round is loaded.
+    dataset : DataFrame, optional
+        What the run was started with, if it was a DataFrame.
+
+    Returns
+    -------
+    config, model, dataset, train_data, valid_data, test_data
+        As in RecBole. Whatever the run's mode, ``valid_data`` and ``test_data`` rank
+        all items, as RecBole's functions need.
+    """
+    finished = load_run(model_file, dataset=dataset)
+    saved = finished.config.resolved
+    everything = {
+        "eval_args": saved["eval_args"] | {"mode": "full"},
+        "eval_candidates": "fixed",
+    }
+    config = Config(dataset=dataset, config_dict=saved | everything)
+    whole = load_data(config)
+    return (config, finished.model, whole, *split_data(config, whole))
 
 
 def _run(config: Config, saved: bool, links: Links | None) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import argparse
 import shlex
 from pathlib import Path
 
+from recbole_fedras.errors import ConfigError
+
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Take a model, a dataset and configuration files."""
@@ -26,4 +28,18 @@ def files_of(arguments: argparse.Namespace) -> list[str]:
     files = arguments.config_files or ""
     if Path(files).is_file():
         return [files]
-    return shlex.split(files) if set(files) & {"'", '"'} else files.split()
+    return words(files)
+
+
+def words(text: str) -> list[str]:
+    """Split at blanks, but not inside of quotation marks.
+
+    Raises
+    ------
+    ConfigError
+        If a quotation mark is not closed.
+    """
+    try:
+        return shlex.split(text) if set(text) & {"'", '"'} else text.split()
+    except ValueError as error:
+        raise ConfigError(f"{text!r}: {error}") from error

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -36,7 +37,7 @@ class Config(MergedConfig):
     Parameters
     ----------
     model, dataset, config_file_list, config_dict
-        As in RecBole.
+        As in RecBole; ``dataset`` may be a DataFrame of interactions.
     argv : sequence of str
         Command line arguments ``--key=value``; never taken from ``sys.argv``.
 
@@ -47,6 +48,8 @@ class Config(MergedConfig):
 
     Attributes
     ----------
+    frame : DataFrame or None
+        The dataset, if it was given as one.
     compressors : dict of str to tuple
         Name and class of the ``uplink``'s and the ``downlink``'s compressor.
     resolved : dict
@@ -66,7 +69,7 @@ class Config(MergedConfig):
     def __init__(
         self,
         model: Any = None,
-        dataset: str | None = None,
+        dataset: str | pd.DataFrame | None = None,
         config_file_list: Sequence[str] | None = None,
         config_dict: dict[str, Any] | None = None,
         argv: Sequence[str] = (),

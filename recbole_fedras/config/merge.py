@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pandas as pd
 from recbole.config import Config as RecBoleConfig
 
 from recbole_fedras.config import (
@@ -22,6 +23,7 @@ from recbole_fedras.config import (
 from recbole_fedras.config.checkpoint import file_of, plain, read_checkpoint
 from recbole_fedras.config.forms import like, natural
 from recbole_fedras.config.sources import Loader, read_arguments
+from recbole_fedras.data.frame import FRAME
 from recbole_fedras.data.place import folder_of
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.model import FederatedRecommender
@@ -39,12 +41,15 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
     def __init__(
         self,
         model: Any = None,
-        dataset: str | None = None,
+        dataset: str | pd.DataFrame | None = None,
         config_file_list: Sequence[str] | None = None,
         config_dict: dict[str, Any] | None = None,
         argv: Sequence[str] = (),
     ) -> None:
         self._argv = argv
+        self.frame: pd.DataFrame | None = None
+        if isinstance(dataset, pd.DataFrame):
+            self.frame, dataset = dataset, FRAME
         self._named = {
             key: value
             for key, value in (("model", model), ("dataset", dataset))
@@ -209,6 +214,7 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
         self.internal_config_dict = {
             key: value for keys in layers for key, value in keys.items()
         }
+        splits.follow_fields(self.internal_config_dict, recbole, given)
         self._refuse_unknown_keys()
         self._read_values(federated)
 

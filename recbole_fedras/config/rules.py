@@ -53,14 +53,17 @@ def check_federated(config: Config) -> None:
 
 
 def _check_candidates(config: Config) -> None:
-    for phase, mode in config["eval_args"]["mode"].items():
+    modes = config["eval_args"]["mode"]
+    for phase, mode in modes.items():
         if mode[:3] == "uni" and max(config["topk"]) > int(mode[3:]) + 1:
             refuse(config, "topk", f"at most the candidates of mode {phase}: {mode}")
-        if config["eval_candidates"] == "fixed" and mode.startswith("pop"):
+        if config["eval_candidates"] != "recbole" and mode.startswith("pop"):
             allowed = f"'recbole' for eval_args mode {phase}: {mode}"
             refuse(config, "eval_candidates", allowed)
-    drawn = "full" not in config["eval_args"]["mode"].values()
-    if config["repeatable"] and drawn and config["eval_candidates"] == "fixed":
+    drawn = "full" not in modes.values()
+    if config["eval_candidates"] == "file" and modes["test"] == "full":
+        refuse(config, "eval_candidates", "fixed with eval_args mode test: full")
+    if config["repeatable"] and drawn and config["eval_candidates"] != "recbole":
         allowed = "False but for mode full: candidates are never of a user's past"
         refuse(config, "repeatable", allowed)
 

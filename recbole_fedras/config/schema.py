@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from recbole_fedras.config.forms import (
@@ -203,7 +205,9 @@ def evaluation_settings(config: Keys) -> EvaluationSettings:
     return EvaluationSettings(
         seed=read(config, "seed", SEED),
         mode=dict(config["eval_args"]["mode"]),
-        fixed_candidates=_is(config, "eval_candidates", "fixed", other="recbole"),
+        candidates=read(config, "eval_candidates", one_of("fixed", "recbole", "file")),
+        listed=os.path.join(config["data_path"], config["dataset"]),
+        encoding=config["encoding"] or "utf-8",
         batch_size=read(config, "eval_batch_size", integer(1)),
         topk=tuple(config["topk"]),
         decimals=read(config, "metric_decimal_place", integer(0)),

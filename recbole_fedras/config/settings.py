@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -88,8 +89,12 @@ class EvaluationSettings:
     seed : int
     mode : dict of str to str
         RecBole's, as uni99 or full, by phase: valid, test.
-    fixed_candidates : bool
-        Whether sampled items are drawn once, not anew at each evaluation.
+    candidates : {'fixed', 'recbole', 'file'}
+        Whether sampled items are drawn once, or anew at each evaluation, or listed.
+    listed : str
+        Files that list them, but for the phase and ``.negative`` behind it.
+    encoding : str
+        Of these.
     batch_size : int
         Scores computed at a time.
     topk : tuple of int
@@ -102,10 +107,18 @@ class EvaluationSettings:
 
     seed: int
     mode: dict[str, str]
-    fixed_candidates: bool
+    candidates: str
+    listed: str
+    encoding: str
     batch_size: int
     topk: tuple[int, ...]
     decimals: int
     bigger_is_better: bool
     user_field: str
     item_field: str
+
+    def negative_file(self, phase: str) -> str | None:
+        """Return the file that lists a phase's negatives; validation may have none."""
+        file = f"{self.listed}.{phase}.negative"
+        needed = phase == "test" or Path(file).is_file()
+        return file if self.candidates == "file" and needed else None

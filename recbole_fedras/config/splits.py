@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 #: Keys whose parts not given keep what is set beneath them.
 LAYERED = ("eval_args", "train_neg_sample_args", "load_col")
 
+_FIELDS = ("USER_ID_FIELD", "ITEM_ID_FIELD", "RATING_FIELD", "TIME_FIELD")
+
 _SPLITS = ("LS", "RS", "TS")
 _LEAVE_ONE_OUT = ("valid_and_test", "test_only")  # RecBole evaluates no other
 _MODE = re.compile(r"full|(uni|pop)[1-9][0-9]*")
@@ -41,6 +43,28 @@ def layer(older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
             if isinstance(over.get("mode"), dict):
                 merged[key]["mode"] = _by_phase(beneath.get("mode")) | over["mode"]
     return merged
+
+
+def follow_fields(
+    beneath: dict[str, Any], standard: dict[str, Any], given: dict[str, Any]
+) -> None:
+    """Let ``load_col`` by default load the fields that keys name, in place.
+
+    Parameters
+    ----------
+    beneath : dict
+        The defaults.
+    standard : dict
+        RecBole's, for what the fields are called there.
+    given : dict
+        What users set.
+    """
+    if isinstance(beneath["load_col"], dict):
+        names = {standard[key]: str(given.get(key, beneath[key])) for key in _FIELDS}
+        beneath["load_col"] = {
+            suffix: [names.get(field, field) for field in fields]
+            for suffix, fields in beneath["load_col"].items()
+        }
 
 
 def _by_phase(mode: Any) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 
 def digest_of_files(paths: Sequence[Path]) -> str | None:
     """Digest names and contents; None if there are no files."""
@@ -24,3 +26,10 @@ def digest_of_dataset(folder: str, name: str) -> str | None:
     """Digest a dataset's atomic files; None if there are none."""
     found = Path(folder).glob(f"{glob.escape(name)}.*")
     return digest_of_files(sorted(path for path in found if path.is_file()))
+
+
+def digest_of_frame(frame: pd.DataFrame) -> str:
+    """Digest names and values of columns, whatever the index."""
+    digest = hashlib.sha256(repr(list(frame.columns)).encode())
+    digest.update(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes())
+    return digest.hexdigest()[:20]

@@ -1,4 +1,4 @@
-"""RecBole's dataset, read from atomic files to the letter."""
+"""RecBole's dataset, read from atomic files, or a DataFrame, to the letter."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_fedras.data.atomic import AtomicFile
+from recbole_fedras.data.frame import FRAME, Frame
 from recbole_fedras.data.place import download
 from recbole_fedras.data.settings import DataSettings
 from recbole_fedras.errors import DataError
@@ -17,6 +18,8 @@ from recbole_fedras.errors import DataError
 
 class AtomicDataset(Dataset):  # type: ignore[misc]
     """RecBole's ``Dataset``, whose files are read by :class:`AtomicFile`.
+
+    Where the configuration has a DataFrame, :class:`Frame` reads that instead.
 
     Raises
     ------
@@ -35,17 +38,37 @@ class AtomicDataset(Dataset):  # type: ignore[misc]
         return settings
 
     def _load_data(self, token: str, dataset_path: str) -> None:
-        known = self._get_download_url("url", allow_none=True)
-        if not os.path.exists(dataset_path) and known is None:
-            raise _no_file(token, self._inter_paths(token, dataset_path)[0])
-        self._refuse_filters_of_parts()
+        if self.config.frame is not None:
+            self._refuse_other_files()
+        else:
+            known = self._get_download_url("url", allow_none=True)
+            if not os.path.exists(dataset_path) and known is None:
+                raise _no_file(token, self._inter_paths(token, dataset_path)[0])
+            self._refuse_filters_of_parts()
         super()._load_data(token, dataset_path)
 
     def _download(self) -> None:
-        url = self._get_download_url("url")
-        download(self.dataset_name, self.dataset_path, url)
+        if self.config.frame is None:
+            url = self._get_download_url("url")
+            download(self.dataset_name, self.dataset_path, url)
+
+    def _refuse_other_files(self) -> None:
+        suffixes = set(self.config["load_col"] or {}) - {"inter"}
+        for key, used in (
+            ("benchmark_filename", self.benchmark_filename_list),
+            ("additional_feat_suffix", self.config["additional_feat_suffix"]),
+            ("load_col", suffixes),
+        ):
+            if used:
+                raise DataError(
+                    f"{key}={self.config[key]!r} is not allowed with a DataFrame, "
+                    "which has no other files beside it; leave it out, or write "
+                    "atomic files"
+                )
 
     def _inter_paths(self, token: str, folder: str) -> list[str]:
+        if self.config.frame is not None:
+            return [FRAME]
         parts = self.benchmark_filename_list
         names = [""] if parts is None else [f".{part}" for part in parts]
         return [os.path.join(folder, f"{token}{name}.inter") for name in names]
@@ -63,12 +86,12 @@ class AtomicDataset(Dataset):  # type: ignore[misc]
         """Read the file or the files of the parts, one behind the other."""
         paths = self._inter_paths(token, dataset_path)
         for path in paths:
-            if not os.path.isfile(path):
+            if self.config.frame is None and not os.path.isfile(path):
                 raise _no_file(token, path)
         parts: Any = [
             self._load_feat(path, FeatureSource.INTERACTION) for path in paths
         ]
-        self._require_fields(parts[0])
+        self._require_fields(paths[0], parts[0])
         for path, part in zip(paths, parts, strict=True):
             if list(part) != list(parts[0]):
                 raise DataError(
@@ -80,22 +103,31 @@ class AtomicDataset(Dataset):  # type: ignore[misc]
         sizes = [len(part) for part in parts]
         self.file_size_list = sizes if len(sizes) == 3 else [sizes[0], 0, sizes[-1]]
 
-    def _require_fields(self, feat: Any) -> None:
+    def _source(self, path: str) -> AtomicFile | Frame:
+        if path == FRAME:
+            return Frame(self.config.frame, (self.uid_field, self.iid_field))
+        return AtomicFile(path, self.settings.form)
+
+    def _require_fields(self, path: str, feat: Any) -> None:
         settings = self.settings
         loaded = [] if feat is None else list(feat)
+        there = (
+            f"fields loaded of {path}: {loaded}, of {list(self._source(path).types)}"
+        )
         keys = {"USER_ID_FIELD": self.uid_field, "ITEM_ID_FIELD": self.iid_field}
         for key, field in keys.items():
             if field not in loaded:
                 raise DataError(
-                    f"{key}={field!r} is not among the fields loaded from "
-                    f"the .inter file: {loaded}; set it and load_col to fields of it"
+                    f"{key}={field!r} is not among the {there}; set it to one of "
+                    "these, and load_col, if you set that"
                 )
         whole = self.benchmark_filename_list is None  # else the files are the split
         if settings.by_time and whole and self.time_field not in loaded:
             raise DataError(
                 "eval_args goes by time (TO, TS), but TIME_FIELD="
-                f"{self.time_field!r} is not among the fields loaded: {loaded}; set "
-                "TIME_FIELD and load_col to a field of the file, or order to RO"
+                f"{self.time_field!r} is not among the {there}; set TIME_FIELD to one "
+                "of these (and load_col, if you set that), or order to RO, which holds "
+                "out rows at random"
             )
 
     def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
@@ -103,7 +135,7 @@ class AtomicDataset(Dataset):  # type: ignore[misc]
         load, unload = self._get_load_and_unload_col(source)
         if load == set():
             return None
-        file = AtomicFile(filepath, self.settings.form)
+        file = self._source(filepath)
         fields = [
             field
             for field in file.types
@@ -124,7 +156,7 @@ class AtomicDataset(Dataset):  # type: ignore[misc]
         return feat
 
     def _set_type(
-        self, file: AtomicFile, field: str, source: Any, is_time: bool
+        self, file: AtomicFile | Frame, field: str, source: Any, is_time: bool
     ) -> None:
         """Note what RecBole goes by, once the type is one that the field can have."""
         kind = FeatureType(file.types[field])
@@ -165,6 +197,12 @@ class AtomicDataset(Dataset):  # type: ignore[misc]
 
 
 def _no_file(dataset: str, path: str) -> DataError:
+    if dataset == FRAME:
+        return DataError(
+            f"dataset={FRAME!r} is what a pandas DataFrame given is called, which no "
+            "folder of a run holds: give it again, as "
+            "run_recbole_fedras(dataset=frame, ...) or load_run(folder, dataset=frame)"
+        )
     return DataError(
         f"dataset={dataset!r}: there is no file {os.path.abspath(path)}; set data_path "
         "to the folder that holds the folder of the dataset, and benchmark_filename "

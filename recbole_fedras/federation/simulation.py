@@ -15,6 +15,7 @@ from recbole_fedras.compressor.base import Compressor
 from recbole_fedras.data.clients import ClientData
 from recbole_fedras.data.local import TrainClients
 from recbole_fedras.embedding.base import ItemEmbedding
+from recbole_fedras.federation.client.newcomer import Newcomers, train_newcomer
 from recbole_fedras.federation.client.objective import Score
 from recbole_fedras.federation.client.shard import ClientMethods, Shard, Start
 from recbole_fedras.federation.client.training import LocalModel
@@ -28,7 +29,7 @@ from recbole_fedras.federation.server.state import SharedParameters
 from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.federation.transforms import Transform
 from recbole_fedras.numeric.parallel import threads
-from recbole_fedras.numeric.theta import Theta, flatten
+from recbole_fedras.numeric.theta import Theta, flatten, unflatten
 from recbole_fedras.wire.ledger import Ledger
 from recbole_fedras.wire.payload import Payload
 from recbole_fedras.wire.transport import MemoryTransport, Transport
@@ -271,6 +272,40 @@ class Simulation:
         for phase, seconds in self.shard.seconds.taken().items():
             report.seconds[phase] = report.seconds.get(phase, 0.0) + seconds
         return report
+
+    def newcomers(self, user_rows: Tensor) -> Newcomers:
+        """Return what new users hold: private rows, and what they are given now.
+
+        That is what clients share or, where each has a replica of its own, what the
+        server has. Of bandwidth tiers it is the table of the widest.
+        """
+        replicas, exact = self.shard.replicas, self.server.parameters
+        if replicas.versions:
+            return Newcomers(user_rows, replicas.tables[:1], replicas.theta)
+        return Newcomers(user_rows, exact.item_table[None], exact.theta)
+
+    def train_newcomer(self, user_row: Tensor, items: Ints) -> Tensor:
+        """Find a new user's row, as often trained as a client was on average.
+
+        Parameters
+        ----------
+        user_row : Tensor, shape (1, dim)
+            Where it starts.
+        items : ndarray of int64
+            What it has interacted with, numbered from 0.
+        """
+        start, model = self.newcomers(user_row), self.shard.model
+        alone = ClientData.from_pairs(0 * items, items, 1, self.data.n_items)
+        updates = self.ledger.totals["uplink_messages"]
+        with torch.no_grad(), threads(self._n_jobs):
+            return train_newcomer(
+                model._replace(theta=unflatten(start.theta, model.theta)),
+                start,
+                alone,
+                self.agreement.federation.seed,
+                self.shard.training,
+                max(1, round(updates / len(self.data.eligible))),
+            )
 
     def state_bytes(self) -> int:
         """Return about how many bytes of :meth:`state_dict` change in a round."""

@@ -24,7 +24,8 @@ from recbole_fedras.numeric.theta import Theta, unflatten
 
 
 class _Replicas(Protocol):
-    theta: Tensor
+    @property
+    def theta(self) -> Tensor: ...
 
     @property
     def tables(self) -> Tensor: ...
@@ -285,6 +286,19 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         parts = holdings.tables[table_of[..., None], members]
         return self.embedding.vectors(parts, items, holdings.theta)
 
+    def _all_vectors(self, holdings: _Held, index: int) -> Tensor:
+        """Vectors of all items as one of the tables has them, (n_items, dim)."""
+        if self.embedding is None:
+            return holdings.tables[index]
+        everything = torch.arange(self.n_items - 1, device=holdings.tables.device)
+        table_of = torch.full_like(everything, index)
+        return self._vectors(everything[None], holdings, table_of[None])[0]
+
+    def item_vectors(self) -> Tensor:
+        """Vectors of all items as the first client has them, (n_items, dim)."""
+        holdings = self._held(torch.ones(1, dtype=torch.int64))
+        return self._all_vectors(holdings, int(holdings.table_of[0]))
+
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Mean binary cross-entropy, for central training by RecBole's Trainer."""
         logits = self.forward(interaction[self.USER_ID], interaction[self.ITEM_ID])
@@ -300,18 +314,13 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         """Logits of a batch's users with all items, shape (n * n_items,)."""
         holdings = self._held(interaction[self.USER_ID])
         scores = holdings.user_rows.new_zeros(len(holdings.user_rows), self.n_items)
-        everything = torch.arange(self.n_items - 1, device=scores.device)[None]
         for index in sorted(set(holdings.table_of.tolist())):
             users = holdings.table_of == index
             theta = {
                 name: value if len(value) == 1 else value[users][:1]
                 for name, value in holdings.theta.items()
             }
-            table = holdings.tables[index]
-            if self.embedding is not None:
-                one = holdings._replace(theta=theta)
-                table_of = torch.full_like(everything, index)
-                table = self._vectors(everything, one, table_of)[0]
+            table = self._all_vectors(holdings._replace(theta=theta), index)
             scores[users, 1:] = self.score_all(holdings.user_rows[users], table, theta)
         return scores.flatten()
 

@@ -19,6 +19,7 @@ class Stream(IntEnum):
     BANDWIDTH = 5
     TIES = 6
     HASHES = 7
+    NEWCOMERS = 8
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:

@@ -15,18 +15,16 @@ from torch.nn.functional import pad
 
 from recbole_fedras.config import Config
 from recbole_fedras.config.settings import EvaluationSettings
-from recbole_fedras.errors import DataError, NonFiniteError
+from recbole_fedras.errors import NonFiniteError
 from recbole_fedras.numeric.rng import Stream, generator
+from recbole_fedras.run.negatives import DrawnNegatives, ListedNegatives, Negatives
 
 
 class FixedCandidates:
     """Each user's held-out items among sampled ones, the same at every evaluation.
 
-    For every held-out item of a user, ``n_negatives`` items are drawn without
-    replacement from those that they never interacted with, in any part of the data (all
-    of them, if there are fewer for a user with several held-out items). Held-out items
-    stand at random places among the candidates, so that ties favour neither side: the
-    expected metric is that of random tie-breaking.
+    Held-out items stand at random places among the candidates, so that ties favour
+    neither side: the expected metric is that of random tie-breaking.
 
     Stands in for RecBole's ``NegSampleEvalDataLoader``, which draws anew, with
     replacement and from the global generator, at every evaluation, and lets test items
@@ -36,25 +34,18 @@ class FixedCandidates:
     ----------
     dataset : recbole.data.dataset.Dataset
         The held-out part.
-    interacted : list of ndarray
-        All items of each user, by RecBole id.
-    n_negatives : int
+    negatives : Negatives
+        The others, of each user.
     seed : int
     phase : {'valid', 'test'}
     batch_size : int
         Scores computed at a time.
-
-    Raises
-    ------
-    DataError
-        If a user has fewer than ``n_negatives`` items that they never interacted with.
     """
 
     def __init__(
         self,
         dataset: Any,
-        interacted: list[NDArray[np.int64]],
-        n_negatives: int,
+        negatives: Negatives,
         seed: int,
         phase: str,
         batch_size: int,
@@ -67,29 +58,19 @@ class FixedCandidates:
         order = np.lexsort((items, users))
         bounds = np.searchsorted(users[order], self._users)
         held_out = np.split(items[order], bounds)[1:]
-        all_items = np.arange(1, dataset.item_num)
         rows, positives = [], []
         for user, items_of_user in zip(self._users, held_out, strict=True):
             items_of_user = np.unique(items_of_user)
             rng = generator(seed, Stream.CANDIDATES, phase == "test", user)
-            never = np.setdiff1d(all_items, interacted[user], assume_unique=True)
-            if len(never) < n_negatives:
-                name = str(dataset.id2token(self._user_field, user))
-                raise DataError(
-                    f"eval_args mode uni{n_negatives}: user {name!r} has only "
-                    f"{len(never)} items that they never interacted with; choose uni1 "
-                    f"to uni{len(never)} or full"
-                )
-            size = min(n_negatives * len(items_of_user), len(never))
-            candidates = np.concatenate(
-                [items_of_user, rng.choice(never, size, replace=False)]
-            )
+            others = negatives(int(user), len(items_of_user), rng)
+            candidates = np.concatenate([items_of_user, others])
             place = rng.permutation(len(candidates))
             row = np.empty_like(candidates)
             row[place] = candidates
             rows.append(row)
             positives.append(place[: len(items_of_user)])
-        self._width = max(map(len, rows), default=1)
+        self._width = max(map(len, rows), default=0)
+        self._width = max(self._width, 1 + negatives.size)
         self._candidates = torch.zeros(len(rows), self._width, dtype=torch.int64)
         for index, row in enumerate(rows):  # [PAD] fills up
             self._candidates[index, : len(row)] = torch.from_numpy(row)
@@ -123,7 +104,7 @@ class FixedCandidates:
 def fixed_candidates(
     loader: Any, phase: str, built: list[Any], settings: EvaluationSettings
 ) -> Any:
-    """Replace a RecBole evaluation loader, if it samples uniformly, by ours.
+    """Replace a RecBole evaluation loader, if it ranks among samples, by ours.
 
     Parameters
     ----------
@@ -136,21 +117,22 @@ def fixed_candidates(
     settings : EvaluationSettings
     """
     mode = settings.mode[phase]
-    if not settings.fixed_candidates or mode[:3] != "uni":
+    if settings.candidates == "recbole" or mode[:3] != "uni":
         return loader
     dataset = loader._dataset
     users = np.concatenate([part.inter_feat[part.uid_field] for part in built])
     items = np.concatenate([part.inter_feat[part.iid_field] for part in built])
     order = np.argsort(users, kind="stable")
     bounds = np.searchsorted(users[order], np.arange(1, dataset.user_num))
-    interacted = np.split(items[order], bounds)
+    interacted = list(map(np.unique, np.split(items[order], bounds)))
+    size = int(mode[3:])
+    negatives: Negatives = DrawnNegatives(dataset, interacted, size)
+    file = settings.negative_file(phase)
+    if file is not None:
+        encoding = settings.encoding
+        negatives = ListedNegatives(dataset, interacted, size, file, encoding)
     return FixedCandidates(
-        dataset,
-        [np.unique(items_of_user) for items_of_user in interacted],
-        int(mode[3:]),
-        settings.seed,
-        phase,
-        settings.batch_size,
+        dataset, negatives, settings.seed, phase, settings.batch_size
     )
 
 

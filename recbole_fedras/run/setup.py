@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from logging import getLogger
@@ -17,7 +17,7 @@ from recbole_fedras.config import Config, compat, registry
 from recbole_fedras.config.checkpoint import read_checkpoint
 from recbole_fedras.data.clients import ClientData
 from recbole_fedras.data.dataset import FederatedDataset, client_data
-from recbole_fedras.data.digest import digest_of_dataset
+from recbole_fedras.data.digest import digest_of_dataset, digest_of_frame
 from recbole_fedras.data.place import origin, require_folder
 from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.federation.protocol import Ints
@@ -33,16 +33,13 @@ from recbole_fedras.wire.payload import Payload
 Rounds = TypeVar("Rounds", bound=Simulation)
 
 
-def prepare_data(
-    config: Config, clients_among: Callable[[int], Ints] | None = None
-) -> tuple[Any, Any, Any]:
-    """Load and split the data; return RecBole's loaders, evaluation as configured.
+def prepare_data(config: Config) -> tuple[Any, Any, Any]:
+    """Load and split the data; see :func:`load_data` and :func:`split_data`."""
+    return split_data(config, load_data(config))
 
-    Parameters
-    ----------
-    config : Config
-    clients_among : callable, optional
-        Takes the number of clients; returns those whose rows are kept, by default all.
+
+def load_data(config: Config) -> Any:
+    """Load the data and filter them.
 
     Raises
     ------
@@ -61,8 +58,32 @@ def prepare_data(
                 f"topk={list(evaluated.topk)} is not allowed; it must be at most the "
                 f"number of items, {dataset.item_num - 1}"
             )
-        getLogger().info(f"{dataset}\nRead from {origin(settings.data_path)}")
-        loaders = _loaders(config, dataset, clients_among)
+        source = origin(settings.data_path) if config.frame is None else "a DataFrame"
+        getLogger().info(f"{dataset}\nRead from {source}")
+    return dataset
+
+
+def split_data(
+    config: Config, dataset: Any, clients: Ints | None = None
+) -> tuple[Any, Any, Any]:
+    """Split the data; return RecBole's loaders, evaluation as configured.
+
+    Parameters
+    ----------
+    config : Config
+    dataset : FederatedDataset
+        Of :func:`load_data`.
+    clients : ndarray of int64, optional
+        Those whose rows are kept, by default all.
+
+    Raises
+    ------
+    DataError
+        For data that the split cannot use.
+    """
+    name, evaluated = config.run_settings().dataset, config.evaluation_settings()
+    with config.in_use(), compat.errors_as(DataError, f"dataset={name!r}"):
+        loaders = _loaders(config, dataset, clients)
     parts = [loader._dataset for loader in loaders]
     train, *held_out = loaders
     valid, test = (
@@ -87,13 +108,11 @@ def _load(config: Config) -> Any:
     return dataset
 
 
-def _loaders(
-    config: Config, dataset: Any, clients_among: Callable[[int], Ints] | None
-) -> list[Any]:
+def _loaders(config: Config, dataset: Any, clients: Ints | None) -> list[Any]:
     """Split, and return RecBole's loader of each part."""
     parts = dataset.build()
-    if clients_among is not None:
-        users = torch.from_numpy(1 + clients_among(dataset.user_num - 1))
+    if clients is not None:
+        users = torch.from_numpy(1 + clients)
         for part in parts:
             kept = torch.isin(part.inter_feat[part.uid_field], users)
             part.inter_feat = part.inter_feat[kept]
@@ -200,22 +219,22 @@ def restore(
     clients : ClientData
     checkpoint : str or Path
     digest : str or None
-        Of the dataset's files, by :func:`data_digest`.
+        Of the dataset, by :func:`data_digest`.
     links : Links, optional
         As for :func:`simulate`.
 
     Raises
     ------
     DataError
-        If these are not the files that the run was started with.
+        If it is not the one that the run was started with.
     """
     settings = config.run_settings()
     where = f"dataset={settings.dataset!r} at data_path={settings.data_path!r}"
     state = read_checkpoint(checkpoint)
     if state.get("data_digest") not in (None, digest):
         raise DataError(
-            f"{str(checkpoint)!r} is of a run on other data: the files of {where} are "
-            "not those that it was started with; set data_path to these"
+            f"{str(checkpoint)!r} is of a run on other data: what is in {where} is not "
+            "what it was started with; set data_path to that, or give that DataFrame"
         )
     try:
         model.load_state_dict(state["state_dict"])
@@ -229,7 +248,14 @@ def restore(
 
 
 def data_digest(config: Config) -> str | None:
-    """Digest the dataset's files, which checkpoints are checked against."""
+    """Digest the dataset, which checkpoints are checked against."""
+    if config.frame is not None:
+        fields = (config["load_col"] or {}).get("inter", "*")
+        return digest_of_frame(
+            config.frame[
+                [name for name in config.frame if fields == "*" or str(name) in fields]
+            ]
+        )
     settings = config.run_settings()
     return digest_of_dataset(settings.data_path, settings.dataset)
 

@@ -16,11 +16,11 @@ from recbole_fedras.config import Config
 from recbole_fedras.data.dataset import client_data
 from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.federation.client.shard import Shard
-from recbole_fedras.federation.protocol import Ints, block_of
+from recbole_fedras.federation.protocol import block_of
 from recbole_fedras.federation.sharded import SimulatedNode, share_out
 from recbole_fedras.federation.simulation import agree, make_shard
 from recbole_fedras.numeric.parallel import threads
-from recbole_fedras.run.setup import in_warmup, prepare_data
+from recbole_fedras.run.setup import in_warmup, load_data, split_data
 from recbole_fedras.run.sums import evaluate
 from recbole_fedras.wire.links import PipeLinks, serve
 
@@ -40,7 +40,7 @@ def processes(config: Config) -> Iterator[PipeLinks | None]:
     started = []
     for shard in range(n_shards):
         here, there = context.Pipe()
-        arguments = (there, config.resolved, shard, n_shards)
+        arguments = (there, config.frame, config.resolved, shard, n_shards)
         process = context.Process(target=_hold, args=arguments, daemon=True)
         process.start()
         there.close()  # so that a process that dies is noticed
@@ -56,10 +56,12 @@ def processes(config: Config) -> Iterator[PipeLinks | None]:
             process.terminate()
 
 
-def _hold(pipe: Connection, keys: dict[str, Any], shard: int, n_shards: int) -> None:
+def _hold(
+    pipe: Connection, frame: Any, keys: dict[str, Any], shard: int, n_shards: int
+) -> None:
     """Be a process that holds a shard."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends its round, and then us
-    config = Config(config_dict=keys)
+    config = Config(dataset=frame, config_dict=keys)
     n_jobs = config.run_settings().n_jobs
     if n_jobs == -1:
         n_jobs = max(1, cpu_count() // n_shards)
@@ -78,13 +80,10 @@ class Loaded:
     def __init__(self, config: Config, shard: int, n_shards: int) -> None:
         self._config = config
         block = block_of(config.federation().client_fraction)
-
-        def clients_among(n_clients: int) -> Ints:
-            return share_out(n_clients, block, n_shards)[shard]
-
-        train, valid, test = prepare_data(config, clients_among)
+        dataset = load_data(config)
+        self._clients = share_out(dataset.user_num - 1, block, n_shards)[shard]
+        train, valid, test = split_data(config, dataset, self._clients)
         self._data = client_data(train._dataset)
-        self._clients = clients_among(self._data.n_clients)
         self._held_out = {"valid": valid, "test": test}
         device = config.run_settings().device
         self.model = config.make_model(train._dataset).to(device)

@@ -47,7 +47,7 @@ def test_settings_are_what_keys_say():
     assert (model.dim, model.init_std, model.warmup_rounds) == (8, 0.5, 0)
     evaluated = config.evaluation_settings()
     assert evaluated.mode == {"valid": "uni20", "test": "uni20"}
-    assert (evaluated.topk, evaluated.fixed_candidates) == ((5, 10), True)
+    assert (evaluated.topk, evaluated.candidates) == ((5, 10), "fixed")
     data = config.data_settings()
     assert (data.by_time, data.leave_out) == (True, "valid_and_test")
     with pytest.raises(AttributeError):

@@ -122,7 +122,7 @@ def test_a_resumed_run_takes_a_folder_and_the_same_data_only(run, workspace, tin
     assert run_recbole_fedras(config_dict=more)["rounds"] == 6
     swapped = [(row[0], f"i{59 - int(row[1][1:])}", *row[2:]) for row in tiny_rows]
     write_dataset(workspace / "dataset", "tiny", swapped)
-    with pytest.raises(DataError, match="is of a run on other data: the files of data"):
+    with pytest.raises(DataError, match="is of a run on other data: what is in data"):
         run_recbole_fedras(config_dict={"resume": folder, "epochs": 6})
     assert read_checkpoint(last_of(first))["data_digest"]
     with pytest.raises(DataError, match=r"dataset/last.pth': there is no such file"):

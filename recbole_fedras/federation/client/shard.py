@@ -107,6 +107,7 @@ class Shard:
 
     Attributes
     ----------
+    model : LocalModel
     methods : ClientMethods
     clients : ndarray of int64, shape (n_local,)
         Who they are, increasing.
@@ -153,7 +154,7 @@ class Shard:
         methods: ClientMethods,
         training: LocalTraining,
     ) -> None:
-        self._agreement, self._data, self._model = agreement, data, model
+        self._agreement, self._data, self.model = agreement, data, model
         self._uplink, self.training = methods.uplink, training
         self.methods = methods
         self.clients, self.user_rows = start.clients, start.user_rows
@@ -175,16 +176,16 @@ class Shard:
     @property
     def embedding(self) -> ItemEmbedding | None:
         """What items are made of."""
-        return self._model.embedding
+        return self.model.embedding
 
     def twin(self, uplink: Compressor) -> Shard:
         """Return a copy whose clients send by another compressor; nothing is shared."""
-        theta = unflatten(self.replicas.theta, self._model.theta)
+        theta = unflatten(self.replicas.theta, self.model.theta)
         table = self.replicas.tables[0]
         start = Start(self.clients, self.user_rows.clone(), table, theta)
         methods = self.methods._replace(uplink=uplink)
         shard = Shard(
-            self._agreement, self._data, self._model, start, methods, self.training
+            self._agreement, self._data, self.model, start, methods, self.training
         )
         shard.load_state_dict(copy.deepcopy(self.state_dict()))
         return shard
@@ -285,7 +286,7 @@ class Shard:
         )
         with self.seconds("local_training"):
             trained = train_cohort(
-                self._model._replace(theta=unflatten(theta, self._model.theta)),
+                self.model._replace(theta=unflatten(theta, self.model.theta)),
                 participants,
                 draw_groups(
                     clients,
