@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
+import pkgutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import torch
 from population import make_data
 
+import recbole_fedras
 from recbole_fedras.compressor import Budget, RoundContext, RowUpdate
 from recbole_fedras.data.clients import ClientData
 
@@ -30,6 +33,15 @@ TINY = [
 COMMON = [argument for argument in TINY if "compression_rate" not in argument]
 BASE = torch.randn(N_ITEMS, DIM, generator=torch.Generator().manual_seed(5))
 CTX = RoundContext(round=3, seed=7, n_items=N_ITEMS, dim=DIM, sender=5, base=BASE)
+
+
+def modules() -> Iterator[str]:
+    """Names of all modules; of those that deploy only where Flower is installed."""
+    for module in pkgutil.walk_packages(recbole_fedras.__path__, "recbole_fedras."):
+        of_app = module.name.startswith("recbole_fedras.deploy.app")
+        deploys = module.name.startswith("recbole_fedras.deploy.")
+        if not of_app and (importlib.util.find_spec("flwr") or not deploys):
+            yield module.name
 
 
 def slow(*values: Any) -> Any:

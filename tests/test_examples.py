@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import pkgutil
 
 import pytest
+from conftest import modules
 
-import recbole_fedras
-
-MODULES = pkgutil.walk_packages(recbole_fedras.__path__, "recbole_fedras.")
 EXAMPLES = [
     found
-    for module in MODULES
-    for found in doctest.DocTestFinder().find(importlib.import_module(module.name))
+    for name in modules()
+    for found in doctest.DocTestFinder().find(importlib.import_module(name))
     if found.examples
 ]
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 
+from conftest import modules
 from numba.core.dispatcher import Dispatcher
-
-import recbole_fedras
 
 
 def test_code_whose_sums_may_be_reordered_exists_once():
@@ -16,12 +14,10 @@ def test_code_whose_sums_may_be_reordered_exists_once():
     LLVM may order sums otherwise in a copy that lies within a caller, and numba's
     cache holds the caller with the copy.
     """
-    names = pkgutil.walk_packages(recbole_fedras.__path__, "recbole_fedras.")
-    modules = [importlib.import_module(name) for _, name, _ in names
-               if not name.endswith("__main__")]  # fmt: skip
+    found = [importlib.import_module(n) for n in modules() if "__main__" not in n]
     options = {
         name: value.targetoptions
-        for module in modules
+        for module in found
         for name, value in vars(module).items()
         if isinstance(value, Dispatcher)
     }
