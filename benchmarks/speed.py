@@ -46,7 +46,7 @@ from recbole_fedras.federation.server.selection import cohort_size, select_cohor
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.numeric.parallel import thread_map, threads
 from recbole_fedras.numeric.rng import Stream, counter_key
-from recbole_fedras.run.setup import prepare_data
+from recbole_fedras.run.setup import prepare_data, simulated
 from recbole_fedras.run.trainer import FederatedTrainer
 
 FOLDER = Path(os.environ.get("RECBOLE_DATA", ""))
@@ -66,7 +66,7 @@ def make_trainer(model: str, **keys: Any) -> tuple[FederatedTrainer, Any]:
     config = Config(model, "ml-1m" if ML_1M else "ml-100k", None, keys_of_run)
     train, valid, _ = prepare_data(config)
     network = config.make_model(train._dataset)
-    return FederatedTrainer(config, network, train), valid
+    return FederatedTrainer(config, network, simulated(config, train)), valid
 
 
 @pytest.fixture(scope="module", autouse=True)

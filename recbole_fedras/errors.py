@@ -1,6 +1,6 @@
 """What users are told: errors of ours that end a command in one line.
 
-All but the last three are ValueErrors too. An error of any other class is a bug, here
+All but the last four are ValueErrors too. An error of any other class is a bug, here
 or in a user's class, and keeps its traceback.
 """
 
@@ -31,6 +31,10 @@ class NonFiniteError(ArithmeticError):
 
 class FederationError(RuntimeError):
     """A round that cannot be closed, as no client's update counts."""
+
+
+class AbsentError(FederationError):
+    """Fewer shards than a round needs: it may be run again once they are back."""
 
 
 class KilledError(ChildProcessError):

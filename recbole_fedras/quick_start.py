@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,25 +11,24 @@ import pandas as pd
 from recbole.utils import init_seed
 
 from recbole_fedras.config import Config
-from recbole_fedras.config.checkpoint import plain
 from recbole_fedras.model import FederatedRecommender
-from recbole_fedras.run.cost import cost
 from recbole_fedras.run.finished import load_run
 from recbole_fedras.run.report import (
     RunFolder,
-    result_table,
-    seconds_by_phase,
 )
 from recbole_fedras.run.setup import (
+    data_digest,
     load_data,
     log_of_its_own,
     prepare_data,
     require_effect,
     require_federated,
+    simulated,
     split_data,
 )
 from recbole_fedras.run.shards import processes
 from recbole_fedras.run.trainer import FederatedTrainer
+from recbole_fedras.run.whole import begin, train_and_test
 from recbole_fedras.wire.links import Links
 
 
@@ -150,35 +148,12 @@ def _run(config: Config, saved: bool, links: Links | None) -> dict[str, Any]:
     train_data, valid_data, test_data = prepare_data(config)
     init_seed(settings.seed, settings.reproducibility)
     network = config.make_model(train_data._dataset).to(settings.device)
-    trainer = FederatedTrainer(config, network, train_data, links)
+    make = simulated(config, train_data, links)
+    trainer = FederatedTrainer(config, network, make, data_digest(config))
 
-    name = f"{settings.model}-{config.method}-{settings.dataset}"
-    folder = RunFolder(settings.checkpoint_dir, name)
-    folder.write_config(config.resolved)
-    trainer.write_to(folder)
-    if settings.resume:
-        trainer.resume_checkpoint(settings.resume)
-
-    best = trainer.fit(
-        train_data, valid_data, saved=saved, show_progress=settings.show_progress
-    )
-    start = time.perf_counter()
-    test_result = trainer.evaluate(test_data, load_best_model=saved)
-    test_seconds = time.perf_counter() - start
-
-    folder.write_rounds(trainer.rows)
+    folder = begin(trainer)
+    result = train_and_test(trainer, folder, (train_data, valid_data, test_data), saved)
     _write_ranks(folder, trainer, test_data._dataset)
-    seconds = seconds_by_phase(trainer.rows)
-    seconds["evaluation"] += test_seconds
-    seconds["total"] += test_seconds
-    result = _result(config, trainer, best, test_result)
-    result |= {"seconds": seconds, "run_folder": str(folder.path)}
-    if settings.resume:
-        result["resumed_from"] = settings.resume
-    result = {key: plain(value) for key, value in result.items()}
-    folder.write_result(result)
-    print(result_table(result))
-    print(f"Everything is in {folder.path}")
     return result
 
 
@@ -189,29 +164,3 @@ def _write_ranks(folder: RunFolder, trainer: FederatedTrainer, held_out: Any) ->
     # Loaders take users by increasing id.
     users = np.unique(held_out.inter_feat[held_out.uid_field].numpy())
     folder.write_ranks(held_out.id2token(held_out.uid_field, users), ranks)
-
-
-def _result(
-    config: Config,
-    trainer: FederatedTrainer,
-    best: tuple[float, dict[str, float] | None],
-    test_result: Any,
-) -> dict[str, Any]:
-    settings, federation = config.run_settings(), config.federation()
-    return {
-        "model": settings.model,
-        "dataset": settings.dataset,
-        "item_embedding": settings.item_embedding,
-        "compressor": config.method,
-        "cut": settings.cut,
-        "compression_rate": list(federation.compression_rates),
-        "budget": federation.budget,
-        "replica": federation.replica,
-        "seed": settings.seed,
-        "rounds": trainer.simulation.round,
-        "best_valid_score": best[0],
-        "valid_score_bigger": config.evaluation_settings().bigger_is_better,
-        "best_valid_result": best[1],
-        "test_result": test_result,
-        "communication": cost(config, trainer.simulation),
-    }

@@ -28,7 +28,7 @@ from recbole_fedras.experiments.identity import Keys, Outcome
 from recbole_fedras.experiments.loss_meter import LossMeter
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.run.cost import cost
-from recbole_fedras.run.setup import Rounds, make_simulation, prepare_data
+from recbole_fedras.run.setup import SimulationKind, make_simulation, prepare_data
 from recbole_fedras.wire.payload import Payload
 
 Note = Callable[[RowUpdate, Payload, RoundContext, float], None]
@@ -190,7 +190,9 @@ class FullSVD(SVD):
         return torch.from_numpy(vectors[:rank]).to(rows)
 
 
-def _train(config: Config, kind: type[Rounds], note: Note | None = None) -> Rounds:
+def _train(
+    config: Config, kind: type[SimulationKind], note: Note | None = None
+) -> SimulationKind:
     """Run all rounds of a configuration, without evaluation."""
     methods = config.make_methods()
     if note is not None:

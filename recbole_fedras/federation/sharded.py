@@ -16,6 +16,7 @@ from recbole_fedras.federation.client.shard import Shard
 from recbole_fedras.federation.client.states import joined, part_of
 from recbole_fedras.federation.protocol import Ints
 from recbole_fedras.federation.round import RoundReport, run_round
+from recbole_fedras.federation.rounds import Rounds
 from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.federation.simulation import FederatedModel, Methods, Simulation
 from recbole_fedras.numeric.parallel import threads
@@ -110,6 +111,11 @@ class ShardedSimulation(Simulation):
 
     def _newest(self, versions: Sequence[int]) -> Sequence[Message]:
         return self.server.policy.newest(versions) if self._behind else ()
+
+    def go_on_from(self, other: Rounds) -> None:
+        """Take over what other rounds have come to, in processes too."""
+        super().go_on_from(other)
+        self._scatter()
 
     def load_clients(self, state: dict[str, Any]) -> None:
         """Let clients hold what they did, in their processes too."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from recbole_fedras.federation.client.shard import ClientMethods, Shard, Start
 from recbole_fedras.federation.client.training import LocalModel
 from recbole_fedras.federation.protocol import Agreement, Ints
 from recbole_fedras.federation.round import RoundReport, run_round
+from recbole_fedras.federation.rounds import Rounds
 from recbole_fedras.federation.server.aggregation import Aggregator
 from recbole_fedras.federation.server.broadcast import Broadcast
 from recbole_fedras.federation.server.downlink import DownlinkPolicy
@@ -185,7 +186,7 @@ def start_of(model: FederatedModel, clients: Ints | None = None) -> Start:
     return Start(clients, rows, model.item_table(), model.theta())
 
 
-class Simulation:
+class Simulation(Rounds):
     """Server, clients and the memory between them, in one process.
 
     Parameters
@@ -247,13 +248,9 @@ class Simulation:
         self.server = make_server(agreement, data.eligible, start, methods)
         self.server.introduction = introduction
         self.shard = make_shard(agreement, model, data, methods, training)
+        self.embedding, self.n_items = model.embedding, data.n_items
         self.ledger = Ledger()
         self._transport: Transport = MemoryTransport(self.shard)
-
-    @property
-    def round(self) -> int:
-        """Rounds completed."""
-        return self.server.round
 
     def run_round(self) -> RoundReport:
         """Run a round; then bring shared tables up to date, as evaluation sees them.
@@ -315,10 +312,10 @@ class Simulation:
         table = self.agreement.n_items * self.agreement.dim
         return 4 * (n_tables * table + 2 * self.shard.user_rows.numel())
 
-    def go_on_from(self, other: Simulation) -> None:
+    def go_on_from(self, other: Rounds) -> None:
         """Take over another simulation's ledger and its users' optimizer states."""
-        self.ledger.load_state_dict(other.ledger.state_dict())
-        self.shard.user_states = other.shard.user_states
+        super().go_on_from(other)
+        self.shard.user_states = cast("Simulation", other).shard.user_states
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next round depends on."""

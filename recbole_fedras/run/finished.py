@@ -18,12 +18,12 @@ from torch import Tensor
 
 from recbole_fedras.config import Config
 from recbole_fedras.config.checkpoint import best_of, file_of
-from recbole_fedras.data.dataset import FederatedDataset, client_data
+from recbole_fedras.data.dataset import FederatedDataset
 from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.run.item_vectors import write_item_vectors
-from recbole_fedras.run.setup import data_digest, prepare_data, restore
+from recbole_fedras.run.setup import data_digest, prepare_data, restore, simulated
 
 _USERS_AT_A_TIME = 256
 
@@ -235,8 +235,9 @@ def load_run(
     train = loaders[0]._dataset
     with config.in_use():
         model = config.make_model(train).to(config.run_settings().device)
-        clients, digest = client_data(train), data_digest(config)
-        simulation, _ = restore(config, model, clients, path, digest)
+        digest = data_digest(config)
+        make = simulated(config, loaders[0])
+        simulation, _ = restore(config, model, make, path, digest)
         if config.data_settings().filters:
             seen = _seen_in_file(config, train)
         else:

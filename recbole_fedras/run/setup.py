@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from logging import getLogger
@@ -21,6 +21,7 @@ from recbole_fedras.data.digest import digest_of_dataset, digest_of_frame
 from recbole_fedras.data.place import origin, require_folder
 from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.federation.protocol import Ints
+from recbole_fedras.federation.rounds import Rounds
 from recbole_fedras.federation.settings import Federation
 from recbole_fedras.federation.sharded import ShardedSimulation
 from recbole_fedras.federation.simulation import Methods, Simulation
@@ -30,7 +31,10 @@ from recbole_fedras.run.evaluation import fixed_candidates
 from recbole_fedras.wire.links import Links
 from recbole_fedras.wire.payload import Payload
 
-Rounds = TypeVar("Rounds", bound=Simulation)
+SimulationKind = TypeVar("SimulationKind", bound=Simulation)
+Made = TypeVar("Made", bound=Rounds)
+#: Makes rounds of a model, what each client is sent once, and rounds completed before.
+MakeRounds = Callable[[FederatedRecommender, Payload | None, int], Made]
 
 
 def prepare_data(config: Config) -> tuple[Any, Any, Any]:
@@ -128,10 +132,10 @@ def _loaders(config: Config, dataset: Any, clients: Ints | None) -> list[Any]:
 def make_simulation(
     config: Config,
     train_data: Any,
-    kind: type[Rounds],
+    kind: type[SimulationKind],
     methods: Methods | None = None,
     federation: Federation | None = None,
-) -> Rounds:
+) -> SimulationKind:
     """Set up rounds to be run by hand: no evaluation, no checkpoints, no warm-up.
 
     Parameters
@@ -163,25 +167,25 @@ def make_simulation(
 
 def simulate(
     config: Config,
-    model: FederatedRecommender,
     clients: ClientData,
+    links: Links | None,
+    model: FederatedRecommender,
     introduction: Payload | None = None,
     version: int = 0,
-    links: Links | None = None,
 ) -> Simulation:
     """Set up a run's rounds: those of its warm-up, while the model is in one.
 
     Parameters
     ----------
     config : Config
-    model : FederatedRecommender
     clients : ClientData
+    links : Links or None
+        To processes that train, in place of this one.
+    model : FederatedRecommender
     introduction : Payload, optional
         What each client is sent once.
     version : int
         Rounds completed before.
-    links : Links, optional
-        To processes that train, in place of this one.
     """
     kind = Simulation if links is None else partial(ShardedSimulation, links)
     return kind(
@@ -196,6 +200,13 @@ def simulate(
     )
 
 
+def simulated(
+    config: Config, train_data: Any, links: Links | None = None
+) -> MakeRounds[Simulation]:
+    """Return what makes rounds of a training loader's interactions, on this machine."""
+    return partial(simulate, config, client_data(train_data._dataset), links)
+
+
 def in_warmup(config: Config, model: FederatedRecommender) -> bool:
     """Whether items are still rows of their own that become an embedding."""
     return config.warmup_rounds > 0 and model.embedding is None
@@ -204,24 +215,22 @@ def in_warmup(config: Config, model: FederatedRecommender) -> bool:
 def restore(
     config: Config,
     model: FederatedRecommender,
-    clients: ClientData,
+    make: MakeRounds[Made],
     checkpoint: str | Path,
     digest: str | None,
-    links: Links | None = None,
-) -> tuple[Simulation, dict[str, Any]]:
+) -> tuple[Made, dict[str, Any]]:
     """Bring model and rounds back to a checkpoint; return rounds and checkpoint.
 
     Parameters
     ----------
     config : Config
     model : FederatedRecommender
-        Loaded, and a view of what the simulation's clients hold.
-    clients : ClientData
+        Loaded, and a view of what a simulation's clients hold.
+    make : callable
+        Makes rounds of a model, what each client is sent once, and a version.
     checkpoint : str or Path
     digest : str or None
         Of the dataset, by :func:`data_digest`.
-    links : Links, optional
-        As for :func:`simulate`.
 
     Raises
     ------
@@ -238,13 +247,11 @@ def restore(
         )
     try:
         model.load_state_dict(state["state_dict"])
-        simulation = simulate(
-            config, model, clients, version=state["epoch"] + 1, links=links
-        )
-        simulation.load_state_dict(state["simulation"])
+        rounds = make(model, None, state["epoch"] + 1)
+        rounds.load_state_dict(state["simulation"])
     except RuntimeError as error:
         raise DataError(f"{str(checkpoint)!r} does not fit {where}: {error}") from error
-    return simulation, state
+    return rounds, state
 
 
 def data_digest(config: Config) -> str | None:

@@ -21,20 +21,18 @@ from recbole_fedras.config.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from recbole_fedras.data.dataset import client_data
 from recbole_fedras.embedding.base import introduction
 from recbole_fedras.errors import FederationError, NonFiniteError
 from recbole_fedras.federation.budgets import make_budgets
+from recbole_fedras.federation.rounds import Rounds
 from recbole_fedras.federation.sharded import ShardedSimulation
-from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.run.evaluation import FairCollector, candidate_scores
 from recbole_fedras.run.progress import Interrupt, ProgressBar
 from recbole_fedras.run.randomness import random_state, restore_random_state
 from recbole_fedras.run.report import RunFolder, round_row
-from recbole_fedras.run.setup import data_digest, in_warmup, restore, simulate
+from recbole_fedras.run.setup import MakeRounds, in_warmup, restore
 from recbole_fedras.run.sums import means
-from recbole_fedras.wire.links import Links
 from recbole_fedras.wire.payload import Payload
 
 #: State of a run that is written after every round, unless another step is asked for.
@@ -48,14 +46,14 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
     ----------
     config : Config
     model : FederatedRecommender
-    train_data : AbstractDataLoader
-        RecBole's loader of the training part; its interactions go to their clients.
-    links : Links, optional
-        To processes that clients are spread over.
+    make : callable
+        Makes rounds of a model, what each client is sent once, and a version.
+    digest : str, optional
+        Of the data, which checkpoints keep.
 
     Attributes
     ----------
-    simulation : Simulation
+    simulation : Rounds
     rows : list of dict
         A line of ``rounds.csv`` for every round.
     """
@@ -64,14 +62,13 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self,
         config: Config,
         model: FederatedRecommender,
-        train_data: Any,
-        links: Links | None = None,
+        make: MakeRounds[Rounds],
+        digest: str | None = None,
     ) -> None:
-        self.config, self.model, self._links = config, model, links
+        self.config, self.model, self._make = config, model, make
         self._settings = config.run_settings()
-        self._clients = client_data(train_data._dataset)
-        self._data_digest = data_digest(config)
-        self.simulation = self._simulate(self._introduction())
+        self._data_digest = digest
+        self.simulation = make(model, self._introduction(), 0)
         check_after_warmup(config, self.simulation)
         with config.in_use():  # for metrics of the user's own
             super().__init__(config, model)
@@ -89,11 +86,6 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             return None
         return introduction(embedding, self._settings.random_base)
 
-    def _simulate(self, once: Payload | None, version: int = 0) -> Simulation:
-        return simulate(
-            self.config, self.model, self._clients, once, version, self._links
-        )
-
     def _end_warmup(self) -> None:
         """Freeze what the warm-up has trained, and go on with the item embedding.
 
@@ -102,11 +94,12 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         and so does the best validation score.
         """
         warm = self.simulation
+        warm.state_dict()  # which brings what clients hold here, from wherever they are
         source = warm.server.parameters.item_table.cpu().numpy()
         n_items, dim = source.shape
         self.model.copy_held()
         self.model.begin(self.config.make_item_embedding(n_items, dim, source))
-        self.simulation = self._simulate(self._introduction(), warm.round)
+        self.simulation = self._make(self.model, self._introduction(), warm.round)
         self.simulation.go_on_from(warm)
         self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
 
@@ -201,18 +194,13 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         before = self.model.embedding
         self.model.load_state_dict(state["state_dict"])
         if self.model.embedding is not before:  # saved on the other side of a warm-up
-            self.simulation = self._simulate(None, state["epoch"] + 1)
+            self.simulation = self._make(self.model, None, state["epoch"] + 1)
         self.simulation.load_clients(state["simulation"]["shard"])
 
     def resume_checkpoint(self, resume_file: str) -> None:
         """Continue from a checkpoint of :meth:`fit`, in this run's own folder."""
         self.simulation, state = restore(
-            self.config,
-            self.model,
-            self._clients,
-            resume_file,
-            self._data_digest,
-            self._links,
+            self.config, self.model, self._make, resume_file, self._data_digest
         )
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
@@ -307,6 +295,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         """Write the state after ``epoch`` as plain data; RecBole's loaders read it."""
         file = kwargs.get("saved_model_file", self.saved_model_file)
         write_checkpoint(self._state(epoch, self._valid_result), Path(file))
+        self.simulation.keep_best()
         if verbose:
             self.logger.info(f"Saving current: {file}")
 
@@ -350,7 +339,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         return f"continue with --resume={path}" if path else "no round was completed"
 
 
-def check_after_warmup(config: Config, simulation: Simulation) -> None:
+def check_after_warmup(config: Config, rounds: Rounds) -> None:
     """Refuse before a warm-up what could not be made or compressed after it.
 
     Raises
@@ -358,9 +347,9 @@ def check_after_warmup(config: Config, simulation: Simulation) -> None:
     ConfigError
         If there are too few items, or a compressor cannot work with their embedding.
     """
-    if not config.warmup_rounds or simulation.shard.embedding is not None:
+    if not config.warmup_rounds or rounds.embedding is not None:
         return
-    agreement = simulation.agreement
+    agreement = rounds.agreement
     embedding = config.make_item_embedding(agreement.n_items, agreement.dim)
     if embedding is None:
         return

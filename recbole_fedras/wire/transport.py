@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_fedras import errors
-from recbole_fedras.errors import FederationError, PayloadError
+from recbole_fedras.errors import AbsentError, PayloadError
 from recbole_fedras.wire.frame import Step, pack, unpack
 from recbole_fedras.wire.links import Links
 from recbole_fedras.wire.message import Message
@@ -119,11 +119,18 @@ class LinkTransport:
     strict : bool
         Whether a shard that fails or is lost is an error, as in a simulation. Otherwise
         its clients are silent in that round, and the log says why.
+    run : str
+        Name of the run, which shards check; empty: they are of this run alone.
+    at_least : int
+        Shards that must answer.
 
     Attributes
     ----------
     seconds : dict of str to float
         By phase: of the slowest shard, since it was last emptied.
+    carried : dict of str to int
+        Bytes of all requests and answers: what many clients of a shard are sent alike
+        is carried once.
     """
 
     def __init__(
@@ -131,8 +138,12 @@ class LinkTransport:
         links: Links,
         clients_of: Mapping[str, NDArray[np.int64]],
         strict: bool = False,
+        run: str = "",
+        at_least: int = 0,
     ) -> None:
         self._links, self._strict = links, strict
+        self._run = [Step("run", value=run)] if run else []
+        self._at_least = len(clients_of) if strict else at_least
         self._clients = {name: set(own.tolist()) for name, own in clients_of.items()}
         self._shard_of_client = {
             client: name for name, own in self._clients.items() for client in own
@@ -140,6 +151,7 @@ class LinkTransport:
         self._due: dict[str, list[Step]] = {name: [] for name in self._clients}
         self._versions: dict[str, list[int]] = {}
         self.seconds: dict[str, float] = {}
+        self.carried = {"requests": 0, "answers": 0}
 
     def exchange(
         self, messages: Iterable[Message], deadline: float | None = None
@@ -158,7 +170,17 @@ class LinkTransport:
     def settle(self, receipts: Iterable[Message]) -> None:
         """Let the next request to each shard begin with the receipts of its clients."""
         for name, counted in self._by_shard(receipts).items():
-            self._due[name].append(Step.of("settle", counted))
+            step = Step.of("settle", counted)
+            if self._due[name][-1:] != [step]:  # that nothing has counted, once
+                self._due[name].append(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what shards still have to learn."""
+        return {"due": {name: pack(steps) for name, steps in self._due.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._due = {name: unpack(data) for name, data in state["due"].items()}
 
     def evaluate(
         self, phase: str, newest: Callable[[Sequence[int]], Sequence[Message]]
@@ -218,34 +240,39 @@ class LinkTransport:
     ) -> Iterator[tuple[str, list[Step]]]:
         """Send requests behind what is due; yield what came of them."""
         n_due = {name: len(self._due[name]) for name in requests}
-        frames = {name: pack(self._due[name] + requests[name]) for name in requests}
+        frames = {
+            name: pack([*self._run, *self._due[name], *steps])
+            for name, steps in requests.items()
+        }
+        self.carried["requests"] += sum(map(len, frames.values()))
         missing = set(requests)
         for name, data in self._links.ask(frames, deadline):
+            self.carried["answers"] += len(data)
             if name not in missing:
                 continue
-            try:
-                steps = self._understood(name, unpack(data))
-            except PayloadError as error:
-                steps = self._failed(name, ["PayloadError", str(error), ""])
-            else:
+            steps = self._understood(name, data)
+            if steps is not None:
                 missing.discard(name)
                 del self._due[name][: n_due[name]]
-            yield name, steps
-        if missing and self._strict:
-            lost = ", ".join(sorted(missing))
-            raise FederationError(f"shard {lost} does not answer: its process has died")
+                yield name, steps
+        if len(requests) - len(missing) < min(self._at_least, len(requests)):
+            raise AbsentError(
+                f"shard {', '.join(sorted(missing))} does not answer"
+                + (": its process has died" if self._strict else "")
+            )
 
-    def _understood(self, name: str, steps: list[Step]) -> list[Step]:
-        """Take note of what a shard says of itself; return the rest."""
-        rest = []
-        for step in steps:
-            if step.what == "held":
-                self._note(name, step.value)
-            elif step.what == "failed":
-                self._failed(name, step.value)
-            else:
-                rest.append(step)
-        return rest
+    def _understood(self, name: str, data: bytes) -> list[Step] | None:
+        """Take note of what a shard says of itself; return the rest, if all is well."""
+        try:
+            steps = {step.what: step for step in unpack(data)}
+            if "held" in steps:
+                self._note(name, steps.pop("held").value)
+        except PayloadError as error:
+            steps = {"failed": Step("failed", value=["PayloadError", str(error), ""])}
+        if "failed" in steps:
+            self._failed(name, steps["failed"].value)
+            return None
+        return list(steps.values())
 
     def _note(self, name: str, held: Any) -> None:
         try:
@@ -257,7 +284,7 @@ class LinkTransport:
         except (TypeError, ValueError, AttributeError) as error:
             raise PayloadError(f"what it says it holds is {held!r:.99}") from error
 
-    def _failed(self, name: str, reason: Any) -> list[Step]:
+    def _failed(self, name: str, reason: Any) -> None:
         """Raise what a shard failed with, if that is an error; else log it.
 
         Raises
@@ -269,7 +296,7 @@ class LinkTransport:
         """
         if not self._strict:
             getLogger(__name__).warning("shard %s failed: %.500s", name, reason)
-            return []
+            return
         kind, text, trace = reason
         error = getattr(errors, kind, None)
         if error is None:

@@ -26,7 +26,7 @@ from recbole_fedras.federation.client.training import (
 )
 from recbole_fedras.numeric.theta import unflatten
 from recbole_fedras.quick_start import run_recbole_fedras
-from recbole_fedras.run.setup import prepare_data
+from recbole_fedras.run.setup import prepare_data, simulated
 from recbole_fedras.run.trainer import FederatedTrainer
 
 NAMES = list(registry.names("item_embedding"))
@@ -179,7 +179,7 @@ def test_scores_are_those_of_the_definition(run, name, model, replica):
     config = Config(model, "tiny", config_dict=keys, argv=COMMON)
     train, _, _ = prepare_data(config)
     network = config.make_model(train._dataset)
-    trainer = FederatedTrainer(config, network, train)
+    trainer = FederatedTrainer(config, network, simulated(config, train))
     trainer.load_clients(read_checkpoint(Path(result["run_folder"]) / "last.pth"))
     replicas = trainer.simulation.shard.replicas
     users, items = torch.arange(1, 41), torch.arange(1, 61)

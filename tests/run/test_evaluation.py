@@ -8,7 +8,7 @@ import torch
 from conftest import TINY, rounds_of, write_dataset
 
 from recbole_fedras.config import Config
-from recbole_fedras.run.setup import prepare_data
+from recbole_fedras.run.setup import prepare_data, simulated
 from recbole_fedras.run.trainer import FederatedTrainer
 
 
@@ -62,7 +62,7 @@ def test_gauc_is_the_share_of_candidates_below_the_held_out_item(workspace, mode
     config = Config("MF", "tiny", config_dict=keys)
     train, _, test = prepare_data(config)
     model = config.make_model(train._dataset)
-    trainer = FederatedTrainer(config, model, train)
+    trainer = FederatedTrainer(config, model, simulated(config, train))
     trainer.eval_collector.data_collect(train)
     found = trainer.evaluate(test, load_best_model=False)["gauc"]
     users, table = model.user_embedding.weight.data, model.item_embedding.weight.data
@@ -140,7 +140,7 @@ def test_a_collapsed_model_scores_what_chance_does(workspace):
     config = Config("MF", "many", argv=[*TINY[1:], "--init_std=0"])
     train, _, test = prepare_data(config)
     model = config.make_model(train._dataset)
-    trainer = FederatedTrainer(config, model, train)
+    trainer = FederatedTrainer(config, model, simulated(config, train))
     trainer.eval_collector.data_collect(train)
     hit = trainer.evaluate(test, load_best_model=False)["hit@10"]
     assert hit == pytest.approx(10 / 21, abs=0.04)  # standard deviation 0.011

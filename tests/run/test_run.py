@@ -16,7 +16,7 @@ from recbole_fedras.config import Config, compat, registry
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.numeric.theta import unflatten
 from recbole_fedras.quick_start import objective_function, run_recbole_fedras
-from recbole_fedras.run.setup import prepare_data
+from recbole_fedras.run.setup import prepare_data, simulated
 from recbole_fedras.run.trainer import FederatedTrainer
 
 
@@ -200,7 +200,7 @@ def test_early_stopping_and_callbacks_are_recboles(workspace):
     ])  # fmt: skip
     train_data, valid_data, _ = prepare_data(config)
     model = config.make_model(train_data._dataset)
-    trainer = FederatedTrainer(config, model, train_data)
+    trainer = FederatedTrainer(config, model, simulated(config, train_data))
     seen = []
     trainer.fit(
         train_data, valid_data, saved=False, callback_fn=lambda *call: seen.append(call)
@@ -253,7 +253,7 @@ def test_clients_are_evaluated_by_what_they_hold(workspace, policy, model):
     config = Config(model, config_dict=keys, argv=TINY)
     train, _, _ = prepare_data(config)
     network = config.make_model(train._dataset)
-    trainer = FederatedTrainer(config, network, train)
+    trainer = FederatedTrainer(config, network, simulated(config, train))
     with torch.no_grad():
         for _ in range(6):
             trainer.simulation.run_round()

@@ -26,10 +26,11 @@ from recbole_fedras.run.shards import Loaded
 #: Two blocks of clients, which two processes may hold.
 WIDE = [argument.replace("fraction=0.25", "fraction=0.8") for argument in TINY]
 FULL = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}
+WARM = {"item_embedding": "rq", "rq_codes": 8, "warmup_rounds": 2}
 CASES = [
     ("NCF", {"replica": "personal", "uplink_feedback": True}),
     ("NCF", {"compressor": "KLT", "bandwidth": [0.5, 0.75], "user_optimizer": "adam"}),
-    ("MF", {"item_embedding": "rq", "rq_codes": 8, "warmup_rounds": 2}),
+    ("MF", WARM | {"user_optimizer": "adam", "checkpoint_step": 9}),
     slow("MF", {}),
     slow("MF", {"replica": "stale", "compressor": "TopK"}),
     slow("MF", {"preset": "best", "compression_rate": 0.1}),

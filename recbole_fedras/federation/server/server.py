@@ -67,6 +67,7 @@ class Server:
 
     Attributes
     ----------
+    eligible : ndarray of int64
     parameters : SharedParameters
     policy : DownlinkPolicy
     aggregator : Aggregator
@@ -113,7 +114,7 @@ class Server:
     ) -> None:
         self._agreement, self.parameters = agreement, parameters
         self.policy, self._uplink, self.aggregator = policy, uplink, aggregator
-        self._eligible = eligible
+        self.eligible = eligible
         fraction = agreement.federation.client_fraction
         self.cohort_size = cohort_size(len(eligible), fraction)
         self._introduced = np.zeros(agreement.n_clients, bool)
@@ -130,7 +131,7 @@ class Server:
     def invite(self) -> Iterator[Message]:
         """Draw a cohort; make what brings it up to date, client by client."""
         seed, round = self._agreement.federation.seed, self.round
-        cohort = select_cohort(self._eligible, self.cohort_size, seed, round)
+        cohort = select_cohort(self.eligible, self.cohort_size, seed, round)
         self._intake = Intake(
             self._agreement,
             self._uplink,

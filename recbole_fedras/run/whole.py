@@ -1,0 +1,97 @@
+"""A run from its first round to its result, simulated or deployed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from recbole_fedras.config import Config
+from recbole_fedras.config.checkpoint import plain
+from recbole_fedras.run.cost import cost
+from recbole_fedras.run.report import RunFolder, result_table, seconds_by_phase
+from recbole_fedras.run.trainer import FederatedTrainer
+
+
+def begin(trainer: FederatedTrainer) -> RunFolder:
+    """Make a run's folder; take up the run that is to be resumed, if any."""
+    config = trainer.config
+    settings = config.run_settings()
+    name = f"{settings.model}-{config.method}-{settings.dataset}"
+    folder = RunFolder(settings.checkpoint_dir, name)
+    folder.write_config(config.resolved)
+    trainer.write_to(folder)
+    if settings.resume:
+        trainer.resume_checkpoint(settings.resume)
+    return folder
+
+
+def train_and_test(
+    trainer: FederatedTrainer,
+    folder: RunFolder,
+    data: tuple[Any, Any, Any],
+    saved: bool = True,
+) -> dict[str, Any]:
+    """Train, test the best round, and write what came of it.
+
+    Parameters
+    ----------
+    trainer : FederatedTrainer
+    folder : RunFolder
+    data : tuple
+        Of training, validation and test, as the trainer takes them.
+    saved : bool
+        Whether to write checkpoints; without them the test uses the last round.
+
+    Returns
+    -------
+    dict
+        What ``result.json`` holds.
+    """
+    settings = trainer.config.run_settings()
+    train_data, valid_data, test_data = data
+    best = trainer.fit(
+        train_data, valid_data, saved=saved, show_progress=settings.show_progress
+    )
+    start = time.perf_counter()
+    test_result = trainer.evaluate(test_data, load_best_model=saved)
+    test_seconds = time.perf_counter() - start
+
+    folder.write_rounds(trainer.rows)
+    seconds = seconds_by_phase(trainer.rows)
+    seconds["evaluation"] += test_seconds
+    seconds["total"] += test_seconds
+    result = _result(trainer.config, trainer, best, test_result)
+    result |= {"seconds": seconds, "run_folder": str(folder.path)}
+    if settings.resume:
+        result["resumed_from"] = settings.resume
+    result = {key: plain(value) for key, value in result.items()}
+    folder.write_result(result)
+    print(result_table(result))
+    print(f"Everything is in {folder.path}")
+    return result
+
+
+def _result(
+    config: Config,
+    trainer: FederatedTrainer,
+    best: tuple[float, dict[str, float] | None],
+    test_result: Any,
+) -> dict[str, Any]:
+    settings, federation = config.run_settings(), config.federation()
+    return {
+        "model": settings.model,
+        "dataset": settings.dataset,
+        "item_embedding": settings.item_embedding,
+        "compressor": config.method,
+        "cut": settings.cut,
+        "compression_rate": list(federation.compression_rates),
+        "budget": federation.budget,
+        "replica": federation.replica,
+        "seed": settings.seed,
+        "rounds": trainer.simulation.round,
+        "best_valid_score": best[0],
+        "valid_score_bigger": config.evaluation_settings().bigger_is_better,
+        "best_valid_result": best[1],
+        "test_result": test_result,
+        "communication": cost(config, trainer.simulation),
+    }
