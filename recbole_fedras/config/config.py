@@ -14,7 +14,11 @@ from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import build, methods, rules, schema
 from recbole_fedras.config.cut import cut
 from recbole_fedras.config.merge import MergedConfig
-from recbole_fedras.config.settings import EvaluationSettings, RunSettings
+from recbole_fedras.config.settings import (
+    DeploymentSettings,
+    EvaluationSettings,
+    RunSettings,
+)
 from recbole_fedras.data.features import item_features
 from recbole_fedras.data.settings import DataSettings
 from recbole_fedras.embedding import ItemEmbedding
@@ -88,7 +92,7 @@ class Config(MergedConfig):
             rules.check_bases(self)
             rules.check_methods(self)
             self.federation(), self.local_training(), self.local_training(True)
-            self.make_methods()
+            self.make_methods(), self.deployment_settings()
             rules.check_federated(self)
             final.update(cut(self))
             rules.check_item_embedding(self, self._item_embedding_class)
@@ -114,6 +118,10 @@ class Config(MergedConfig):
     def run_settings(self) -> RunSettings:
         """Return what is run, where, and what it leaves behind."""
         return schema.run_settings(self, self.resolved)
+
+    def deployment_settings(self) -> DeploymentSettings:
+        """Return what a deployment needs beside a run's settings."""
+        return schema.deployment_settings(self)
 
     def evaluation_settings(self) -> EvaluationSettings:
         """Return how quality is measured."""

@@ -14,6 +14,7 @@ from recbole_fedras.errors import ConfigError
 _RESUMABLE = {
     "epochs", "stopping_step", "resume", "checkpoint_dir", "data_path", "show_progress",
     "state", "gpu_id", "use_gpu", "n_jobs", "n_shards", "config_files", "log_wandb",
+    "min_shards", "deadline",
     "uplink_mb_per_s", "downlink_mb_per_s",
     "wandb_project",
 }  # fmt: skip

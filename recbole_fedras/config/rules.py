@@ -89,14 +89,24 @@ def _check_metrics(config: Config) -> None:
 
 def _check_shards(config: Config) -> None:
     """Refuse what is no sum over users, which parts of an evaluation cannot add up."""
-    if read(config, "n_shards", integer(1)) == 1:
-        return
+    if read(config, "n_shards", integer(1)) > 1:
+        require_sums(config, "n_shards")
+
+
+def require_sums(config: Config, why: str) -> None:
+    """Refuse metrics that are no means over users, and candidates drawn at each time.
+
+    Raises
+    ------
+    ConfigError
+        That names one, and ``why`` parts of an evaluation are added up.
+    """
     users = {name for name, found in config.parts.metrics if _of_lists(found)}
     for metric in config["metrics"]:
         if metric not in users and not _has_lengths(metric.lower()):
-            refuse(config, "metrics", f"means over users with n_shards, not {metric}")
+            refuse(config, "metrics", f"means over users with {why}, not {metric}")
     if config["eval_candidates"] != "fixed":
-        refuse(config, "eval_candidates", "fixed with n_shards")
+        refuse(config, "eval_candidates", f"fixed with {why}")
 
 
 def _has_lengths(metric: str) -> bool:

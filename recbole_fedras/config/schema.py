@@ -17,7 +17,12 @@ from recbole_fedras.config.forms import (
     optional,
     several,
 )
-from recbole_fedras.config.settings import EvaluationSettings, RunSettings, Uncut
+from recbole_fedras.config.settings import (
+    DeploymentSettings,
+    EvaluationSettings,
+    RunSettings,
+    Uncut,
+)
 from recbole_fedras.config.values import Keys, read, refuse
 from recbole_fedras.data import lines
 from recbole_fedras.data.settings import DataSettings
@@ -197,6 +202,16 @@ def run_settings(config: Keys, asked: Keys) -> RunSettings:
         },
         random_base=config["item_base"] == "random",
         checkpoint_step=read(config, "checkpoint_step", optional(integer(1))),
+    )
+
+
+def deployment_settings(config: Keys) -> DeploymentSettings:
+    """Return what a deployment needs beside a run's settings."""
+    return DeploymentSettings(
+        min_shards=read(config, "min_shards", integer(1)),
+        deadline=read(config, "deadline", optional(_POSITIVE)),
+        catalogue=read(config, "catalogue", optional(STRING)),
+        drop_unknown_items=_is(config, "unknown_items", "drop", other="refuse"),
     )
 
 

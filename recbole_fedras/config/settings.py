@@ -81,6 +81,28 @@ class RunSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class DeploymentSettings:
+    """What a deployment needs beside a run's settings.
+
+    Attributes
+    ----------
+    min_shards : int
+        Shards to wait for, and without which no round counts.
+    deadline : float or None
+        Seconds that a round waits for answers.
+    catalogue : str or None
+        File of item tokens, one a line; None: all that shards have.
+    drop_unknown_items : bool
+        Whether interactions with other items are left out, not refused.
+    """
+
+    min_shards: int
+    deadline: float | None
+    catalogue: str | None
+    drop_unknown_items: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationSettings:
     """How quality is measured.
 

@@ -31,7 +31,7 @@ def server_app(run: Run) -> ServerApp:
 
 def run(config: str, links: Links) -> None:
     """Run a configuration, as any other, over the shards that ``links`` reach."""
-    from recbole_fedras.quick_start import run_recbole_fedras
+    from recbole_fedras.config import Config
+    from recbole_fedras.run.deployed import deploy
 
-    keys = yaml.safe_load(config)
-    run_recbole_fedras(config_dict=keys, links=links)  # type: ignore[call-arg]
+    deploy(Config(config_dict=yaml.safe_load(config)), links)

@@ -23,8 +23,8 @@ LOCAL = {"data_path", "gpu_id", "use_gpu"}
 
 #: Keys that say how a run is carried out and shown, and change no result.
 SHOWN = {
-    "checkpoint_dir", "checkpoint_step", "log_wandb", "n_jobs", "n_shards",
-    "show_progress", "state", "wandb_project",
+    "checkpoint_dir", "checkpoint_step", "deadline", "log_wandb", "min_shards",
+    "n_jobs", "n_shards", "show_progress", "state", "wandb_project",
 }  # fmt: skip
 
 #: Keys on whose value no other key's default depends.

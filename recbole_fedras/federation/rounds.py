@@ -53,6 +53,26 @@ class Rounds(ABC):
         """Take over what other rounds have come to, but for their parameters."""
         self.ledger.load_state_dict(other.ledger.state_dict())
 
+    #: Whether checkpoints do not hold what clients do: nobody returns to one's past.
+    clients_are_elsewhere: bool = False
+
+    def evaluate(self, phase: str, best: bool) -> dict[str, Any] | None:
+        """Let shards evaluate, if they are in other processes; None: they are here.
+
+        Parameters
+        ----------
+        phase : {'valid', 'test'}
+        best : bool
+            Whether by what clients held at the best round, which has been loaded if it
+            could be.
+
+        Returns
+        -------
+        dict of str to dict, or None
+            What each shard has found, by name.
+        """
+        return None
+
     @abstractmethod
     def state_bytes(self) -> int:
         """Return about how many bytes of :meth:`state_dict` change in a round."""

@@ -102,12 +102,12 @@ class ShardedSimulation(Simulation):
         self._links.seconds = {}
         return report
 
-    def evaluate(self, phase: str) -> dict[str, Any]:
-        """Let each shard evaluate; return what it finds by name.
+    def evaluate(self, phase: str, best: bool) -> dict[str, Any]:
+        """Let each shard evaluate; see :meth:`Rounds.evaluate`.
 
         Shared tables are the newest, unless clients have just been given others.
         """
-        return self._links.evaluate(phase, self._newest)
+        return self._links.ask_each("evaluate", phase, self._newest)
 
     def _newest(self, versions: Sequence[int]) -> Sequence[Message]:
         return self.server.policy.newest(versions) if self._behind else ()
@@ -140,7 +140,7 @@ class ShardedSimulation(Simulation):
         self._behind = False
 
     def _gather(self) -> None:
-        found = self._links.collect("state", self._newest)
+        found = self._links.ask_each("state", newest=self._newest)
         states = [from_bytes(found[name]) for name in self._clients_of]
         self.shard.load_state_dict(joined(states, list(self._clients_of.values())))
         self._behind = False

@@ -16,7 +16,7 @@ from recbole_fedras.config import Config
 from recbole_fedras.data.dataset import client_data
 from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.federation.client.shard import Shard
-from recbole_fedras.federation.protocol import block_of
+from recbole_fedras.federation.protocol import Ints, block_of
 from recbole_fedras.federation.sharded import SimulatedNode, share_out
 from recbole_fedras.federation.simulation import agree, make_shard
 from recbole_fedras.numeric.parallel import threads
@@ -67,7 +67,7 @@ def _hold(
         n_jobs = max(1, cpu_count() // n_shards)
     with config.in_use(), torch.no_grad(), threads(n_jobs):
         try:
-            process = Loaded(config, shard, n_shards)
+            process = Loaded.part(config, shard, n_shards)
             first = process.begin(0, process.model.embedding is not None)
         except (ConfigError, DataError):
             return  # the run finds the same, and says so
@@ -75,22 +75,36 @@ def _hold(
 
 
 class Loaded:
-    """What a process has loaded: its users' rows, and the model that scores them."""
+    """What a process has loaded: its users' rows, and the model that scores them.
 
-    def __init__(self, config: Config, shard: int, n_shards: int) -> None:
-        self._config = config
-        block = block_of(config.federation().client_fraction)
-        dataset = load_data(config)
-        self._clients = share_out(dataset.user_num - 1, block, n_shards)[shard]
-        train, valid, test = split_data(config, dataset, self._clients)
-        self._data = client_data(train._dataset)
+    Parameters
+    ----------
+    config : Config
+    dataset : FederatedDataset
+        Users and items have the numbers that all shards agree on.
+    clients : ndarray of int64
+        Those of the shard.
+    """
+
+    def __init__(self, config: Config, dataset: Any, clients: Ints) -> None:
+        self._config, self._clients = config, clients
+        train, valid, test = split_data(config, dataset, clients)
+        self.data = client_data(train._dataset)
         self._held_out = {"valid": valid, "test": test}
         device = config.run_settings().device
         self.model = config.make_model(train._dataset).to(device)
 
+    @classmethod
+    def part(cls, config: Config, shard: int, n_shards: int) -> Loaded:
+        """Load the data of a simulation, and keep a shard's part of it."""
+        dataset = load_data(config)
+        block = block_of(config.federation().client_fraction)
+        parts = share_out(dataset.user_num - 1, block, n_shards)
+        return cls(config, dataset, parts[shard])
+
     def begin(self, version: int, embedding: bool) -> Shard:
         """Make the shard anew, with items of rows or of an embedding."""
-        config, model, data = self._config, self.model, self._data
+        config, model, data = self._config, self.model, self.data
         model.begin_or_not(embedding)
         methods = config.make_methods()
         agreement = agree(model, config.federation(), data.n_clients, methods, version)
@@ -98,6 +112,13 @@ class Loaded:
         return make_shard(agreement, model, data, methods, training, self._clients)
 
     def evaluate(self, phase: str) -> dict[str, Any]:
-        """Evaluate the shard's users; ranks may travel, as all is one simulation."""
+        """Evaluate the shard's users.
+
+        Returns
+        -------
+        dict
+            ``n_users``, ``sums`` by metric; and lists ``users`` and ``ranks``, which go
+            no further than to whoever may know them.
+        """
         found = evaluate(self._config, self.model, self._held_out[phase])
         return found | {key: found[key].tolist() for key in ("users", "ranks")}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.trainer import Trainer
+from recbole.utils import early_stopping
 from torch import Tensor
 
 from recbole_fedras.config import Config, compat
@@ -25,7 +26,6 @@ from recbole_fedras.embedding.base import introduction
 from recbole_fedras.errors import FederationError, NonFiniteError
 from recbole_fedras.federation.budgets import make_budgets
 from recbole_fedras.federation.rounds import Rounds
-from recbole_fedras.federation.sharded import ShardedSimulation
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.run.evaluation import FairCollector, candidate_scores
 from recbole_fedras.run.progress import Interrupt, ProgressBar
@@ -73,6 +73,8 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         with config.in_use():  # for metrics of the user's own
             super().__init__(config, model)
             self.eval_collector = FairCollector(config)
+        self.cur_step: int  # RecBole's, of early stopping
+        self.best_valid_result: dict[str, float] | None
         self.folder: RunFolder | None = None
         self.rows: list[dict[str, Any]] = []
         self._valid_result: dict[str, float] | None = None
@@ -131,12 +133,14 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
                 callback_fn(epoch, score)
 
         self._saved, self._valid_data = saved, valid_data
+        self._bar = ProgressBar(self.epochs, self.start_epoch, show_progress)
+        if self._evaluation_is_missing:
+            self._evaluate_last(valid_data)
         if self._has_ended:  # resumed at its end; keep the best state
             self.eval_collector.data_collect(train_data)
             if saved:
                 self._save_last()
             return self.best_valid_score, self.best_valid_result
-        self._bar = ProgressBar(self.epochs, self.start_epoch, show_progress)
         with self._bar, self._interrupt.noted():
             try:
                 result = super().fit(
@@ -156,6 +160,29 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         return result  # type: ignore[no-any-return]
 
     @property
+    def _evaluation_is_missing(self) -> bool:
+        """Whether the run that is resumed ended between a round and its evaluation."""
+        if not self.simulation.clients_are_elsewhere or not self.rows:
+            return False
+        due = self.eval_step > 0 and self.start_epoch % self.eval_step == 0
+        return bool(due and not any(key.startswith("valid_") for key in self.rows[-1]))
+
+    def _evaluate_last(self, valid_data: Any) -> None:
+        """Evaluate the last round, as ``fit`` does after each."""
+        score, result = self._valid_epoch(valid_data)
+        self.best_valid_score, self.cur_step, _, is_best = early_stopping(
+            score,
+            self.best_valid_score,
+            self.cur_step,
+            max_step=self.stopping_step,
+            bigger=self.valid_metric_bigger,
+        )
+        if is_best:
+            self._save_checkpoint(self.start_epoch - 1)
+            self.best_valid_result = result
+        self._save_last()
+
+    @property
     def _has_ended(self) -> bool:
         """Whether the run that is resumed was complete, or had stopped early."""
         stopped = self.cur_step > self.stopping_step
@@ -172,19 +199,18 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         """Evaluate as RecBole does; of the best round, with what clients held then."""
         if load_best_model:
             self.load_clients(read_checkpoint(model_file or self.saved_model_file))
-        if isinstance(self.simulation, ShardedSimulation):
-            phase = "valid" if eval_data is self._valid_data else "test"
-            return self._evaluate_by_shards(self.simulation, phase)
-        return super().evaluate(eval_data, False, None, show_progress)
+        phase = "valid" if eval_data is self._valid_data else "test"
+        found = self.simulation.evaluate(phase, load_best_model)
+        if found is None:
+            return super().evaluate(eval_data, False, None, show_progress)
+        return self._added_up(found)
 
-    def _evaluate_by_shards(
-        self, simulation: ShardedSimulation, phase: str
-    ) -> dict[str, float]:
-        """Add up what shards find of their users; ranks go by increasing user."""
-        found = simulation.evaluate(phase)
-        users = np.concatenate([part["users"] for part in found.values()])
-        ranks = np.concatenate([part["ranks"] for part in found.values()])
-        self.eval_collector.ranks = ranks[np.argsort(users)]
+    def _added_up(self, found: dict[str, Any]) -> dict[str, float]:
+        """Add up what shards found; ranks, if they are told, go by increasing user."""
+        if all("ranks" in part for part in found.values()):
+            users = np.concatenate([part["users"] for part in found.values()])
+            ranks = np.concatenate([part["ranks"] for part in found.values()])
+            self.eval_collector.ranks = ranks[np.argsort(users)]
         result = means(list(found.values()), self.config.evaluation_settings().decimals)
         self.wandblogger.log_eval_metrics(result, head="eval")
         return result
@@ -253,6 +279,8 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
     def _checkpoint_is_due(self, epoch: int) -> bool:
         """Whether to save after a round; those evaluated are saved after that."""
         evaluated = self.eval_step > 0 and (epoch + 1) % self.eval_step == 0
+        if self.simulation.clients_are_elsewhere:
+            return True
         return not evaluated and (epoch + 1) % self._checkpoint_step == 0
 
     @property

@@ -104,6 +104,10 @@ class MemoryTransport:
         self._shard.settle(map(Message.received, receipts))
 
 
+#: Makes what leads shared tables from versions, one a tier, to the newest.
+Newest = Callable[[Sequence[int]], Sequence[Message]]
+
+
 class LinkTransport:
     """Shards in other processes, each behind a link; see ``client.node.Node``.
 
@@ -182,29 +186,44 @@ class LinkTransport:
         """Restore what :meth:`state_dict` returned."""
         self._due = {name: unpack(data) for name, data in state["due"].items()}
 
-    def evaluate(
-        self, phase: str, newest: Callable[[Sequence[int]], Sequence[Message]]
+    def ask_each(
+        self,
+        what: str,
+        value: Any = None,
+        newest: Newest | None = None,
+        deadline: float | None = None,
     ) -> dict[str, Any]:
-        """Let every shard evaluate what its clients hold, of the newest shared tables.
+        """Ask every shard for something; return what those that answer say.
 
         Parameters
         ----------
-        phase : {'valid', 'test'}
-        newest : callable
-            ``DownlinkPolicy.newest``: what leads from versions to the newest.
-
-        Returns
-        -------
-        dict of str to object
-            What each shard that answered found.
+        what : str
+            The step.
+        value : object
+            What it takes.
+        newest : callable, optional
+            ``DownlinkPolicy.newest``: bring shared tables up to date before.
+        deadline : float, optional
+            Seconds that answers may take.
         """
-        return self._of_each(Step("evaluate", value=phase), newest)
-
-    def collect(
-        self, what: str, newest: Callable[[Sequence[int]], Sequence[Message]]
-    ) -> dict[str, Any]:
-        """Return what every shard says to a step, once its tables are the newest."""
-        return self._of_each(Step(what), newest)
+        requests = {
+            name: [Step(what, value=value)]
+            for name in self._clients
+            if name in self._links.names()
+        }
+        if newest is not None:
+            unknown = requests.keys() - self._versions.keys()
+            for _ in self._ask({name: [] for name in sorted(unknown)}, deadline):
+                pass
+            for name in requests.keys() & self._versions.keys():
+                refresh = Step.of("refresh", newest(self._versions[name]))
+                requests[name].insert(0, refresh)
+        return {
+            name: result.value
+            for name, results in self._ask(requests, deadline)
+            for result in results
+            if result.what == what
+        }
 
     def tell(self, what: str, value_of: Mapping[str, Any]) -> None:
         """Have shards do something, each with a value of its own."""
@@ -215,25 +234,6 @@ class LinkTransport:
     def close(self) -> None:
         """Close the links."""
         self._links.close()
-
-    def _of_each(
-        self, step: Step, newest: Callable[[Sequence[int]], Sequence[Message]]
-    ) -> dict[str, Any]:
-        unknown: dict[str, list[Step]] = {
-            name: [] for name in self._clients if name not in self._versions
-        }
-        for _ in self._ask(unknown):
-            pass
-        requests = {
-            name: [Step.of("refresh", newest(versions)), step]
-            for name, versions in self._versions.items()
-        }
-        return {
-            name: result.value
-            for name, results in self._ask(requests)
-            for result in results
-            if result.what == step.what
-        }
 
     def _ask(
         self, requests: Mapping[str, list[Step]], deadline: float | None = None

@@ -192,7 +192,7 @@ def test_two_processes_end_with_the_simulations_bits(name, model, keys, training
     with torch.no_grad():
         for _ in range(5):
             report = run_round(server, transport, ledger)
-        found = transport.evaluate("test", server.policy.newest)
+        found = transport.ask_each("evaluate", "test", server.policy.newest)
     transport.close()
     for shard, clients in CLIENTS_OF.items():
         held = state_of(simulated.shard, clients)

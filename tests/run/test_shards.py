@@ -64,7 +64,8 @@ def shards_here(monkeypatch):
         if n_shards > 1:
             nodes = {}
             for shard in range(n_shards):
-                own = Loaded(Config(config_dict=config.resolved), shard, n_shards)
+                again = Config(config_dict=config.resolved)
+                own = Loaded.part(again, shard, n_shards)
                 first = own.begin(0, own.model.embedding is not None)
                 nodes[str(shard)] = SimulatedNode(first, own.evaluate, own.begin).handle
             links = DirectLinks(nodes, losses)

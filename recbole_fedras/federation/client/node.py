@@ -47,15 +47,20 @@ class Node:
         """Do the steps of a request; return what came of them."""
         results: list[Step] = []
         try:
-            for what, parts, value in unpack(request):
+            steps = unpack(request)
+            for what, parts, value in steps:
                 messages = [Message.from_parts(head, body) for head, body in parts]
                 results += self._do(what, messages, value)
+            self._done(request, steps)
         except Exception as error:
             self.shard.settle(())
             trace = traceback.format_exc()
             results = [Step("failed", value=[type(error).__name__, str(error), trace])]
         held = [list(self.shard.replicas.versions), self.shard.seconds.taken()]
         return pack([*results, Step("held", value=held)])
+
+    def _done(self, request: bytes, steps: list[Step]) -> None:
+        """Learn that all has gone well, before that is answered."""
 
     def _do(self, what: str, messages: list[Message], value: Any) -> Iterator[Step]:
         if what == "settle":

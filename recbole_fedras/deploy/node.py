@@ -1,0 +1,224 @@
+"""A node: it reads its users' files, takes part in runs, and answers requests."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import torch
+
+from recbole_fedras.config import Config
+from recbole_fedras.data.catalogue import Catalogue
+from recbole_fedras.data.renumber import renumber
+from recbole_fedras.deploy.journal import Journal
+from recbole_fedras.errors import ConfigError, PayloadError
+from recbole_fedras.federation.client.node import Node
+from recbole_fedras.federation.client.shard import Shard
+from recbole_fedras.numeric.parallel import threads
+from recbole_fedras.run.deployed import PROTOCOL
+from recbole_fedras.run.setup import load_data
+from recbole_fedras.run.shards import Loaded
+from recbole_fedras.version import __version__
+from recbole_fedras.wire.frame import Step, pack, unpack
+from recbole_fedras.wire.message import Message
+
+#: Steps that change what the shard holds.
+_CHANGES = {"participate", "refresh", "settle"}
+
+
+def make_handle(
+    data_path: Path, dataset: str, folder: Path
+) -> Callable[[bytes], bytes]:
+    """Return what answers for a node.
+
+    Parameters
+    ----------
+    data_path : Path
+        Folder of the dataset's folder.
+    dataset : str
+    folder : Path
+        For what the node keeps, readable by its owner alone.
+    """
+    os.umask(0o077)
+    desk = Desk({"data_path": str(data_path), "dataset": dataset}, folder / "runs")
+
+    def handle(request: bytes) -> bytes:
+        with torch.no_grad(), threads(-1):
+            return desk.handle(request)
+
+    return handle
+
+
+class Desk:
+    """Answers what belongs to no run yet, and has the run that is asked for answer.
+
+    Parameters
+    ----------
+    own : dict of str to object
+        Keys that are the node's own matter.
+    folder : Path
+        Of runs' folders.
+    """
+
+    def __init__(self, own: dict[str, Any], folder: Path) -> None:
+        self._own, self._folder = own, folder
+        self._node: DeployedNode | None = None
+
+    def handle(self, request: bytes) -> bytes:
+        """Answer a request; an error is told, and costs nothing but the answer."""
+        try:
+            first = unpack(request)[0]
+            if first.what == "hello":
+                return pack([Step("hello", value=self._hello(first.value))])
+            if first.what == "begin":
+                return pack([Step("begin", value=self._begin(first.value))])
+            return self._of_run(first).handle(request)
+        except Exception as error:
+            trace = traceback.format_exc()
+            print(trace, flush=True)
+            failed = [type(error).__name__, str(error), trace[-2000:]]
+            return pack([Step("failed", value=failed)])
+
+    def _hello(self, about: dict[str, Any]) -> dict[str, Any]:
+        """Say how many users there are, and which items they know."""
+        if about["protocol"] != PROTOCOL:
+            raise ConfigError(
+                f"the server's recbole-fedras {about['version']} speaks protocol "
+                f"{about['protocol']}, this node's {__version__} speaks {PROTOCOL}; "
+                "install the same version on both"
+            )
+        folder = self._folder_of(about["run"])
+        Journal(folder)
+        (folder / "keys").write_bytes(msgpack.packb(about["keys"]))
+        dataset = load_data(self._config(about["keys"]))
+        items = dataset.field2id_token[dataset.iid_field][1:]
+        return {"n_users": dataset.user_num - 1, "items": [str(item) for item in items]}
+
+    def _begin(self, agreed: dict[str, Any]) -> dict[str, Any]:
+        """Take numbers and catalogue; say which clients have something to train on."""
+        folder = self._folder_of(agreed["run"])
+        (folder / "agreed").write_bytes(msgpack.packb(agreed))
+        self._node = self._restored(folder)
+        counts = np.diff(self._node.loaded.data.offsets)[self._node.shard.clients]
+        eligible = np.packbits(counts > 0).tobytes()
+        return {"eligible": eligible, "n_dropped": self._node.n_dropped}
+
+    def _of_run(self, first: Step) -> DeployedNode:
+        if first.what != "run":
+            raise PayloadError(f"a request must say its run, not begin by {first.what}")
+        if self._node is None or self._node.run != first.value:
+            folder = self._folder_of(first.value)
+            if not (folder / "agreed").is_file():
+                raise PayloadError(f"this node takes no part in run {first.value}")
+            self._node = self._restored(folder)
+        return self._node
+
+    def _folder_of(self, run: Any) -> Path:
+        if not isinstance(run, str) or not run.isalnum():
+            raise PayloadError(f"{run!r:.99} is no name of a run")
+        return self._folder / run
+
+    def _config(self, keys: dict[str, Any]) -> Config:
+        return Config(config_dict=keys | self._own)
+
+    def _restored(self, folder: Path) -> DeployedNode:
+        """Set a run up as it was agreed, and bring it to where it was."""
+        keys, agreed = (
+            msgpack.unpackb((folder / name).read_bytes()) for name in ("keys", "agreed")
+        )
+        config = self._config(keys)
+        dataset = load_data(config)
+        first, n_users = agreed["first"], dataset.user_num - 1
+        n_dropped = renumber(
+            dataset,
+            Catalogue.from_bytes(agreed["catalogue"]),
+            first,
+            agreed["n_clients"],
+            config.deployment_settings().drop_unknown_items,
+        )
+        clients = np.arange(first, first + n_users)
+        with config.in_use():
+            loaded = Loaded(config, dataset, clients)
+            shard = loaded.begin(0, loaded.model.embedding is not None)
+        node = DeployedNode(agreed["run"], shard, loaded, Journal(folder))
+        node.n_dropped = n_dropped
+        node.restore()
+        return node
+
+
+class DeployedNode(Node):
+    """A node of one run, which keeps on disk what its clients hold.
+
+    Parameters
+    ----------
+    run : str
+    shard : Shard
+    loaded : Loaded
+    journal : Journal
+    """
+
+    n_dropped = 0
+    _restoring = False
+
+    def __init__(
+        self, run: str, shard: Shard, loaded: Loaded, journal: Journal
+    ) -> None:
+        super().__init__(shard, self._sums)
+        self.run, self.loaded, self._journal = run, loaded, journal
+
+    def restore(self) -> None:
+        """Do again what has been done before this process began."""
+        self._restoring = True
+        self._journal.replay(self.shard.load_state_dict, self.handle)
+        self._restoring = False
+
+    def handle(self, request: bytes) -> bytes:
+        """Answer, once what is changed is on disk."""
+        if self._journal.is_long and not self._restoring:
+            self._journal.begin_anew(self.shard.state_dict())
+        return super().handle(request)
+
+    def _done(self, request: bytes, steps: list[Step]) -> None:
+        changes = _CHANGES.intersection(step.what for step in steps)
+        if changes and not self._restoring:
+            self._journal.append(request)
+
+    def _do(self, what: str, messages: list[Message], value: Any) -> Iterator[Step]:
+        if what == "run":
+            if value != self.run:
+                raise PayloadError(f"run {value!r} is not {self.run}")
+        elif what == "keep_best":
+            self._journal.keep_best(self.shard.state_dict())
+            yield Step("keep_best")
+        elif what == "evaluate_best":
+            yield Step("evaluate_best", value=self._sums_of_best(value))
+        else:
+            yield from super()._do(what, messages, value)
+
+    def _sums(self, phase: str) -> dict[str, Any]:
+        """Evaluate; nobody's rank leaves the node."""
+        found = self.loaded.evaluate(phase)
+        return {"n_users": found["n_users"], "sums": found["sums"]}
+
+    def _sums_of_best(self, phase: str) -> dict[str, Any]:
+        best = self._journal.best()
+        if best is None:
+            return self._sums(phase)
+        newest = _copied(self.shard.state_dict())
+        self.shard.load_state_dict(best)
+        try:
+            return self._sums(phase)
+        finally:
+            self.shard.load_state_dict(newest)
+
+
+def _copied(state: Any) -> Any:
+    """Copy a state, whose tensors are a shard's own."""
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    return state.clone() if isinstance(state, torch.Tensor) else state

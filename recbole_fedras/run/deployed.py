@@ -1,0 +1,214 @@
+"""A run on the server of a deployment: who takes part, then rounds as in any run."""
+
+from __future__ import annotations
+
+import uuid
+from functools import partial
+from logging import getLogger
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from recbole.utils import init_seed
+
+from recbole_fedras.config import Config, rules
+from recbole_fedras.config.checkpoint import read_checkpoint
+from recbole_fedras.data.catalogue import Catalogue, number_clients
+from recbole_fedras.errors import ConfigError, DataError
+from recbole_fedras.federation.deployment import (
+    Deployment,
+    Members,
+    Patience,
+    members_of,
+    wait_for,
+)
+from recbole_fedras.federation.protocol import Ints, block_of
+from recbole_fedras.model import FederatedRecommender
+from recbole_fedras.run.setup import log_of_its_own, require_effect, require_federated
+from recbole_fedras.run.trainer import FederatedTrainer
+from recbole_fedras.run.whole import begin, train_and_test
+from recbole_fedras.version import __version__
+from recbole_fedras.wire.frame import Step, pack, unpack
+from recbole_fedras.wire.links import Links
+from recbole_fedras.wire.payload import Payload
+
+#: What server and shards say to each other; it changes with its meaning.
+PROTOCOL = 1
+
+#: Keys that are each machine's own matter.
+_OF_SERVER = {
+    "data_path", "dataset", "use_gpu", "gpu_id", "n_jobs", "n_shards", "checkpoint_dir",
+    "show_progress", "log_wandb", "wandb_project", "state", "catalogue", "device",
+}  # fmt: skip
+
+
+class _Numbers(NamedTuple):
+    """What a model asks a dataset for, where nobody's interactions are."""
+
+    user_num: int
+    item_num: int
+    user_field: str
+
+    def num(self, field: str) -> int:
+        """Return how many users or items there are, [PAD] included."""
+        return self.user_num if field == self.user_field else self.item_num
+
+
+def deploy(config: Config, links: Links) -> dict[str, Any]:
+    """Run a configuration over the shards that links reach.
+
+    Parameters
+    ----------
+    config : Config
+    links : Links
+        To processes that each answer as a :class:`recbole_fedras.deploy.node.Desk`.
+
+    Returns
+    -------
+    dict
+        As :func:`recbole_fedras.run_recbole_fedras`.
+
+    Raises
+    ------
+    ConfigError, DataError
+        For what a deployment cannot do, and if shards refuse to take part.
+    """
+    require_federated(config)
+    require_effect(config)
+    _require_deployable(config)
+    settings, deployed = config.run_settings(), config.deployment_settings()
+    with config.in_use(), log_of_its_own(config):
+        wait_for(links, deployed.min_shards)
+        if settings.resume:
+            state = read_checkpoint(settings.resume)["simulation"]["shard"]
+            if not isinstance(state, dict) or "clients_of" not in state:
+                raise DataError(f"resume={settings.resume!r} is of a simulation")
+            members, n_items = members_of(state), state["n_items"]
+        else:
+            members, n_items = _set_up(config, links)
+        init_seed(settings.seed, settings.reproducibility)
+        user_field = config.evaluation_settings().user_field
+        network = config.make_model(_Numbers(1, 1 + n_items, user_field))
+        make = partial(_make, config, links, members, n_items)
+        trainer = FederatedTrainer(config, network.to(settings.device), make)
+        folder = begin(trainer)
+        return train_and_test(trainer, folder, (None, "valid", "test"))
+
+
+def _require_deployable(config: Config) -> None:
+    rules.require_sums(config, "a deployment")
+    if config.run_settings().checkpoint_step not in (None, 1):
+        raise ConfigError(
+            "checkpoint_step must be 1 in a deployment: shards do not go back"
+        )
+    if config.warmup_rounds or config["item_base"] == "features":
+        raise ConfigError(
+            f"item_base={config['item_base']!r} is not allowed in a deployment; it "
+            "must be random: the server has neither items' features nor users"
+        )
+
+
+def _make(
+    config: Config,
+    links: Links,
+    members: Members,
+    n_items: int,
+    model: FederatedRecommender,
+    introduction: Payload | None = None,
+    version: int = 0,
+) -> Deployment:
+    deployed = config.deployment_settings()
+    return Deployment(
+        links,
+        members,
+        Patience(deployed.deadline, deployed.min_shards),
+        model,
+        config.make_methods(),
+        config.federation(),
+        n_items,
+        config.run_settings().n_jobs,
+        introduction,
+    )
+
+
+def _set_up(config: Config, links: Links) -> tuple[Members, int]:
+    """Tell shards of the run; agree on items, and on clients' numbers.
+
+    Shards take their numbers in the order of their names.
+    """
+    run = uuid.uuid4().hex
+    given = config.deployment_settings().catalogue
+    keys = {key: v for key, v in config.resolved.items() if key not in _OF_SERVER}
+    about = {"protocol": PROTOCOL, "version": __version__, "run": run, "keys": keys}
+    names = sorted(links.names())
+    told = _asked(links, dict.fromkeys(names, Step("hello", value=about)))
+    if given is None:
+        tokens = [_asked_tokens(told[name]) for name in names]
+        catalogue = Catalogue(sorted(set().union(*tokens)))
+    else:
+        catalogue = read_catalogue(given)
+    block = block_of(config.federation().client_fraction)
+    numbers = number_clients([told[name]["n_users"] for name in names], block)
+    n_clients = int(numbers[-1][-1]) + 1
+    agreed = {"run": run, "n_clients": n_clients, "catalogue": catalogue.to_bytes()}
+    steps = {
+        name: Step("begin", value=agreed | {"first": int(own[0])})
+        for name, own in zip(names, numbers, strict=True)
+    }
+    begun = _asked(links, steps)
+    clients_of = dict(zip(names, numbers, strict=True))
+    eligible = [
+        clients[_chosen(begun[name]["eligible"], len(clients))]
+        for name, clients in clients_of.items()
+    ]
+    for name in names:
+        getLogger().info(
+            f"shard {name}: {len(clients_of[name])} users; "
+            f"{begun[name]['n_dropped']} interactions with unknown items dropped"
+        )
+    everybody = np.concatenate(eligible)
+    return Members(run, clients_of, everybody, n_clients), len(catalogue)
+
+
+def _asked(links: Links, steps: dict[str, Step]) -> dict[str, Any]:
+    """Ask shards; return what they say.
+
+    Raises
+    ------
+    ConfigError
+        That says which shard does not take part, and why.
+    """
+    answers = links.ask({name: pack([step]) for name, step in steps.items()})
+    said = {name: unpack(data)[0] for name, data in answers}
+    for name in steps:
+        if name not in said:
+            raise ConfigError(f"shard {name} has not answered; start it again")
+        if said[name].what == "failed":
+            raise ConfigError(f"shard {name} does not take part: {said[name].value[1]}")
+    return {name: step.value for name, step in said.items()}
+
+
+def _asked_tokens(told: Any) -> list[str]:
+    return [str(token) for token in told["items"]]
+
+
+def _chosen(packed: bytes, count: int) -> Ints:
+    """Return places of bits that are set."""
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=count)
+    return np.flatnonzero(bits)
+
+
+def read_catalogue(path: str) -> Catalogue:
+    """Read item tokens, one a line.
+
+    Raises
+    ------
+    DataError
+        If there is no such file, or it is no list of distinct tokens.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"catalogue={path!r}: there is no such file")
+    try:
+        return Catalogue.from_bytes(Path(path).read_bytes().rstrip(b"\n"))
+    except DataError as error:
+        raise DataError(f"catalogue={path!r}: {error}") from error

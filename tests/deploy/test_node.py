@@ -1,0 +1,170 @@
+"""Deployments over links in this process: whatever fails, the simulation's bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import DIM, rounds_of, slow
+from links import DirectLinks
+
+from recbole_fedras.config import Config
+from recbole_fedras.config.checkpoint import read_checkpoint
+from recbole_fedras.deploy.node import make_handle
+from recbole_fedras.deploy.split import split
+from recbole_fedras.errors import ConfigError
+from recbole_fedras.federation import deployment, protocol
+from recbole_fedras.run.deployed import deploy
+
+KEYS = {
+    "client_fraction": 0.25,
+    "embedding_size": DIM,
+    "compression_rate": 0.75,
+    "eval_step": 2,
+    "epochs": 6,
+    "show_progress": False,
+    "eval_args": {
+        "split": {"LS": "valid_and_test"},
+        "order": "TO",
+        "group_by": "user",
+        "mode": "uni20",
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setattr(protocol, "GROUP", 2)  # several blocks of 40 users
+    monkeypatch.setattr(deployment, "_PAUSE", 0.01)
+
+
+@pytest.fixture
+def parts(workspace):
+    """Split the dataset into two folders; return what holds them."""
+    config = Config("MF", "tiny", config_dict=KEYS)
+    split(config, 2, workspace / "parts")
+    return workspace / "parts"
+
+
+def links_to(parts: Path, **more) -> DirectLinks:
+    handles = {
+        name: make_handle(parts / name, "tiny", parts / f"node-{name}")
+        for name in ("0", "1")
+    }
+    return DirectLinks(handles, **more)
+
+
+def deployed(parts: Path, links: DirectLinks, model: str, **keys):
+    given = KEYS | keys | {"catalogue": str(parts / "catalogue.txt"), "min_shards": 2}
+    return deploy(Config(model, "tiny", config_dict=given), links)
+
+
+def assert_same(simulated, deployed) -> None:
+    for key in ("test_result", "best_valid_result", "communication", "rounds"):
+        assert simulated[key] == deployed[key], key
+    rows = [
+        [
+            {key: row[key] for key in row if not key.startswith("seconds")}
+            for row in rounds_of(result)
+        ]
+        for result in (simulated, deployed)
+    ]
+    assert rows[0] == rows[1]
+    one, other = (
+        read_checkpoint(Path(result["run_folder"]) / "last.pth")["simulation"]
+        for result in (simulated, deployed)
+    )
+    for half in ("server", "ledger"):
+        torch.testing.assert_close(one[half], other[half], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "keys"),
+    [
+        ("NCF", {"replica": "personal", "uplink_feedback": True}),
+        ("MF", {"item_embedding": "hash", "hash_rows": 20}),
+        slow("MF", {"compressor": "KLT", "bandwidth": [0.5, 0.75]}),
+        slow("NCF", {"replica": "stale", "user_optimizer": "adam"}),
+        slow("MF", {"preset": "best", "compression_rate": 0.1}),
+    ],
+)
+def test_a_deployment_ends_with_the_simulations_bits(run, parts, model, keys):
+    simulated = run(model, **KEYS | keys)
+    assert_same(simulated, deployed(parts, links_to(parts), model, **keys))
+
+
+def test_a_node_that_starts_again_goes_on_where_it_was(run, parts):
+    """After each answer, one of the nodes is replaced by one that knows its folder."""
+    keys = {"replica": "personal", "uplink_feedback": True, "user_optimizer": "adam"}
+    simulated = run("NCF", **KEYS, **keys)
+    links, count = links_to(parts), 0
+
+    def restarted(name: str) -> bool:
+        nonlocal count
+        count += 1
+        if count % 3 == 0:
+            folder = parts / f"node-{name}"
+            links.handles[name] = make_handle(parts / name, "tiny", folder)
+        return False
+
+    links._loses = restarted
+    assert_same(simulated, deployed(parts, links, "NCF", **keys))
+
+
+def test_answers_that_are_lost_are_asked_for_again(run, parts):
+    """With ``min_shards`` of all, no round counts without one of them."""
+    simulated = run("NCF", **KEYS, replica="personal")
+    rng = np.random.default_rng(0)
+    links = links_to(parts)
+    started = False
+
+    def loses(name: str) -> bool:
+        nonlocal started
+        started = started or (parts / "node-1" / "runs").is_dir()
+        settled = list((parts / "node-1" / "runs").glob("*/requests-*"))
+        return bool(settled) and rng.random() < 0.3
+
+    links._loses = loses
+    assert_same(simulated, deployed(parts, links, "NCF", replica="personal"))
+
+
+def test_a_server_that_starts_again_goes_on_where_it_was(run, parts, monkeypatch):
+    """Killed after a round's checkpoint and before its evaluation."""
+    keys = {"replica": "personal", "uplink_feedback": True}
+    simulated = run("MF", **KEYS, **keys)
+
+    class KilledError(Exception):
+        pass
+
+    links = links_to(parts)
+    asked = 0
+
+    def kill(name: str) -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == kill.at:
+            raise KilledError
+        return False
+
+    for kill.at in range(6, 30, 5):
+        asked = 0
+        links._loses = kill
+        with pytest.raises(KilledError):
+            deployed(parts, links, "MF", checkpoint_dir=f"killed-{kill.at}", **keys)
+        found = list(Path(f"killed-{kill.at}").glob("*/last.pth"))
+        if not found:
+            continue
+        asked = -(10**6)
+        again = deployed(parts, links_to(parts), "MF", resume=str(found[0]), **keys)
+        assert_same(simulated, again)
+
+
+def test_who_cannot_take_part_says_why(parts):
+    catalogue = parts / "catalogue.txt"
+    catalogue.write_text(catalogue.read_text().replace("i5\n", ""))
+    with pytest.raises(ConfigError, match="shard 0 does not take part: item 'i5' is "):
+        deployed(parts, links_to(parts), "MF")
+    result = deployed(parts, links_to(parts), "MF", unknown_items="drop", epochs=1)
+    assert result["rounds"] == 1
