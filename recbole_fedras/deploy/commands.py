@@ -57,9 +57,7 @@ def _keys(argv: Sequence[str]) -> None:
 
 def _server(argv: Sequence[str]) -> None:
     parser = _parser("server", "Run a configuration over the shards that connect.")
-    parser.add_argument(
-        "--address", default="0.0.0.0:8000", help="to listen at (default: %(default)s)"
-    )
+    _add_address(parser)
     _add_place(parser, "deployment/server")
     _add_run(parser)
     arguments, rest = parser.parse_known_args(argv)
@@ -68,6 +66,26 @@ def _server(argv: Sequence[str]) -> None:
     _require_safe(arguments, host)
     with only_here(Path(arguments.folder)), Family() as family:
         _run(arguments, host, port, config, family, [])
+
+
+def _superlink(argv: Sequence[str]) -> None:
+    from recbole_fedras.deploy.superlink import APP, SuperLink
+
+    parser = _parser("superlink", "Start a SuperLink, for `flwr run` by hand.")
+    _add_address(parser)
+    _add_place(parser, "deployment/server")
+    arguments = parser.parse_args(argv)
+    host, port = _split(arguments.address)
+    _require_safe(arguments, host)
+    folder = Path(arguments.folder)
+    with only_here(folder), Family() as family:
+        link = SuperLink(folder, host, port, _keys_of(arguments))
+        process = link.start(family)
+        home = environment(link.home)["FLWR_HOME"]
+        print(f"by hand: FLWR_HOME={home} flwr run {APP} --stream", flush=True)
+        while True:
+            process.tend()
+            time.sleep(0.5)
 
 
 def _shard(argv: Sequence[str]) -> None:
@@ -153,6 +171,7 @@ _COMMANDS = {
     "local": _local,
     "server": _server,
     "shard": _shard,
+    "superlink": _superlink,
     "worker": _worker,
 }
 
@@ -228,6 +247,12 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
         prog=f"recbole-fedras deploy {name}",
         description=description,
         allow_abbrev=False,
+    )
+
+
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address", default="0.0.0.0:8000", help="to listen at (default: %(default)s)"
     )
 
 

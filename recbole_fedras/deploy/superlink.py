@@ -49,6 +49,11 @@ class SuperLink:
         """Where this machine finds it."""
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def home(self) -> Path:
+        """Of Flower's own files, among them the connection that ``flwr`` uses."""
+        return self.folder / "flower"
+
     def start(self, family: Family) -> Process:
         """Start it, and register the nodes that it does not know.
 
@@ -154,12 +159,11 @@ class SuperLink:
         ]
 
     def _environment(self) -> dict[str, str]:
-        return environment(self.folder / "flower")
+        return environment(self.home)
 
     def _write_connection(self) -> None:
         """Tell ``flwr`` of this SuperLink, also for use by hand."""
-        home = self.folder / "flower"
-        home.mkdir(exist_ok=True)
+        self.home.mkdir(exist_ok=True)
         if self.keys is None:
             trust = "insecure = true"
         else:
@@ -170,7 +174,7 @@ class SuperLink:
                     "`recbole-fedras deploy keys`"
                 )
             trust = f"root-certificates = {json.dumps(str(certificate))}"
-        (home / "config.toml").write_text(
+        (self.home / "config.toml").write_text(
             f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\n'
             f'address = "{self.address}"\n{trust}\n',
             encoding="utf-8",
