@@ -9,5 +9,7 @@ RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/wh
 
 USER fedras
 WORKDIR /home/fedras
+# Volumes take the owner of what they cover.
+RUN mkdir deployment saved
 ENTRYPOINT ["recbole-fedras", "deploy"]
 CMD ["--help"]
