@@ -14,6 +14,7 @@ from pathlib import Path
 
 from recbole_fedras.deploy.keys import AUTHORITY, SERVER
 from recbole_fedras.deploy.processes import Family, Process, environment
+from recbole_fedras.deploy.registry import register
 from recbole_fedras.errors import ConfigError, KilledError
 
 #: The Flower app of this package.
@@ -80,23 +81,10 @@ class SuperLink:
             )
         )
         self._wait_for(process)
-        self.register()
+        if self.keys is not None:
+            for name in register(self.address, self.keys):
+                print(f"node {name} is registered", flush=True)
         return process
-
-    def register(self) -> None:
-        """Register each ``NAME.pub`` of the keys, under that name."""
-        if self.keys is None:
-            return
-        nodes = json.loads(self._flwr("supernode", "list", _CONNECTION, *_JSON))[
-            "nodes"
-        ]
-        known = {node["name"] for node in nodes}
-        for file in sorted(self.keys.glob("*.pub")):
-            if file.stem not in known:
-                self._flwr(
-                    "supernode", "register", str(file), _CONNECTION, "--name", file.stem
-                )
-                print(f"node {file.stem} is registered", flush=True)
 
     def run(
         self, config: str, app: Path = APP, tend: Callable[[], None] = lambda: None
