@@ -7,6 +7,7 @@ with TLS and keys; each node by way of a proxy that counts bytes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import socket
@@ -58,10 +59,11 @@ class Proxy(threading.Thread):
                 pump.start()
 
     def _pump(self, name: str, one: socket.socket, other: socket.socket) -> None:
-        while data := one.recv(2**16):
-            self.bytes[name] += len(data)
-            other.sendall(data)
-        other.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # one of them has gone
+            while data := one.recv(2**16):
+                self.bytes[name] += len(data)
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
 
 
 def cpu(process: Process) -> float:
@@ -71,7 +73,7 @@ def cpu(process: Process) -> float:
     return sum(sum(one.cpu_times()[:2]) for one in tree)
 
 
-def measure(folder: Path, n_exchanges: int) -> dict[str, float]:
+def measure(folder: Path, n_exchanges: int, size: int) -> dict[str, float]:
     """Run exchanges; return what one of them takes, the first left out."""
     make_keys(folder / "keys", [], ["a", "b"])
     for name in ("rows", "server", "a", "b"):
@@ -100,6 +102,7 @@ def measure(folder: Path, n_exchanges: int) -> dict[str, float]:
                 )
 
         keys = {"checkpoint_dir": str(folder / "rows"), "epochs": n_exchanges}
+        keys["size"] = size
         link.run(json.dumps(keys), echo.make_app(folder), look)
     first, last, steps = marks[0], marks[-1], len(marks) - 1
     return {key: (last[key] - first[key]) / steps for key in first}
@@ -116,10 +119,12 @@ def start(family: Family, folder: Path, name: str, proxy: Proxy) -> list[Process
 def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--exchanges", type=int, default=21)
+    parser.add_argument("--exchanges", type=int, default=11)
+    parser.add_argument("--size", type=int, default=1_000_000, help="bytes each way")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder), parser.parse_args().exchanges)
-    title = f"one exchange with two nodes, {echo.SIZE:,} bytes each way; by node"
+        found = measure(Path(folder), arguments.exchanges, arguments.size)
+    title = f"one exchange with two nodes, {arguments.size:,} bytes each way, by node"
     rows = [{"what": key, "mean": f"{value:,.2f}"} for key, value in found.items()]
     print(Table(title, rows).markdown())
 

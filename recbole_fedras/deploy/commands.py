@@ -57,17 +57,33 @@ def _keys(argv: Sequence[str]) -> None:
 
 def _server(argv: Sequence[str]) -> None:
     parser = _parser("server", "Run a configuration over the shards that connect.")
-    parser.add_argument(
-        "--address", default="0.0.0.0:8000", help="to listen at (default: %(default)s)"
-    )
+    _add_address(parser)
     _add_place(parser, "deployment/server")
     _add_run(parser)
     arguments, rest = parser.parse_known_args(argv)
-    config = _text(arguments, rest)
-    host, port = _split(arguments.address)
-    _require_safe(arguments, host)
+    config, _ = _read(arguments, rest)
+    host, port = _listen(arguments)
     with only_here(Path(arguments.folder)), Family() as family:
         _run(arguments, host, port, config, family, [])
+
+
+def _superlink(argv: Sequence[str]) -> None:
+    from recbole_fedras.deploy.superlink import APP, SuperLink
+
+    parser = _parser("superlink", "Start a SuperLink, for `flwr run` by hand.")
+    _add_address(parser)
+    _add_place(parser, "deployment/server")
+    arguments = parser.parse_args(argv)
+    host, port = _listen(arguments)
+    folder = Path(arguments.folder)
+    with only_here(folder), Family() as family:
+        link = SuperLink(folder, host, port, _keys_of(arguments))
+        process = link.start(family)
+        home = environment(link.home)["FLWR_HOME"]
+        print(f"by hand: FLWR_HOME={home} flwr run {APP} --stream", flush=True)
+        while True:
+            process.tend()
+            time.sleep(0.5)
 
 
 def _shard(argv: Sequence[str]) -> None:
@@ -130,7 +146,7 @@ def _local(argv: Sequence[str]) -> None:
     parser.add_argument("--handle", default=_HANDLE, help=argparse.SUPPRESS)
     _add_run(parser)
     arguments, rest = parser.parse_known_args(argv)
-    config = _text(arguments, rest)
+    config, arguments.dataset = _read(arguments, rest)
     folder, port = Path(arguments.folder), free_port()
     paths = {Path(path).name: path for path in arguments.shards}
     if len(paths) < len(arguments.shards):
@@ -153,6 +169,7 @@ _COMMANDS = {
     "local": _local,
     "server": _server,
     "shard": _shard,
+    "superlink": _superlink,
     "worker": _worker,
 }
 
@@ -196,7 +213,7 @@ def _shard_process(
         *(sys.executable, "-m", "recbole_fedras", "deploy", "shard"),
         *(f"--name={name}", f"--superlink=127.0.0.1:{port}"),
         *(f"--folder={folder / name}", f"--data_path={path}"),
-        *(f"--dataset={arguments.dataset or name}", f"--handle={arguments.handle}"),
+        *(f"--dataset={arguments.dataset}", f"--handle={arguments.handle}"),
         "--insecure" if arguments.insecure else f"--keys={arguments.keys}",
     ]
     env = environment(folder / name / "flower")
@@ -211,8 +228,8 @@ def _worker_command(arguments: argparse.Namespace, folder: Path) -> list[str]:
     ]
 
 
-def _text(arguments: argparse.Namespace, rest: list[str]) -> str:
-    """Return the run's keys as YAML, checked as those of any other run."""
+def _read(arguments: argparse.Namespace, rest: list[str]) -> tuple[str, str]:
+    """Return a run's keys as YAML, checked as those of any other run; its dataset."""
     import yaml
 
     from recbole_fedras.config import Config
@@ -220,7 +237,7 @@ def _text(arguments: argparse.Namespace, rest: list[str]) -> str:
     from recbole_fedras.config.checkpoint import plain
 
     config = Config(arguments.model, arguments.dataset, files_of(arguments), argv=rest)
-    return yaml.safe_dump(plain(config.external_config_dict))
+    return yaml.safe_dump(plain(config.external_config_dict)), config.dataset
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -228,6 +245,14 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
         prog=f"recbole-fedras deploy {name}",
         description=description,
         allow_abbrev=False,
+    )
+
+
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address",
+        default="0.0.0.0:8000",
+        help="to listen at, 0.0.0.0 or 127.0.0.1 (default: %(default)s)",
     )
 
 
@@ -274,6 +299,18 @@ def _require_safe(arguments: argparse.Namespace, host: str) -> None:
         raise ConfigError(
             "--keys=FOLDER is missing; make keys by `recbole-fedras deploy keys`"
         )
+
+
+def _listen(arguments: argparse.Namespace) -> tuple[str, int]:
+    """Return where a SuperLink listens."""
+    host, port = _split(arguments.address)
+    if host not in ("0.0.0.0", "127.0.0.1"):  # noqa: S104
+        raise ConfigError(
+            f"--address={arguments.address!r}: the server finds its SuperLink by the "
+            "loopback device; give 0.0.0.0, all devices, or 127.0.0.1, that one only"
+        )
+    _require_safe(arguments, host)
+    return host, port
 
 
 def _split(address: str) -> tuple[str, int]:

@@ -27,7 +27,7 @@ class FlowerLinks:
     grid : Grid
         Of the ServerApp.
     shortest, longest : float
-        Seconds between two looks for answers: a twentieth of those waited so far,
+        Seconds between two looks for answers: a tenth of those waited so far,
         within these.
     patience : float
         Seconds that a node without a key may take to say its name.
@@ -36,7 +36,7 @@ class FlowerLinks:
     def __init__(
         self,
         grid: Grid,
-        shortest: float = 0.05,
+        shortest: float = 0.1,
         longest: float = 1,
         patience: float = 30,
     ) -> None:
@@ -102,7 +102,7 @@ class FlowerLinks:
             if deadline is not None and waited > deadline:
                 break
             if waiting:
-                time.sleep(min(max(waited / 20, self._shortest), self._longest))
+                time.sleep(min(max(waited / 10, self._shortest), self._longest))
         for node in waiting.values():
             _log.warning("node %s has not answered within %s s", node, deadline)
 

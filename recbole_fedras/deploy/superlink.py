@@ -14,6 +14,7 @@ from pathlib import Path
 
 from recbole_fedras.deploy.keys import AUTHORITY, SERVER
 from recbole_fedras.deploy.processes import Family, Process, environment
+from recbole_fedras.deploy.registry import register
 from recbole_fedras.errors import ConfigError, KilledError
 
 #: The Flower app of this package.
@@ -49,6 +50,11 @@ class SuperLink:
         """Where this machine finds it."""
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def home(self) -> Path:
+        """Of Flower's own files, among them the connection that ``flwr`` uses."""
+        return self.folder / "flower"
+
     def start(self, family: Family) -> Process:
         """Start it, and register the nodes that it does not know.
 
@@ -75,23 +81,10 @@ class SuperLink:
             )
         )
         self._wait_for(process)
-        self.register()
+        if self.keys is not None:
+            for name in register(self.address, self.keys):
+                print(f"node {name} is registered", flush=True)
         return process
-
-    def register(self) -> None:
-        """Register each ``NAME.pub`` of the keys, under that name."""
-        if self.keys is None:
-            return
-        nodes = json.loads(self._flwr("supernode", "list", _CONNECTION, *_JSON))[
-            "nodes"
-        ]
-        known = {node["name"] for node in nodes}
-        for file in sorted(self.keys.glob("*.pub")):
-            if file.stem not in known:
-                self._flwr(
-                    "supernode", "register", str(file), _CONNECTION, "--name", file.stem
-                )
-                print(f"node {file.stem} is registered", flush=True)
 
     def run(
         self, config: str, app: Path = APP, tend: Callable[[], None] = lambda: None
@@ -154,12 +147,11 @@ class SuperLink:
         ]
 
     def _environment(self) -> dict[str, str]:
-        return environment(self.folder / "flower")
+        return environment(self.home)
 
     def _write_connection(self) -> None:
         """Tell ``flwr`` of this SuperLink, also for use by hand."""
-        home = self.folder / "flower"
-        home.mkdir(exist_ok=True)
+        self.home.mkdir(exist_ok=True)
         if self.keys is None:
             trust = "insecure = true"
         else:
@@ -170,7 +162,7 @@ class SuperLink:
                     "`recbole-fedras deploy keys`"
                 )
             trust = f"root-certificates = {json.dumps(str(certificate))}"
-        (home / "config.toml").write_text(
+        (self.home / "config.toml").write_text(
             f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\n'
             f'address = "{self.address}"\n{trust}\n',
             encoding="utf-8",

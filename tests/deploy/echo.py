@@ -48,16 +48,16 @@ def run(config: str, links: Any) -> None:
     while len(links.names()) < SHARDS:
         time.sleep(0.1)
     for step in range(keys["epochs"]):
-        row = exchange(links)
+        row = exchange(links, keys.get("size", SIZE))
         part = folder / f".{step}"
         part.write_text(json.dumps(row))
         part.rename(folder / f"{step}.json")
         print(f"exchange {step}: {sorted(row['workers'])}, {row['seconds']:.1f} s")
 
 
-def exchange(links: Any) -> dict[str, Any]:
+def exchange(links: Any, size: int) -> dict[str, Any]:
     """Ask all shards once."""
-    requests = {name: os.urandom(SIZE) for name in links.names()}
+    requests = {name: os.urandom(size) for name in links.names()}
     begin, cpu = time.time(), sum(os.times()[:2])
     answers = dict(links.ask(requests, DEADLINE))
     told = {name: answer.split(b" ", 2) for name, answer in answers.items()}

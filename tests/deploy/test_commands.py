@@ -27,6 +27,7 @@ def test_without_flower_it_says_how_to_install_it(monkeypatch, capsys):
         (["server", "--insecure"], "--insecure with '0.0.0.0': without TLS"),
         (["server"], "--keys=FOLDER is missing"),
         (["server", "--keys=k", "--address=8000"], "'8000' is not host:port"),
+        (["server", "--keys=k", "--address=192.0.2.7:8000"], "the loopback device"),
         (["server", "--keys=k", "--compresor=x"], "compresor"),
         (["server", "--keys=none"], "no ca.crt; make them by"),
         ([*SHARD, "--superlink=192.0.2.7:8000", "--insecure"], "--insecure with"),
