@@ -47,6 +47,9 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
         argv: Sequence[str] = (),
     ) -> None:
         self._argv = argv
+        config_dict = dict(config_dict or {})
+        if dataset is None and isinstance(config_dict.get("dataset"), pd.DataFrame):
+            dataset = config_dict.pop("dataset")
         self.frame: pd.DataFrame | None = None
         if isinstance(dataset, pd.DataFrame):
             self.frame, dataset = dataset, FRAME
@@ -61,7 +64,7 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
         self._config_files = list(config_file_list or [])
         with self.in_use(), compat.errors_as(ConfigError, "configuration"):
             super().__init__(
-                model, dataset, config_file_list, copy.deepcopy(config_dict or {})
+                model, dataset, config_file_list, copy.deepcopy(config_dict)
             )
             self._known |= self.final_config_dict.keys()
 

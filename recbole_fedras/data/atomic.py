@@ -120,7 +120,7 @@ class AtomicFile:
         for field in frame.columns.intersection(list(required)):
             missing = frame[field].isna().to_numpy()
             if missing.any():
-                what = f"field '{field}:{self.types[field]}' is empty"
+                what = f"field '{field}:{self.types[field]}' is empty; take the row out"
                 self._lines.refuse(block, int(missing.argmax()), what)
 
     def _numbers(self, block: Block, field: str, values: pd.Series) -> pd.Series:
@@ -143,8 +143,8 @@ class AtomicFile:
                     row,
                     f"TIME_FIELD={field!r} is of type token and {values.iloc[row]!r} "
                     "is not an ISO date, as 2026-01-31 or 2026-01-31T12:00:00, all "
-                    f"with a zone or none; call numbers {field}:float, or leave it "
-                    "out of load_col",
+                    "with a zone or none; write it so, as pandas.to_datetime does, "
+                    f"call numbers {field}:float, or leave it out of load_col",
                 )
             return nanoseconds
         row = first_inexact(values, lambda: self._texts(block, field))
@@ -193,7 +193,12 @@ class AtomicFile:
 
     def _refuse_value(self, block: Block, row: int, field: str, text: str) -> NoReturn:
         what = f"field '{field}:{self.types[field]}' is {text[:80]!r}"
-        self._lines.refuse(block, row, f"{what}, which is not a finite number")
+        self._lines.refuse(
+            block,
+            row,
+            f"{what}, which is not a finite number; numbers have a point, and other "
+            "values, ISO dates too, are of type token",
+        )
 
 
 def _numbers(texts: list[str]) -> NDArray[np.float64] | None:

@@ -56,7 +56,7 @@ class Frame:
         for name in names:
             if names.count(name) > 1:
                 raise DataError(f"{FRAME}: column {name!r} stands twice")
-        self._frame = frame.set_axis(names, axis=1)
+        self._frame = frame.set_axis(names, axis=1, copy=False)
         self.types = {
             name: "float" if name not in ids and _is_number(column) else "token"
             for name, column in self._frame.items()

@@ -91,7 +91,8 @@ class Lines:
         except UnicodeError as error:
             raise DataError(
                 f"{self.path}, line {self._undecodable_line()}: not in encoding="
-                f"{self.form.encoding!r} ({error}); set encoding to that of the file"
+                f"{self.form.encoding!r} ({error}); set encoding to that of the file, "
+                "which must be text and not compressed"
             ) from error
 
     def _undecodable_line(self) -> int:
@@ -123,8 +124,8 @@ class Lines:
                 raise DataError(
                     f"{self.path}, line 1: {what}; an atomic file begins with a line "
                     f"like {example!r}, of types {', '.join(TYPES)}, separated by "
-                    f"field_separator={separator!r}; this one begins with "
-                    f"{line[:160]!r}"
+                    f"field_separator={separator!r}; put one above what this one "
+                    f"begins with, {line[:160]!r}, or give a pandas DataFrame"
                 )
             if field in types:
                 raise DataError(f"{self.path}, line 1: field {field!r} stands twice")

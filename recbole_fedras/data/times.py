@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 _DATE = r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?"
-_ZONE = r"(?:Z|[+-]\d\d:?\d\d)"
+_ZONE = r"(?:Z|[+-]\d\d(?::?\d\d)?)"
 _PATTERNS = {
     # A zone belongs to a time of day; without times, dates have none.
     True: re.compile(rf"{_DATE}{_ZONE})", re.ASCII),

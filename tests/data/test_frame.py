@@ -16,6 +16,7 @@ from recbole_fedras.config.sources import literal
 from recbole_fedras.data.dataset import FederatedDataset
 from recbole_fedras.data.frame import Frame
 from recbole_fedras.errors import ConfigError, DataError
+from recbole_fedras.quick_start import objective_function
 
 COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
 KEYS = {
@@ -41,6 +42,11 @@ def test_it_trains_as_the_file_does(workspace, frame):
         assert result["test_result"] == from_file["test_result"]
         assert result["communication"] == from_file["communication"]
     assert result["dataset"] == "DataFrame"
+
+
+def test_a_trial_takes_it_among_its_keys(workspace, frame):
+    result = objective_function(KEYS | {"dataset": frame})
+    assert result["test_result"] == train(frame)["test_result"]
 
 
 def test_columns_may_be_called_otherwise(workspace, frame):
