@@ -120,5 +120,6 @@ class Loaded:
             ``n_users``, ``sums`` by metric; and lists ``users`` and ``ranks``, which go
             no further than to whoever may know them.
         """
-        found = evaluate(self._config, self.model, self._held_out[phase])
+        with self._config.in_use():
+            found = evaluate(self._config, self.model, self._held_out[phase])
         return found | {key: found[key].tolist() for key in ("users", "ranks")}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_fedras import errors
-from recbole_fedras.errors import AbsentError, PayloadError
+from recbole_fedras.errors import AbsentError, FederationError, PayloadError
 from recbole_fedras.wire.frame import Step, pack, unpack
 from recbole_fedras.wire.links import Links
 from recbole_fedras.wire.message import Message
@@ -156,6 +156,7 @@ class LinkTransport:
         self._versions: dict[str, list[int]] = {}
         self.seconds: dict[str, float] = {}
         self.carried = {"requests": 0, "answers": 0}
+        self._reasons: dict[str, str] = {}
 
     def exchange(
         self, messages: Iterable[Message], deadline: float | None = None
@@ -245,7 +246,7 @@ class LinkTransport:
             for name, steps in requests.items()
         }
         self.carried["requests"] += sum(map(len, frames.values()))
-        missing = set(requests)
+        missing, self._reasons = set(requests), {}
         for name, data in self._links.ask(frames, deadline):
             self.carried["answers"] += len(data)
             if name not in missing:
@@ -256,6 +257,8 @@ class LinkTransport:
                 del self._due[name][: n_due[name]]
                 yield name, steps
         if len(requests) - len(missing) < min(self._at_least, len(requests)):
+            for name, reason in self._reasons.items():
+                raise FederationError(f"shard {name} failed: {reason}")
             raise AbsentError(
                 f"shard {', '.join(sorted(missing))} does not answer"
                 + (": its process has died" if self._strict else "")
@@ -295,7 +298,9 @@ class LinkTransport:
             With the traceback of a bug.
         """
         if not self._strict:
-            getLogger(__name__).warning("shard %s failed: %.500s", name, reason)
+            told = ": ".join(map(str, reason[:2])) if reason else ""
+            self._reasons[name] = told[:300]
+            getLogger(__name__).warning("shard %s failed: %.300s", name, told)
             return
         kind, text, trace = reason
         error = getattr(errors, kind, None)
