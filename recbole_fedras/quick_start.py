@@ -12,6 +12,7 @@ from recbole.utils import init_seed
 
 from recbole_fedras.config import Config
 from recbole_fedras.model import FederatedRecommender
+from recbole_fedras.run import ranks
 from recbole_fedras.run.finished import load_run
 from recbole_fedras.run.report import (
     RunFolder,
@@ -26,7 +27,7 @@ from recbole_fedras.run.setup import (
     simulated,
     split_data,
 )
-from recbole_fedras.run.shards import processes
+from recbole_fedras.run.shards import be_a_rank, processes
 from recbole_fedras.run.trainer import FederatedTrainer
 from recbole_fedras.run.whole import begin, train_and_test
 from recbole_fedras.wire.links import Links
@@ -63,7 +64,7 @@ def run_recbole_fedras(
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``
         and ``test_result``, and all that ``result.json`` holds: ``model``, ``dataset``,
         ``compressor``, ``seed``, ``rounds``, ``communication`` (bytes), ``seconds``;
-        and ``run_folder``.
+        and ``run_folder``. Ranks of ``torchrun`` but the first return nothing.
 
     Raises
     ------
@@ -75,6 +76,9 @@ def run_recbole_fedras(
     config = Config(model, dataset, config_file_list, config_dict, argv)
     require_federated(config)
     require_effect(config)
+    if ranks.rank() > 0:
+        be_a_rank(config)
+        return {}
     with config.in_use(), log_of_its_own(config), processes(config) as links:
         return _run(config, saved, links)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,58 +21,98 @@ from recbole_fedras.federation.protocol import Ints, block_of
 from recbole_fedras.federation.sharded import SimulatedNode, share_out
 from recbole_fedras.federation.simulation import agree, make_shard
 from recbole_fedras.numeric.parallel import threads
+from recbole_fedras.run import ranks
+from recbole_fedras.run.ranks import RankLinks
 from recbole_fedras.run.setup import in_warmup, load_data, split_data
 from recbole_fedras.run.sums import evaluate
-from recbole_fedras.wire.links import PipeLinks, serve
+from recbole_fedras.wire.links import Links, PipeLinks, serve
 
 
 @contextmanager
-def processes(config: Config) -> Iterator[PipeLinks | None]:
-    """Start the processes of a run, and end them with it; None where it needs none.
+def processes(config: Config) -> Iterator[Links | None]:
+    """Have ways to the processes of a run, and end them with it; None: it has none.
 
-    Each reads the data for itself, and keeps the rows of its own users.
+    They are those that ``torchrun`` has started, or ``n_shards`` of this machine. Each
+    reads the data for itself, and keeps the rows of its own users.
     """
     n_shards = config.run_settings().n_shards
-    if n_shards == 1:
+    if ranks.world() > 1:
+        with ranks.joined(), _closed(RankLinks(_node(config, 0, ranks.world()))) as way:
+            yield way
+    elif n_shards > 1:
+        with _started(config, n_shards) as links, _closed(links):
+            yield links
+    else:
         yield None
-        return
+
+
+def be_a_rank(config: Config) -> None:
+    """Hold the shard of a rank other than 0, until rank 0 has ended."""
+    with ranks.joined():
+        _hold(config, ranks.rank(), ranks.world(), ranks.serve)
+
+
+@contextmanager
+def _closed(links: Links) -> Iterator[Links]:
+    try:
+        yield links
+    finally:
+        links.close()
+
+
+@contextmanager
+def _started(config: Config, n_shards: int) -> Iterator[Links]:
+    """Start processes, each behind a pipe."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     started = []
     for shard in range(n_shards):
         here, there = context.Pipe()
         arguments = (there, config.frame, config.resolved, shard, n_shards)
-        process = context.Process(target=_hold, args=arguments, daemon=True)
+        process = context.Process(target=_be_a_process, args=arguments, daemon=True)
         process.start()
         there.close()  # so that a process that dies is noticed
         pipes[str(shard)] = here
         started.append(process)
-    links = PipeLinks(pipes)
     try:
-        yield links
+        yield PipeLinks(pipes)
     finally:
-        links.close()
         for process in started:
             process.join(5)
             process.terminate()
 
 
-def _hold(
+def _be_a_process(
     pipe: Connection, frame: Any, keys: dict[str, Any], shard: int, n_shards: int
 ) -> None:
-    """Be a process that holds a shard."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends its round, and then us
     config = Config(dataset=frame, config_dict=keys)
+    _hold(config, shard, n_shards, partial(serve, pipe=pipe))
+
+
+def _hold(
+    config: Config,
+    shard: int,
+    n_shards: int,
+    serve: Callable[[Callable[[bytes], bytes]], None],
+) -> None:
+    """Hold a shard, and serve it."""
     n_jobs = config.run_settings().n_jobs
     if n_jobs == -1:
         n_jobs = max(1, cpu_count() // n_shards)
     with config.in_use(), torch.no_grad(), threads(n_jobs):
         try:
-            process = Loaded.part(config, shard, n_shards)
-            first = process.begin(0, process.model.embedding is not None)
+            handle = _node(config, shard, n_shards)
         except (ConfigError, DataError):
             return  # the run finds the same, and says so
-        serve(SimulatedNode(first, process.evaluate, process.begin).handle, pipe)
+        serve(handle)
+
+
+def _node(config: Config, shard: int, n_shards: int) -> Callable[[bytes], bytes]:
+    """Load a shard; return what answers for it."""
+    loaded = Loaded.part(config, shard, n_shards)
+    first = loaded.begin(0, loaded.model.embedding is not None)
+    return SimulatedNode(first, loaded.evaluate, loaded.begin).handle
 
 
 class Loaded:
