@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recbole_fedras.deploy.processes import (
     Family,
@@ -19,6 +20,9 @@ from recbole_fedras.deploy.processes import (
     only_here,
 )
 from recbole_fedras.errors import ConfigError, KilledError
+
+if TYPE_CHECKING:
+    from recbole_fedras.config import Config
 
 _HANDLE = "recbole_fedras.deploy.node:make_handle"
 
@@ -164,11 +168,41 @@ def _local(argv: Sequence[str]) -> None:
         _run(arguments, "127.0.0.1", port, config, family, shards)
 
 
+def _catalogue(argv: Sequence[str]) -> None:
+    from recbole_fedras.data.dataset import catalogue_of
+    from recbole_fedras.run.setup import load_data
+
+    parser = _parser("catalogue", "Write the items of a dataset, a token a line.")
+    parser.add_argument("--output", default="catalogue.txt", help="(%(default)s)")
+    _add_run(parser)
+    arguments, rest = parser.parse_known_args(argv)
+    config = _config(arguments, rest)
+    catalogue = catalogue_of(load_data(config))
+    Path(arguments.output).write_bytes(catalogue.to_bytes() + b"\n")
+    print(f"{len(catalogue)} items are in {arguments.output}")
+
+
+def _parts(argv: Sequence[str]) -> None:
+    from recbole_fedras.deploy.split import split
+
+    parser = _parser("split", "Take a dataset apart, to try a deployment with.")
+    parser.add_argument("--shards", type=int, default=2, help="(%(default)s)")
+    parser.add_argument("--output", default="shards", help="(%(default)s)")
+    _add_run(parser)
+    arguments, rest = parser.parse_known_args(argv)
+    config = _config(arguments, rest)
+    for folder in split(config, arguments.shards, Path(arguments.output)):
+        print(folder)
+    print(f"items are in {arguments.output}/catalogue.txt")
+
+
 _COMMANDS = {
+    "catalogue": _catalogue,
     "keys": _keys,
     "local": _local,
     "server": _server,
     "shard": _shard,
+    "split": _parts,
     "superlink": _superlink,
     "worker": _worker,
 }
@@ -232,12 +266,17 @@ def _read(arguments: argparse.Namespace, rest: list[str]) -> tuple[str, str]:
     """Return a run's keys as YAML, checked as those of any other run; its dataset."""
     import yaml
 
-    from recbole_fedras.config import Config
-    from recbole_fedras.config.arguments import files_of
     from recbole_fedras.config.checkpoint import plain
 
-    config = Config(arguments.model, arguments.dataset, files_of(arguments), argv=rest)
+    config = _config(arguments, rest)
     return yaml.safe_dump(plain(config.external_config_dict)), config.dataset
+
+
+def _config(arguments: argparse.Namespace, rest: list[str]) -> Config:
+    from recbole_fedras.config import Config
+    from recbole_fedras.config.arguments import files_of
+
+    return Config(arguments.model, arguments.dataset, files_of(arguments), argv=rest)
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
