@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-
-tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11, as Flower does")
-pytest.importorskip("flwr", reason="needs the extra deploy")
-
 from hypothesis import given
 from hypothesis import strategies as st
+
+pytest.importorskip("flwr", reason="needs the extra deploy")
+
+import tomllib
 
 from recbole_fedras.deploy.superlink import SuperLink, quoted
 
