@@ -117,7 +117,7 @@ def measure(folder: Path, n_exchanges: int, size: int, stock: bool) -> dict[str,
         keys["size"] = size
         app = echo.make_app(folder)
         if stock:
-            (app / "fedras_app" / "client_app.py").write_text(CLIENT_APP)
+            (app / "client_app.py").write_text(CLIENT_APP)
         link.run(json.dumps(keys), app, look)
     first, last, steps = marks[0], marks[-1], len(marks) - 1
     return {key: (last[key] - first[key]) / steps for key in first}
