@@ -138,9 +138,9 @@ def test_all_end_also_what_they_have_started_and_what_does_not_want_to(
         " start_new_session=True); print('ready', flush=True); time.sleep(60)"
     )
     with contextlib.suppress(RuntimeError), Family() as family:
-        family.add(process(tmp_path, stubborn))
+        first = psutil.Process(family.add(process(tmp_path, stubborn)).pid)
         wait_for(lambda: "ready" in (tmp_path / "log").read_text())
-        children = psutil.Process().children(recursive=True)
+        children = [first, *first.children(recursive=True)]
         assert len(children) == 2
         raise RuntimeError("whatever happens")
     assert not psutil.wait_procs(children, timeout=5)[1]
