@@ -1,7 +1,8 @@
 """What Flower adds to an exchange: seconds, CPU seconds, bytes at the socket.
 
 ``python benchmarks/deploy.py``: a SuperLink and two SuperNodes on the loopback device,
-with TLS and keys; each node by way of a proxy that counts bytes.
+with TLS and keys; each node by way of a proxy that counts bytes. ``--stock`` has
+Flower's own way instead of our workers: a process for each message.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
 import echo
 
 from recbole_fedras.deploy.keys import make_keys
-from recbole_fedras.deploy.processes import Family, Process, free_port
+from recbole_fedras.deploy.processes import Family, Process, environment, free_port
 from recbole_fedras.deploy.shard import Shard
 from recbole_fedras.deploy.superlink import SuperLink
 from recbole_fedras.experiments.tables import Table
@@ -35,6 +36,17 @@ import sys, echo
 from pathlib import Path
 from recbole_fedras.deploy.worker import serve
 serve(echo.make_handle(Path(), "x", Path()), sys.argv[1], Path(sys.argv[2]))
+"""
+
+
+CLIENT_APP = """
+import echo
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+from recbole_fedras.deploy.records import pack, unpack
+app = ClientApp()
+handle = echo.make_handle(None, "x", None)
+app.train()(lambda m, _: Message(pack(handle(unpack(m.content))), reply_to=m))
 """
 
 
@@ -73,7 +85,7 @@ def cpu(process: Process) -> float:
     return sum(sum(one.cpu_times()[:2]) for one in tree)
 
 
-def measure(folder: Path, n_exchanges: int, size: int) -> dict[str, float]:
+def measure(folder: Path, n_exchanges: int, size: int, stock: bool) -> dict[str, float]:
     """Run exchanges; return what one of them takes, the first left out."""
     make_keys(folder / "keys", [], ["a", "b"])
     for name in ("rows", "server", "a", "b"):
@@ -82,10 +94,10 @@ def measure(folder: Path, n_exchanges: int, size: int) -> dict[str, float]:
     with Family() as family:
         server = link.start(family)
         proxies = [Proxy(link.port) for _ in "ab"]
-        workers, supernodes = zip(
-            *(start(family, folder, *pair) for pair in zip("ab", proxies, strict=True)),
-            strict=True,
-        )
+        nodes = [
+            start(family, folder, name, proxy, stock)
+            for name, proxy in zip("ab", proxies, strict=True)
+        ]
         marks: list[dict[str, float]] = []
 
         def look() -> None:
@@ -94,8 +106,8 @@ def measure(folder: Path, n_exchanges: int, size: int) -> dict[str, float]:
                     {
                         "seconds": time.time(),
                         "CPU s, server": cpu(server),
-                        "CPU s, SuperNode": sum(map(cpu, supernodes)) / 2,
-                        "CPU s, worker": sum(map(cpu, workers)) / 2,
+                        "CPU s, SuperNode": sum(cpu(node[-1]) for node in nodes) / 2,
+                        "CPU s, worker": sum(cpu(p) for n in nodes for p in n[:-1]) / 2,
                         "bytes up": sum(proxy.bytes["up"] for proxy in proxies) / 2,
                         "bytes down": sum(proxy.bytes["down"] for proxy in proxies) / 2,
                     }
@@ -103,14 +115,28 @@ def measure(folder: Path, n_exchanges: int, size: int) -> dict[str, float]:
 
         keys = {"checkpoint_dir": str(folder / "rows"), "epochs": n_exchanges}
         keys["size"] = size
-        link.run(json.dumps(keys), echo.make_app(folder), look)
+        app = echo.make_app(folder)
+        if stock:
+            (app / "client_app.py").write_text(CLIENT_APP)
+        link.run(json.dumps(keys), app, look)
     first, last, steps = marks[0], marks[-1], len(marks) - 1
     return {key: (last[key] - first[key]) / steps for key in first}
 
 
-def start(family: Family, folder: Path, name: str, proxy: Proxy) -> list[Process]:
-    """Start a node behind a proxy: its worker, and its SuperNode."""
+def start(
+    family: Family, folder: Path, name: str, proxy: Proxy, stock: bool
+) -> list[Process]:
+    """Start a node behind a proxy: its worker, if it has one, and its SuperNode."""
     proxy.start()
+    if stock:
+        command = [
+            *(sys.executable, "-m", "recbole_fedras.deploy.programs", "supernode"),
+            *("--superlink", f"127.0.0.1:{proxy.port}", "--port", str(free_port())),
+            f"--root-certificates={folder / 'keys' / 'ca.crt'}",
+            f"--auth-supernode-private-key={folder / 'keys' / name}.key",
+        ]
+        env = environment(folder / name)
+        return [family.add(Process(name, command, folder / name / "log", env))]
     address, command = f"127.0.0.1:{proxy.port}", [sys.executable, "-c", WORKER]
     shard = Shard(name, address, folder / name, folder / "keys", command)
     return shard.start(family)
@@ -121,9 +147,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--exchanges", type=int, default=11)
     parser.add_argument("--size", type=int, default=1_000_000, help="bytes each way")
+    parser.add_argument("--stock", action="store_true", help="a process per message")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder), arguments.exchanges, arguments.size)
+        found = measure(
+            Path(folder), arguments.exchanges, arguments.size, arguments.stock
+        )
     title = f"one exchange with two nodes, {arguments.size:,} bytes each way, by node"
     rows = [{"what": key, "mean": f"{value:,.2f}"} for key, value in found.items()]
     print(Table(title, rows).markdown())

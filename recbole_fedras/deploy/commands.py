@@ -32,6 +32,9 @@ def deploy(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="recbole-fedras deploy",
         description="Run a federation as real processes, on Flower.",
+        epilog="keys: make certificates and keys; server: run a configuration; shard: "
+        "hold a shard; local: all of these on one machine; superlink: keep a SuperLink "
+        "for `flwr run`; worker: what shard starts. Each has a --help of its own.",
         allow_abbrev=False,
     )
     parser.add_argument("command", choices=_COMMANDS)

@@ -17,10 +17,13 @@ from types import FrameType, TracebackType
 
 import psutil
 
-from recbole_fedras.errors import ConfigError
+from recbole_fedras.errors import ConfigError, KilledError
 
 _ENDING = 10.0  # seconds that a process may take to end when told to
 _LEFT = 2.0  # seconds that those which it has started may take more
+#: Exit status of a command that has told its user what is wrong.
+TOLD = 2
+
 _HEALTHY = 120.0  # seconds after which a start counts as a success
 _ERROR = re.compile(r"(?:\b|\x1b\[\d+m)ERROR\b")  # coloured or not
 
@@ -101,8 +104,16 @@ class Process:
     def tend(self) -> None:
         """See to it that it runs: called ever again.
 
-        One that has ended is started again after 5 seconds, then 7.5, up to 60.
+        One that has ended is started again after 5 seconds, then 7.5, up to 60; but
+        not one of our commands that has told its user what is wrong.
+
+        Raises
+        ------
+        KilledError
+            With what it has told.
         """
+        if self.status == TOLD:
+            raise KilledError(f"{self.name} has ended: {self._last_line()}")
         if self.status is None and self._restart_on_error and self._error():
             print(f"{self.name} has reported an error: {self._log}", flush=True)
             self.end()
@@ -114,8 +125,8 @@ class Process:
                 self._pause = 5.0
             self._next = now + self._pause
             print(
-                f"{self.name} has ended with {self.status}; it is started again in "
-                f"{self._pause:.0f} s: {self._log}",
+                f"{self.name} has ended with {self.status}, {self._last_line()!r}; it "
+                f"is started again in {self._pause:.0f} s: {self._log}",
                 flush=True,
             )
             self._pause = min(60.0, 1.5 * self._pause)
@@ -136,6 +147,13 @@ class Process:
         for left in psutil.wait_procs(tree, timeout=_LEFT)[1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 left.kill()
+
+    def _last_line(self) -> str:
+        """Return the last line of its log."""
+        with self._log.open("rb") as file:
+            file.seek(max(0, self._log.stat().st_size - 1000))
+            lines = file.read().decode(errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "")
 
     def _error(self) -> bool:
         """Return whether its log shows an error that was not there before."""

@@ -26,7 +26,7 @@ def make_app(folder: Path) -> Path:
     from recbole_fedras.deploy.superlink import APP
 
     app = Path(shutil.copytree(APP, folder / "app"))
-    (app / "fedras_app" / "server_app.py").write_text(SERVER_APP)
+    (app / "server_app.py").write_text(SERVER_APP)
     return app
 
 

@@ -22,7 +22,7 @@ from recbole_fedras.deploy.processes import (
     free_port,
     only_here,
 )
-from recbole_fedras.errors import ConfigError
+from recbole_fedras.errors import ConfigError, KilledError
 
 
 class Clock:
@@ -74,6 +74,18 @@ def test_one_that_ends_is_started_again_ever_later(tmp_path, clock):
     assert max(pauses) == 60
 
 
+def test_what_a_command_has_told_its_user_is_told_ours(tmp_path):
+    code = (
+        "import sys; print('before'); print('error: no such file', '\\n'); sys.exit(2)"
+    )
+    tells = process(tmp_path, code)
+    with Family() as family:
+        family.add(tells)
+        wait_for(lambda: tells.status == 2)
+        with pytest.raises(KilledError, match="it has ended: error: no such file"):
+            tells.tend()
+
+
 def test_one_that_has_run_for_long_is_started_again_soon(tmp_path, clock):
     starts = process(tmp_path, "")
     with Family() as family:
@@ -101,7 +113,7 @@ def test_one_that_reports_an_error_is_started_again(tmp_path, capsys):
         assert works.status == -signal.SIGTERM
     printed = capsys.readouterr().out
     assert "it has reported an error" in printed
-    assert "it is started again in 5 s" in printed
+    assert "is started again in 5 s" in printed
 
 
 def test_a_log_that_somebody_empties_is_read_on(tmp_path):
@@ -126,9 +138,9 @@ def test_all_end_also_what_they_have_started_and_what_does_not_want_to(
         " start_new_session=True); print('ready', flush=True); time.sleep(60)"
     )
     with contextlib.suppress(RuntimeError), Family() as family:
-        family.add(process(tmp_path, stubborn))
+        first = psutil.Process(family.add(process(tmp_path, stubborn)).pid)
         wait_for(lambda: "ready" in (tmp_path / "log").read_text())
-        children = psutil.Process().children(recursive=True)
+        children = [first, *first.children(recursive=True)]
         assert len(children) == 2
         raise RuntimeError("whatever happens")
     assert not psutil.wait_procs(children, timeout=5)[1]

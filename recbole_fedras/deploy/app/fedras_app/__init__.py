@@ -1,1 +1,0 @@
-"""What Flower loads: all else is in the installed package."""
