@@ -38,9 +38,8 @@ CTX = RoundContext(round=3, seed=7, n_items=N_ITEMS, dim=DIM, sender=5, base=BAS
 def modules() -> Iterator[str]:
     """Names of all modules; of those that deploy only where Flower is installed."""
     for module in pkgutil.walk_packages(recbole_fedras.__path__, "recbole_fedras."):
-        of_app = module.name.startswith("recbole_fedras.deploy.app")
         deploys = module.name.startswith("recbole_fedras.deploy.")
-        if not of_app and (importlib.util.find_spec("flwr") or not deploys):
+        if importlib.util.find_spec("flwr") or not deploys:
             yield module.name
 
 
