@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -26,10 +28,17 @@ def plain(value: Any) -> Any:
 
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write to a temporary file, then replace: a crash leaves the old one whole."""
+    """Write a state; a crash leaves the old one whole."""
+    with replacing(path) as file:
+        torch.save(state, file)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file; at the end it is on the disk, and in the path's place."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
-        torch.save(state, file)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

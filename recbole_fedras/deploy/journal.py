@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 import torch
 
-from recbole_fedras.config.checkpoint import write_checkpoint
+from recbole_fedras.config.checkpoint import replacing, write_checkpoint
 
 #: Requests that are done again at most, when a node starts: a balance of that time and
 #: of writing the whole state.
@@ -37,6 +37,21 @@ class Journal:
         self._generation = 0
         self._n_requests = 0
         self._last = b""
+        self._term: int | None = None
+
+    @property
+    def term(self) -> int:
+        """Term of the newest server that has asked for anything."""
+        if self._term is None:
+            written = self._folder / "term"
+            self._term = int(written.read_text()) if written.is_file() else 0
+        return self._term
+
+    @term.setter
+    def term(self, term: int) -> None:
+        with replacing(self._folder / "term") as file:
+            file.write(str(term).encode())
+        self._term = term
 
     def replay(
         self, load: Callable[[dict[str, Any]], None], handle: Callable[[bytes], bytes]

@@ -111,11 +111,13 @@ class Desk:
     def _of_run(self, first: Step) -> DeployedNode:
         if first.what != "run":
             raise PayloadError(f"a request must say its run, not begin by {first.what}")
-        if self._node is None or self._node.run != first.value:
-            folder = self._folder_of(first.value)
+        run, term = first.value
+        if self._node is None or self._node.run != run:
+            folder = self._folder_of(run)
             if not (folder / "agreed").is_file():
-                raise PayloadError(f"this node takes no part in run {first.value}")
+                raise PayloadError(f"this node takes no part in run {run}")
             self._node = self._restored(folder)
+        self._node.obey(term)
         return self._node
 
     def _folder_of(self, run: Any) -> Path:
@@ -190,15 +192,28 @@ class DeployedNode(Node):
 
     def _do(self, what: str, messages: list[Message], value: Any) -> Iterator[Step]:
         if what == "run":
-            if value != self.run:
-                raise PayloadError(f"run {value!r} is not {self.run}")
-        elif what == "keep_best":
+            return  # the desk has seen to it
+        if what == "keep_best":
             self._journal.keep_best(self.shard.state_dict())
             yield Step("keep_best")
         elif what == "evaluate_best":
             yield Step("evaluate_best", value=self._sums_of_best(value))
         else:
             yield from super()._do(what, messages, value)
+
+    def obey(self, term: int) -> None:
+        """Take orders from the newest server of the run.
+
+        Raises
+        ------
+        PayloadError
+            If another has taken its place.
+        """
+        newest = self._journal.term
+        if term < newest:
+            raise PayloadError("another server has taken this run over")
+        if term > newest:
+            self._journal.term = term
 
     def _sums(self, phase: str) -> dict[str, Any]:
         """Evaluate; nobody's rank leaves the node."""

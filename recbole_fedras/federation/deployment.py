@@ -46,12 +46,16 @@ class Members(NamedTuple):
         Clients that have something to train on.
     n_clients : int
         Numbers in all; some may be nobody's.
+    term : int
+        Of the server. Shards obey the highest that they have met, so a server that was
+        given up for dead cannot go on beside the one that has taken its place.
     """
 
     run: str
     clients_of: dict[str, Ints]
     eligible: Ints
     n_clients: int
+    term: int
 
 
 class Patience(NamedTuple):
@@ -114,7 +118,7 @@ class Deployment(Rounds):
         self.transport = LinkTransport(
             links,
             members.clients_of,
-            run=members.run,
+            run=(members.run, members.term),
             at_least=patience.min_shards,
         )
 
@@ -257,11 +261,12 @@ def _members_state(members: Members) -> dict[str, Any]:
     }
 
 
-def members_of(state: dict[str, Any]) -> Members:
-    """Read members from a deployment's ``state_dict()["shard"]``."""
+def members_of(state: dict[str, Any], term: int) -> Members:
+    """Read members from a deployment's ``state_dict()["shard"]``, for a new term."""
     return Members(
         state["run"],
         {name: clients.numpy() for name, clients in state["clients_of"].items()},
         state["eligible"].numpy(),
         state["n_clients"],
+        term,
     )

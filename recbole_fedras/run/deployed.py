@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from functools import partial
 from logging import getLogger
@@ -83,7 +84,8 @@ def deploy(config: Config, links: Links) -> dict[str, Any]:
             state = read_checkpoint(settings.resume)["simulation"]["shard"]
             if not isinstance(state, dict) or "clients_of" not in state:
                 raise DataError(f"resume={settings.resume!r} is of a simulation")
-            members, n_items = members_of(state), state["n_items"]
+            members, n_items = members_of(state, time.time_ns()), state["n_items"]
+            _take_over(links, members)
         else:
             members, n_items = _set_up(config, links)
         init_seed(settings.seed, settings.reproducibility)
@@ -167,7 +169,20 @@ def _set_up(config: Config, links: Links) -> tuple[Members, int]:
             f"{begun[name]['n_dropped']} interactions with unknown items dropped"
         )
     everybody = np.concatenate(eligible)
-    return Members(run, clients_of, everybody, n_clients), len(catalogue)
+    members = Members(run, clients_of, everybody, n_clients, time.time_ns())
+    return members, len(catalogue)
+
+
+def _take_over(links: Links, members: Members) -> None:
+    """Let shards obey this server from now on.
+
+    A server writes its checkpoint before shards learn that a round has counted. So what
+    is read of it after this is as new as they are.
+    """
+    term = Step("run", value=[members.run, members.term])
+    known = [name for name in links.names() if name in members.clients_of]
+    for _ in links.ask({name: pack([term]) for name in known}):
+        pass
 
 
 def _asked(links: Links, steps: dict[str, Step]) -> dict[str, Any]:

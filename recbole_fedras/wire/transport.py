@@ -123,8 +123,9 @@ class LinkTransport:
     strict : bool
         Whether a shard that fails or is lost is an error, as in a simulation. Otherwise
         its clients are silent in that round, and the log says why.
-    run : str
-        Name of the run, which shards check; empty: they are of this run alone.
+    run : tuple of str and int, optional
+        Name of the run and term of its server, which shards check; by default they are
+        of this run alone.
     at_least : int
         Shards that must answer.
 
@@ -142,7 +143,7 @@ class LinkTransport:
         links: Links,
         clients_of: Mapping[str, NDArray[np.int64]],
         strict: bool = False,
-        run: str = "",
+        run: tuple[str, int] | None = None,
         at_least: int = 0,
     ) -> None:
         self._links, self._strict = links, strict

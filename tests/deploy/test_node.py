@@ -17,6 +17,7 @@ from recbole_fedras.deploy.split import split
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.federation import deployment, protocol
 from recbole_fedras.run.deployed import deploy
+from recbole_fedras.wire.frame import Step, pack, unpack
 
 KEYS = {
     "client_fraction": 0.25,
@@ -159,6 +160,27 @@ def test_a_server_that_starts_again_goes_on_where_it_was(run, parts, monkeypatch
         asked = -(10**6)
         again = deployed(parts, links_to(parts), "MF", resume=str(found[0]), **keys)
         assert_same(simulated, again)
+
+
+def test_a_server_that_was_given_up_for_dead_is_not_obeyed(parts):
+    links = links_to(parts)
+    deployed(parts, links, "MF", epochs=2)
+    (folder,) = (parts / "node-1" / "runs").iterdir()
+
+    def asked(term: int) -> Step:
+        request = pack([Step("run", value=[folder.name, term])])
+        return unpack(links.handles["1"](request))[0]
+
+    newest = int((folder / "term").read_text())
+    assert asked(newest + 1).what == "held"
+    for handle in (
+        links.handles["1"],
+        make_handle(parts / "1", "tiny", folder.parents[1]),
+    ):
+        links.handles["1"] = handle
+        refused = asked(newest)
+        assert refused.what == "failed"
+        assert "another server has taken this run over" in refused.value[1]
 
 
 def test_who_cannot_take_part_says_why(parts):
