@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
+from pathlib import Path
 
 from flwr.supercore.app_utils import start_parent_process_monitor
 
@@ -30,7 +32,20 @@ def supernode() -> None:
     flower_supernode()
 
 
+def wait_for_predecessor() -> None:
+    """Wait until no other program of ours has the same Flower home, and have it.
+
+    One whose parent was killed takes some seconds to end, and would go on with what
+    both find in the database.
+    """
+    home = Path(os.environ["FLWR_HOME"])
+    home.mkdir(parents=True, exist_ok=True)
+    lock = os.open(home / "lock", os.O_WRONLY | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # until this process ends
+
+
 if __name__ == "__main__":
     start_parent_process_monitor(os.getppid())
+    wait_for_predecessor()
     program = {"superlink": superlink, "supernode": supernode}[sys.argv.pop(1)]
     program()

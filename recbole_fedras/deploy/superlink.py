@@ -21,6 +21,7 @@ from recbole_fedras.errors import ConfigError, KilledError
 APP = Path(__file__).parent / "app"
 
 _STARTING = 120.0  # seconds that a SuperLink may take to listen
+_ENDING = 10.0  # seconds that one whose parent was killed may take to let go of a port
 _CONNECTION = "here"
 _RUN_ID = re.compile(r"Successfully started run (\d+)")
 
@@ -66,12 +67,14 @@ class SuperLink:
             If it ends at once.
         """
         self._write_connection()
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                raise ConfigError(
-                    f"port {self.port} is in use; end what listens there, or give "
-                    "another in --address"
-                )
+        end = time.monotonic() + _ENDING
+        while self._is_taken() and time.monotonic() < end:
+            time.sleep(0.2)
+        if self._is_taken():
+            raise ConfigError(
+                f"port {self.port} is in use; end what listens there, or give another "
+                "in --address"
+            )
         process = family.add(
             Process(
                 "SuperLink",
@@ -167,12 +170,16 @@ class SuperLink:
             encoding="utf-8",
         )
 
+    def _is_taken(self) -> bool:
+        """Whether anything listens at the port."""
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
     def _wait_for(self, process: Process) -> None:
         end = time.monotonic() + _STARTING
         while process.status is None and time.monotonic() < end:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
+            if self._is_taken():
+                return
             time.sleep(0.2)
         raise KilledError(f"no SuperLink: {self.folder / 'superlink.log'} says why")
 
