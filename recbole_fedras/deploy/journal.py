@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import msgpack
 import torch
 
 from recbole_fedras.config.checkpoint import replacing, write_checkpoint
+from recbole_fedras.errors import PayloadError
 
 #: Requests that are done again at most, when a node starts: a balance of that time and
 #: of writing the whole state.
@@ -54,7 +56,9 @@ class Journal:
         self._term = term
 
     def replay(
-        self, load: Callable[[dict[str, Any]], None], handle: Callable[[bytes], bytes]
+        self,
+        load: Callable[[dict[str, Any]], None],
+        do_again: Callable[[bytes], object],
     ) -> None:
         """Load the state, if there is one, and do again what came after it."""
         if self._state.is_file():
@@ -62,19 +66,29 @@ class Journal:
             self._generation = saved["generation"]
             load(saved["state"])
             if saved["last"]:
-                handle(saved["last"])
+                do_again(saved["last"])
+        for old in self._folder.glob("requests-*"):
+            if old != self._log:  # the state has them
+                old.unlink()
         for request in self._requests():
-            handle(request)
+            do_again(request)
             self._n_requests += 1
             self._last = request
 
     def _requests(self) -> list[bytes]:
-        """Return what was written since the state; a last one may be cut off."""
+        """Return what was written since the state; take away a last one cut off."""
         if not self._log.is_file():
             return []
-        unpacker = msgpack.Unpacker(max_buffer_size=2**32 - 1)
-        unpacker.feed(self._log.read_bytes())
-        return list(unpacker)
+        requests, size = [], 0
+        with self._log.open("rb") as file:
+            unpacker = msgpack.Unpacker(file, max_buffer_size=0)
+            for request in unpacker:
+                if not isinstance(request, bytes):
+                    break
+                requests.append(request)
+                size = unpacker.tell()
+        os.truncate(self._log, size)
+        return requests
 
     @property
     def _log(self) -> Path:
@@ -82,14 +96,12 @@ class Journal:
 
     def append(self, request: bytes) -> None:
         """Write a request that has been done, before it is answered."""
-        with _private(self._log, "ab") as file:
-            size = file.tell()
+        with _private(self._log) as file:
+            size = file.seek(0, os.SEEK_END)
             try:
-                file.write(msgpack.packb(request))
-                file.flush()
-                os.fsync(file.fileno())
+                _write(msgpack.packb(request), file)
             except OSError:  # a full disk: leave nothing cut off behind
-                os.truncate(self._log, size)
+                file.truncate(size)
                 raise
         self._n_requests += 1
         self._last = request
@@ -101,25 +113,68 @@ class Journal:
 
     def begin_anew(self, state: dict[str, Any]) -> None:
         """Write a state in force; keep the last request, whose answer is pending."""
-        old = self._log
-        self._generation += 1
-        saved = {"state": state, "last": self._last, "generation": self._generation}
+        generation = self._generation + 1
+        saved = {"state": state, "last": self._last, "generation": generation}
         write_checkpoint(saved, self._state)
-        self._n_requests = 0
-        old.unlink(missing_ok=True)
+        self._log.unlink(missing_ok=True)
+        self._generation, self._n_requests = generation, 0
 
-    def keep_best(self, state: dict[str, Any]) -> None:
-        """Write what clients hold now as what they hold at the best round."""
-        write_checkpoint({"state": state}, self._best)
+    def write_once(self, name: str, data: bytes) -> None:
+        """Write a file that never changes.
 
-    def best(self) -> dict[str, Any] | None:
-        """Return what clients held at the best round; None if that was never told."""
-        if not self._best.is_file():
-            return None
-        saved: dict[str, Any] = torch.load(self._best, weights_only=True)["state"]
+        Raises
+        ------
+        PayloadError
+            If it is there, and holds something else.
+        """
+        path = self._folder / name
+        if path.is_file():
+            if path.read_bytes() != data:
+                raise PayloadError(f"the run has begun, with other {name}")
+            return
+        temporary = path.with_name(f".{name}.tmp")
+        temporary.unlink(missing_ok=True)
+        with _private(temporary) as file:
+            _write(data, file)
+        os.replace(temporary, path)
+
+    def read(self, name: str) -> bytes:
+        """Read a file of :meth:`write_once`."""
+        return (self._folder / name).read_bytes()
+
+    def keep_best(self, round: int, state: dict[str, Any]) -> None:
+        """Write what clients hold now as what they hold at the best round, once."""
+        if self._best.is_file() and self._saved_best()["round"] == round:
+            return  # told again: clients may hold other tables by now
+        write_checkpoint({"round": round, "state": state}, self._best)
+
+    def _saved_best(self) -> dict[str, Any]:
+        saved: dict[str, Any] = torch.load(self._best, weights_only=True, mmap=True)
         return saved
 
+    def best(self, round: int) -> dict[str, Any]:
+        """Return what clients held at the best round.
 
-def _private(path: Path, mode: str) -> Any:
-    """Open a file that only its owner reads."""
-    return open(path, mode, opener=lambda name, flags: os.open(name, flags, 0o600))
+        Raises
+        ------
+        PayloadError
+            If this node was not there when that was the best.
+        """
+        saved = self._saved_best() if self._best.is_file() else {}
+        if saved.get("round") != round:
+            raise PayloadError(f"nothing was kept of round {round}, the best")
+        state: dict[str, Any] = saved["state"]
+        return state
+
+
+def _private(path: Path) -> FileIO:
+    """Open a file that only its owner reads, to write without a buffer."""
+    return FileIO(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w")
+
+
+def _write(data: bytes, file: FileIO) -> None:
+    """Write all, and wait until it is on the disk."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+    os.fsync(file.fileno())

@@ -14,13 +14,14 @@ import torch
 
 from recbole_fedras.config import Config
 from recbole_fedras.data.catalogue import Catalogue
+from recbole_fedras.data.digest import digest_of_dataset
 from recbole_fedras.data.renumber import renumber
 from recbole_fedras.deploy.journal import Journal
-from recbole_fedras.errors import ConfigError, PayloadError
+from recbole_fedras.errors import ConfigError, DataError, PayloadError
 from recbole_fedras.federation.client.node import Node
 from recbole_fedras.federation.client.shard import Shard
 from recbole_fedras.numeric.parallel import threads
-from recbole_fedras.run.deployed import PROTOCOL
+from recbole_fedras.run.deployed import MOST_CLIENTS, OF_EACH_MACHINE, PROTOCOL
 from recbole_fedras.run.setup import load_data
 from recbole_fedras.run.shards import Loaded
 from recbole_fedras.version import __version__
@@ -29,6 +30,12 @@ from recbole_fedras.wire.message import Message
 
 #: Steps that change what the shard holds.
 _CHANGES = {"participate", "refresh", "settle"}
+
+#: Keys that name files to read or write, besides those of each machine.
+_FILES = {
+    "benchmark_filename", "config_files", "dataloaders_save_path", "dataset_save_path",
+    "preload_weight", "resume", "save_dataloaders", "save_dataset",
+}  # fmt: skip
 
 
 def make_handle(
@@ -92,18 +99,19 @@ class Desk:
                 f"{about['protocol']}, this node's {__version__} speaks {PROTOCOL}; "
                 "install the same version on both"
             )
+        keys = self._checked(about["keys"])
+        dataset = load_data(self._config(keys))
+        begun = {"keys": keys, "data": self._data_digest()}
         folder = self._folder_of(about["run"])
-        Journal(folder)
-        (folder / "keys").write_bytes(msgpack.packb(about["keys"]))
-        dataset = load_data(self._config(about["keys"]))
+        Journal(folder).write_once("keys", msgpack.packb(begun))
         items = dataset.field2id_token[dataset.iid_field][1:]
         return {"n_users": dataset.user_num - 1, "items": [str(item) for item in items]}
 
     def _begin(self, agreed: dict[str, Any]) -> dict[str, Any]:
         """Take numbers and catalogue; say which clients have something to train on."""
         folder = self._folder_of(agreed["run"])
-        (folder / "agreed").write_bytes(msgpack.packb(agreed))
-        self._node = self._restored(folder)
+        self._node = self._restored(folder, agreed)
+        Journal(folder).write_once("numbers", msgpack.packb(agreed))
         counts = np.diff(self._node.loaded.data.offsets)[self._node.shard.clients]
         eligible = np.packbits(counts > 0).tobytes()
         return {"eligible": eligible, "n_dropped": self._node.n_dropped}
@@ -111,14 +119,33 @@ class Desk:
     def _of_run(self, first: Step) -> DeployedNode:
         if first.what != "run":
             raise PayloadError(f"a request must say its run, not begin by {first.what}")
-        run, term = first.value
-        if self._node is None or self._node.run != run:
+        run, term, _ = first.value
+        if self._node is None or self._node.run != run or not self._node.is_whole:
+            self._node = None  # whatever fails below
             folder = self._folder_of(run)
-            if not (folder / "agreed").is_file():
+            if not (folder / "numbers").is_file():
                 raise PayloadError(f"this node takes no part in run {run}")
-            self._node = self._restored(folder)
+            agreed = msgpack.unpackb(Journal(folder).read("numbers"))
+            self._node = self._restored(folder, agreed)
         self._node.obey(term)
         return self._node
+
+    def _checked(self, keys: dict[str, Any]) -> dict[str, Any]:
+        """Refuse keys that are a node's own matter: files that it reads and writes.
+
+        Raises
+        ------
+        ConfigError
+            That names one.
+        """
+        for key, value in keys.items():
+            if key in OF_EACH_MACHINE or (key in _FILES and value):
+                raise ConfigError(f"{key}={value!r} is not for a server to say")
+        return keys
+
+    def _data_digest(self) -> str | None:
+        name = self._own["dataset"]
+        return digest_of_dataset(str(Path(self._own["data_path"]) / name), name)
 
     def _folder_of(self, run: Any) -> Path:
         if not isinstance(run, str) or not run.isalnum():
@@ -128,14 +155,26 @@ class Desk:
     def _config(self, keys: dict[str, Any]) -> Config:
         return Config(config_dict=keys | self._own)
 
-    def _restored(self, folder: Path) -> DeployedNode:
-        """Set a run up as it was agreed, and bring it to where it was."""
-        keys, agreed = (
-            msgpack.unpackb((folder / name).read_bytes()) for name in ("keys", "agreed")
-        )
-        config = self._config(keys)
+    def _restored(self, folder: Path, agreed: dict[str, Any]) -> DeployedNode:
+        """Set a run up as it was agreed, and bring it to where it was.
+
+        Raises
+        ------
+        DataError
+            If the data are not those that the run began with.
+        """
+        begun = msgpack.unpackb(Journal(folder).read("keys"))
+        if begun["data"] != self._data_digest():
+            raise DataError(
+                f"dataset={self._own['dataset']!r} at data_path="
+                f"{self._own['data_path']!r} is not what this run began with; put the "
+                "files back, or start a new run"
+            )
+        config = self._config(begun["keys"])
         dataset = load_data(config)
         first, n_users = agreed["first"], dataset.user_num - 1
+        if not 0 <= first <= first + n_users <= agreed["n_clients"] <= MOST_CLIENTS:
+            raise PayloadError(f"numbers of {n_users} users cannot begin at {first}")
         n_dropped = renumber(
             dataset,
             Catalogue.from_bytes(agreed["catalogue"]),
@@ -165,39 +204,40 @@ class DeployedNode(Node):
     """
 
     n_dropped = 0
-    _restoring = False
 
     def __init__(
         self, run: str, shard: Shard, loaded: Loaded, journal: Journal
     ) -> None:
         super().__init__(shard, self._sums)
         self.run, self.loaded, self._journal = run, loaded, journal
+        self._round = 0
 
     def restore(self) -> None:
         """Do again what has been done before this process began."""
-        self._restoring = True
-        self._journal.replay(self.shard.load_state_dict, self.handle)
-        self._restoring = False
+        self._journal.replay(self.shard.load_state_dict, self._do_again)
+
+    def _do_again(self, request: bytes) -> None:
+        steps = unpack(request)
+        self.perform(step for step in steps if step.what in {"run", *_CHANGES})
 
     def handle(self, request: bytes) -> bytes:
         """Answer, once what is changed is on disk."""
-        if self._journal.is_long and not self._restoring:
+        if self._journal.is_long:
             self._journal.begin_anew(self.shard.state_dict())
         return super().handle(request)
 
     def _done(self, request: bytes, steps: list[Step]) -> None:
-        changes = _CHANGES.intersection(step.what for step in steps)
-        if changes and not self._restoring:
+        if _CHANGES.intersection(step.what for step in steps):
             self._journal.append(request)
 
     def _do(self, what: str, messages: list[Message], value: Any) -> Iterator[Step]:
         if what == "run":
-            return  # the desk has seen to it
-        if what == "keep_best":
-            self._journal.keep_best(self.shard.state_dict())
+            self._require_now(*value)
+        elif what == "keep_best":
+            self._journal.keep_best(value, self.shard.state_dict())
             yield Step("keep_best")
         elif what == "evaluate_best":
-            yield Step("evaluate_best", value=self._sums_of_best(value))
+            yield Step("evaluate_best", value=self._sums_of_best(*value))
         else:
             yield from super()._do(what, messages, value)
 
@@ -215,15 +255,30 @@ class DeployedNode(Node):
         if term > newest:
             self._journal.term = term
 
+    def _require_now(self, run: str, term: int, round: int | None) -> None:
+        """Refuse what is of an earlier round, come late or from a server gone back.
+
+        Raises
+        ------
+        PayloadError
+            That names both rounds.
+        """
+        if run != self.run:
+            raise PayloadError(f"run {run!r} is not {self.run}")
+        if round is not None and round < self._round:
+            raise PayloadError(
+                f"round {round} is over: this node has come to round {self._round}; "
+                "resume the run from its newest checkpoint, last.pth"
+            )
+        self._round = self._round if round is None else round
+
     def _sums(self, phase: str) -> dict[str, Any]:
         """Evaluate; nobody's rank leaves the node."""
         found = self.loaded.evaluate(phase)
         return {"n_users": found["n_users"], "sums": found["sums"]}
 
-    def _sums_of_best(self, phase: str) -> dict[str, Any]:
-        best = self._journal.best()
-        if best is None:
-            return self._sums(phase)
+    def _sums_of_best(self, phase: str, round: int) -> dict[str, Any]:
+        best = self._journal.best(round)
         newest = _copied(self.shard.state_dict())
         self.shard.load_state_dict(best)
         try:

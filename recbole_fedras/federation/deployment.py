@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from logging import getLogger
 from time import sleep
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from recbole_fedras.errors import AbsentError
+from recbole_fedras.errors import AbsentError, ConfigError, FederationError
 from recbole_fedras.federation.protocol import Ints
 from recbole_fedras.federation.round import RoundReport, run_round
 from recbole_fedras.federation.rounds import Rounds
@@ -28,7 +29,9 @@ from recbole_fedras.numeric.theta import unflatten
 from recbole_fedras.wire.ledger import Ledger
 from recbole_fedras.wire.links import Links
 from recbole_fedras.wire.payload import Payload
-from recbole_fedras.wire.transport import LinkTransport
+from recbole_fedras.wire.transport import LinkTransport, Newest
+
+Done = TypeVar("Done")
 
 _PAUSE = 1.0  # seconds before shards that are missing are looked for again
 
@@ -58,8 +61,8 @@ class Members(NamedTuple):
     term: int
 
 
-class Patience(NamedTuple):
-    """What a server does about shards that do not answer.
+class Terms(NamedTuple):
+    """What a server asks of shards.
 
     Attributes
     ----------
@@ -67,10 +70,13 @@ class Patience(NamedTuple):
         Seconds that a round waits for answers; None: for as long as there is hope.
     min_shards : int
         Shards without which there is no round.
+    metrics : frozenset of str
+        What an evaluation adds up.
     """
 
     deadline: float | None
     min_shards: int
+    metrics: frozenset[str]
 
 
 class Deployment(Rounds):
@@ -80,7 +86,7 @@ class Deployment(Rounds):
     ----------
     links : Links
     members : Members
-    patience : Patience
+    terms : Terms
     model : FederatedModel
         Gives what everybody starts from.
     methods : Methods
@@ -90,13 +96,18 @@ class Deployment(Rounds):
         Threads of the server.
     introduction : Payload, optional
         What each client is sent once.
+
+    Raises
+    ------
+    ConfigError
+        If ``min_shards`` are more than take part.
     """
 
     def __init__(
         self,
         links: Links,
         members: Members,
-        patience: Patience,
+        terms: Terms,
         model: FederatedModel,
         methods: Methods,
         federation: Federation,
@@ -104,6 +115,12 @@ class Deployment(Rounds):
         n_jobs: int,
         introduction: Payload | None = None,
     ) -> None:
+        n_shards = len(members.clients_of)
+        if terms.min_shards > n_shards:
+            raise ConfigError(
+                f"min_shards={terms.min_shards} is not allowed; it must be at most "
+                f"{n_shards}, the shards that take part in this run"
+            )
         self.agreement = agree(model, federation, members.n_clients, methods)
         start = start_of(model)
         self.server: Server = make_server(
@@ -112,14 +129,15 @@ class Deployment(Rounds):
         self.server.introduction = introduction
         self.ledger = Ledger()
         self.embedding, self.n_items = model.embedding, n_items
-        self.members, self._patience, self._n_jobs = members, patience, n_jobs
-        self._model = model
+        self.members, self._terms, self._n_jobs = members, terms, n_jobs
+        self._model, self._best_round = model, 0
         self._links = links
         self.transport = LinkTransport(
             links,
             members.clients_of,
-            run=(members.run, members.term),
-            at_least=patience.min_shards,
+            about=lambda: (members.run, members.term, self.round),
+            at_least=terms.min_shards,
+            most_bytes=self.agreement.most_bytes,
         )
 
     def run_round(self) -> RoundReport:
@@ -130,26 +148,34 @@ class Deployment(Rounds):
         FederationError
             If shards have answered, and no update counted.
         """
-        while True:
-            self._wait()
-            try:
-                with torch.no_grad(), threads(self._n_jobs):
-                    deadline = self._patience.deadline
-                    report = run_round(
-                        self.server, self.transport, self.ledger, deadline
-                    )
-                break
-            except AbsentError as error:
-                getLogger().warning(f"round {self.round}: {error}; it is run again")
+        report = self._once_enough(f"round {self.round}", self._run_round)
         for phase in PHASES:
             if phase in self.transport.seconds:
                 report.seconds[phase] = self.transport.seconds[phase]
         self.transport.seconds = {}
         return report
 
-    def _wait(self) -> None:
-        """Wait until there are enough shards."""
-        wait_for(self._links, self._patience.min_shards, self.members.clients_of)
+    def _run_round(self) -> RoundReport:
+        with torch.no_grad(), threads(self._n_jobs):
+            return run_round(
+                self.server, self.transport, self.ledger, self._terms.deadline
+            )
+
+    def _once_enough(self, what: str, do: Callable[[], Done]) -> Done:
+        """Do something with enough shards; wait and do it again while there are not."""
+        while True:
+            wait_for(self._links, self._terms.min_shards, self.members.clients_of)
+            try:
+                return do()
+            except AbsentError as error:
+                getLogger().warning(f"{what}: {error}; it is tried again")
+                sleep(_PAUSE)
+
+    def _asked(self, what: str, value: Any, newest: Newest | None) -> dict[str, Any]:
+        ask = partial(
+            self.transport.ask_each, what, value, newest, self._terms.deadline
+        )
+        return self._once_enough(what, ask)
 
     clients_are_elsewhere = True
 
@@ -160,31 +186,45 @@ class Deployment(Rounds):
         -------
         dict of str to dict
             ``n_users`` and ``sums``, by shard.
-        """
-        while True:
-            self._wait()
-            try:
-                return self._evaluated(phase, best)
-            except AbsentError as error:
-                getLogger().warning(f"evaluation: {error}; it is asked for again")
 
-    def _evaluated(self, phase: str, best: bool) -> dict[str, Any]:
-        step = "evaluate_best" if best else "evaluate"
-        newest = None if best else self.server.policy.newest
-        deadline = self._patience.deadline
-        found = self.transport.ask_each(step, phase, newest, deadline)
+        Raises
+        ------
+        FederationError
+            If no shard has anything to add up.
+        """
+        if best:
+            found = self._asked("evaluate_best", (phase, self._best_round), None)
+        else:
+            found = self._asked("evaluate", phase, self.server.policy.newest)
         sound = {
-            name: sums
+            name: {"n_users": sums["n_users"], "sums": sums["sums"]}
             for name, sums in found.items()
-            if _is_sound(sums, len(self.members.clients_of[name]))
+            if self._is_sound(sums, len(self.members.clients_of[name]))
         }
         for name in found.keys() - sound.keys():
             getLogger().warning(f"shard {name}: no evaluation: {found[name]!r:.99}")
+        if not any(sums["n_users"] for sums in sound.values()):
+            raise FederationError(f"evaluation: no shard has users for {phase}")
         return sound
+
+    def _is_sound(self, sums: Any, n_clients: int) -> bool:
+        """Whether a shard's evaluation can be added to the others'."""
+        try:
+            n_users, by_metric = sums["n_users"], sums["sums"]
+            return (
+                type(n_users) is int
+                and 0 <= n_users <= n_clients
+                and (not n_users or by_metric.keys() == self._terms.metrics)
+                and all(type(value) is float for value in by_metric.values())
+                and all(0 <= value <= n_users for value in by_metric.values())
+            )
+        except (TypeError, KeyError, AttributeError):
+            return False
 
     def keep_best(self) -> None:
         """Have shards keep what their clients hold, for :meth:`evaluate`."""
-        self.transport.ask_each("keep_best")
+        self._best_round = self.round
+        self.transport.note("keep_best", self.round)
 
     def state_bytes(self) -> int:
         """Return zero: a shard that is ahead of its server is of no use."""
@@ -204,6 +244,7 @@ class Deployment(Rounds):
                 **self.transport.state_dict(),
                 **_members_state(self.members),
                 "n_items": self.n_items,
+                "round": self.round,
             },
         }
 
@@ -213,25 +254,9 @@ class Deployment(Rounds):
         self.ledger.load_state_dict(state["ledger"])
         self.transport.load_state_dict(state["shard"])
 
-    def load_clients(self, state: Any) -> None:
-        """Nothing: shards keep what clients held."""
-
-
-def _is_sound(sums: Any, n_clients: int) -> bool:
-    """Whether a shard's evaluation can be added to the others'.
-
-    Each metric is a number from 0 to 1 for each user, as all of RecBole's lists are.
-    """
-    try:
-        n_users = sums["n_users"]
-        values = [float(value) for value in sums["sums"].values()]
-        return (
-            type(n_users) is int
-            and 0 <= n_users <= n_clients
-            and all(0 <= value <= n_users for value in values)
-        )
-    except (TypeError, KeyError, ValueError, AttributeError):
-        return False
+    def load_clients(self, state: dict[str, Any]) -> None:
+        """Note which round is the best: shards keep what clients held."""
+        self._best_round = state["round"]
 
 
 def wait_for(

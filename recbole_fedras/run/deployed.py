@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from functools import partial
 from logging import getLogger
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from recbole.utils import init_seed
@@ -15,17 +16,18 @@ from recbole.utils import init_seed
 from recbole_fedras.config import Config, rules
 from recbole_fedras.config.checkpoint import read_checkpoint
 from recbole_fedras.data.catalogue import Catalogue, number_clients
-from recbole_fedras.errors import ConfigError, DataError
+from recbole_fedras.errors import ConfigError, DataError, PayloadError
 from recbole_fedras.federation.deployment import (
     Deployment,
     Members,
-    Patience,
+    Terms,
     members_of,
     wait_for,
 )
 from recbole_fedras.federation.protocol import Ints, block_of
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.run.setup import log_of_its_own, require_effect, require_federated
+from recbole_fedras.run.sums import metric_names
 from recbole_fedras.run.trainer import FederatedTrainer
 from recbole_fedras.run.whole import begin, train_and_test
 from recbole_fedras.version import __version__
@@ -33,14 +35,20 @@ from recbole_fedras.wire.frame import Step, pack, unpack
 from recbole_fedras.wire.links import Links
 from recbole_fedras.wire.payload import Payload
 
+#: Users of all shards together, at most: arrays of as many are made.
+MOST_CLIENTS = 2**24
+
 #: What server and shards say to each other; it changes with its meaning.
 PROTOCOL = 1
 
 #: Keys that are each machine's own matter.
-_OF_SERVER = {
+OF_EACH_MACHINE = {
     "data_path", "dataset", "use_gpu", "gpu_id", "n_jobs", "n_shards", "checkpoint_dir",
     "show_progress", "log_wandb", "wandb_project", "state", "catalogue", "device",
 }  # fmt: skip
+
+
+Said = TypeVar("Said")
 
 
 class _Numbers(NamedTuple):
@@ -123,7 +131,7 @@ def _make(
     return Deployment(
         links,
         members,
-        Patience(deployed.deadline, deployed.min_shards),
+        Terms(deployed.deadline, deployed.min_shards, metric_names(config)),
         model,
         config.make_methods(),
         config.federation(),
@@ -140,33 +148,36 @@ def _set_up(config: Config, links: Links) -> tuple[Members, int]:
     """
     run = uuid.uuid4().hex
     given = config.deployment_settings().catalogue
-    keys = {key: v for key, v in config.resolved.items() if key not in _OF_SERVER}
+    keys = {key: v for key, v in config.resolved.items() if key not in OF_EACH_MACHINE}
     about = {"protocol": PROTOCOL, "version": __version__, "run": run, "keys": keys}
     names = sorted(links.names())
-    told = _asked(links, dict.fromkeys(names, Step("hello", value=about)))
+    hello = dict.fromkeys(names, Step("hello", value=about))
+    told = _asked(links, hello, _told)
     if given is None:
-        tokens = [_asked_tokens(told[name]) for name in names]
+        tokens = [items for _, items in told.values()]
         catalogue = Catalogue(sorted(set().union(*tokens)))
     else:
         catalogue = read_catalogue(given)
     block = block_of(config.federation().client_fraction)
-    numbers = number_clients([told[name]["n_users"] for name in names], block)
+    numbers = number_clients([told[name][0] for name in names], block)
     n_clients = int(numbers[-1][-1]) + 1
+    if n_clients > MOST_CLIENTS:
+        raise ConfigError(f"{n_clients} users, of at most {MOST_CLIENTS}")
     agreed = {"run": run, "n_clients": n_clients, "catalogue": catalogue.to_bytes()}
     steps = {
         name: Step("begin", value=agreed | {"first": int(own[0])})
         for name, own in zip(names, numbers, strict=True)
     }
-    begun = _asked(links, steps)
+    begun = _asked(links, steps, _begun)
     clients_of = dict(zip(names, numbers, strict=True))
     eligible = [
-        clients[_chosen(begun[name]["eligible"], len(clients))]
+        clients[_chosen(begun[name][0], len(clients))]
         for name, clients in clients_of.items()
     ]
     for name in names:
         getLogger().info(
             f"shard {name}: {len(clients_of[name])} users; "
-            f"{begun[name]['n_dropped']} interactions with unknown items dropped"
+            f"{begun[name][1]} interactions with unknown items dropped"
         )
     everybody = np.concatenate(eligible)
     members = Members(run, clients_of, everybody, n_clients, time.time_ns())
@@ -179,13 +190,15 @@ def _take_over(links: Links, members: Members) -> None:
     A server writes its checkpoint before shards learn that a round has counted. So what
     is read of it after this is as new as they are.
     """
-    term = Step("run", value=[members.run, members.term])
+    term = Step("run", value=[members.run, members.term, None])
     known = [name for name in links.names() if name in members.clients_of]
     for _ in links.ask({name: pack([term]) for name in known}):
         pass
 
 
-def _asked(links: Links, steps: dict[str, Step]) -> dict[str, Any]:
+def _asked(
+    links: Links, steps: dict[str, Step], read: Callable[[Any], Said]
+) -> dict[str, Said]:
     """Ask shards; return what they say.
 
     Raises
@@ -194,21 +207,44 @@ def _asked(links: Links, steps: dict[str, Step]) -> dict[str, Any]:
         That says which shard does not take part, and why.
     """
     answers = links.ask({name: pack([step]) for name, step in steps.items()})
-    said = {name: unpack(data)[0] for name, data in answers}
+    said = {}
+    for name, data in answers:
+        try:
+            (step,) = unpack(data)
+            if step.what == "failed":
+                raise PayloadError(f"{step.value[1]}")
+            said[name] = read(step.value)
+        except (PayloadError, ValueError, TypeError, LookupError) as error:
+            raise ConfigError(
+                f"shard {name} does not take part: {error!s:.999}"
+            ) from error
     for name in steps:
         if name not in said:
             raise ConfigError(f"shard {name} has not answered; start it again")
-        if said[name].what == "failed":
-            raise ConfigError(f"shard {name} does not take part: {said[name].value[1]}")
-    return {name: step.value for name, step in said.items()}
+    return said
 
 
-def _asked_tokens(told: Any) -> list[str]:
-    return [str(token) for token in told["items"]]
+def _told(value: Any) -> tuple[int, list[str]]:
+    """Read the answer to ``hello``: how many users, and which items."""
+    n_users, items = value["n_users"], value["items"]
+    if not (type(n_users) is int and 0 < n_users <= MOST_CLIENTS):
+        raise PayloadError(f"n_users={n_users!r:.99} of at most {MOST_CLIENTS}")
+    if not (type(items) is list and all(type(item) is str for item in items)):
+        raise PayloadError("its items are no list of tokens")
+    Catalogue(items)  # each once
+    return n_users, items
+
+
+def _begun(value: Any) -> tuple[bytes, int]:
+    """Read the answer to ``begin``: bits of clients, and interactions left out."""
+    eligible, n_dropped = value["eligible"], value["n_dropped"]
+    if type(eligible) is not bytes or type(n_dropped) is not int:
+        raise PayloadError("it does not say who has something to train on")
+    return eligible, n_dropped
 
 
 def _chosen(packed: bytes, count: int) -> Ints:
-    """Return places of bits that are set."""
+    """Return places of bits that are set; those that are missing are not."""
     bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=count)
     return np.flatnonzero(bits)
 

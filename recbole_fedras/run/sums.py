@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.interaction import Interaction
 from recbole.evaluator import Evaluator
 from torch import Tensor
 
@@ -42,15 +43,29 @@ def evaluate(
     users = np.unique(inter[loader._dataset.uid_field].numpy())
     if not len(users):
         return {"n_users": 0, "sums": {}, "users": users, "ranks": users}
-    collected = collector.get_data_struct()
+    sums = _sums(config, collector.get_data_struct())
+    found = {"n_users": len(users), "sums": sums}
+    return found | {"users": users, "ranks": collector.ranks}
+
+
+def _sums(config: Config, collected: Any) -> dict[str, float]:
     sums: dict[str, float] = {}
     for metric in Evaluator(config).metric_class.values():
         metric.topk_result = lambda name, values, own=metric: {
             f"{name}@{k}": fsum(values[:, k - 1].tolist()) for k in own.topk
         }
         sums |= metric.calculate_metric(collected)
-    found = {"n_users": len(users), "sums": sums}
-    return found | {"users": users, "ranks": collector.ranks}
+    return sums
+
+
+def metric_names(config: Config) -> frozenset[str]:
+    """Return the names that :func:`evaluate` gives sums, as of one user made up."""
+    collector = FairCollector(config)
+    n_items = max(config.evaluation_settings().topk) + 1
+    user = Interaction({config.evaluation_settings().user_field: torch.ones(1)})
+    places = torch.zeros(1, dtype=torch.int64)
+    collector.eval_batch_collect(torch.zeros(1, n_items), user, places, places)
+    return frozenset(_sums(config, collector.get_data_struct()))
 
 
 def _batches(

@@ -69,9 +69,16 @@ def unpack(data: bytes) -> list[Step]:
     """
     try:
         bodies, packed = msgpack.unpackb(data)
-        return [
-            Step(str(what), [(bytes(h), bytes(bodies[p])) for h, p in entries], value)
-            for what, entries, value in packed
-        ]
-    except (ValueError, TypeError, IndexError, RecursionError) as error:
+        return [_read(bodies, *step) for step in packed]
+    except (ValueError, TypeError, IndexError, RecursionError, MemoryError) as error:
         raise PayloadError(f"not a frame of {len(data)} bytes: {error}") from error
+
+
+def _read(bodies: Any, what: Any, entries: Any, value: Any) -> Step:
+    """Make a step of what was unpacked; nothing is converted."""
+    if type(what) is not str or type(bodies) is not list:
+        raise TypeError("a step has a name, and bodies are a list")
+    messages = [(head, bodies[place]) for head, place in entries]
+    if any(type(part) is not bytes for message in messages for part in message):
+        raise TypeError("heads and bodies are bytes")
+    return Step(what, messages, value)

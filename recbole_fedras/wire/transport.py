@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from logging import getLogger
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +15,10 @@ from recbole_fedras.errors import AbsentError, FederationError, PayloadError
 from recbole_fedras.wire.frame import Step, pack, unpack
 from recbole_fedras.wire.links import Links
 from recbole_fedras.wire.message import Message
+
+#: Bytes that an answer may have besides updates: what a shard says of itself.
+_MOST_OF_ITSELF = 2**16
+_DAY = 86400.0  # seconds
 
 
 class Answer(NamedTuple):
@@ -123,11 +128,14 @@ class LinkTransport:
     strict : bool
         Whether a shard that fails or is lost is an error, as in a simulation. Otherwise
         its clients are silent in that round, and the log says why.
-    run : tuple of str and int, optional
-        Name of the run and term of its server, which shards check; by default they are
-        of this run alone.
+    about : callable, optional
+        Returns the run's name, its server's term and the round, which shards check;
+        None: they are of this run alone.
     at_least : int
         Shards that must answer.
+    most_bytes : int, optional
+        ``Agreement.most_bytes``: an answer that is larger than as much from each client
+        invited is not read. None: shards are trusted.
 
     Attributes
     ----------
@@ -143,11 +151,12 @@ class LinkTransport:
         links: Links,
         clients_of: Mapping[str, NDArray[np.int64]],
         strict: bool = False,
-        run: tuple[str, int] | None = None,
+        about: Callable[[], tuple[str, int, int]] | None = None,
         at_least: int = 0,
+        most_bytes: int | None = None,
     ) -> None:
         self._links, self._strict = links, strict
-        self._run = [Step("run", value=run)] if run else []
+        self._about, self._most_bytes = about, most_bytes
         self._at_least = len(clients_of) if strict else at_least
         self._clients = {name: set(own.tolist()) for name, own in clients_of.items()}
         self._shard_of_client = {
@@ -163,15 +172,22 @@ class LinkTransport:
         self, messages: Iterable[Message], deadline: float | None = None
     ) -> Iterator[Answer]:
         """Send every shard its invitations; yield what comes, first come first."""
-        requests = {
-            name: [Step.of("participate", invited)]
+        invitations = {
+            name: invited
             for name, invited in self._by_shard(messages).items()
             if invited
         }
-        for name, steps in self._ask(requests, deadline):
-            for step in steps:
-                for head, body in step.messages:
-                    yield Answer(head, body, name, self._clients[name])
+        requests = {
+            name: [Step.of("participate", invited)]
+            for name, invited in invitations.items()
+        }
+        n_invited = {
+            name: len({message.header.client for message in invited})
+            for name, invited in invitations.items()
+        }
+        for name, steps in self._ask(requests, deadline, n_invited):
+            for head, body in steps["answers"].messages if "answers" in steps else ():
+                yield Answer(head, body, name, self._clients[name])
 
     def settle(self, receipts: Iterable[Message]) -> None:
         """Let the next request to each shard begin with the receipts of its clients."""
@@ -179,6 +195,14 @@ class LinkTransport:
             step = Step.of("settle", counted)
             if self._due[name][-1:] != [step]:  # that nothing has counted, once
                 self._due[name].append(step)
+
+    def note(self, what: str, value: Any) -> None:
+        """Let the next request to each shard begin with something that may come twice.
+
+        It needs no answer, and so no exchange of its own.
+        """
+        for due in self._due.values():
+            due.append(Step(what, value=value))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what shards still have to learn."""
@@ -214,17 +238,13 @@ class LinkTransport:
             if name in self._links.names()
         }
         if newest is not None:
-            unknown = requests.keys() - self._versions.keys()
-            for _ in self._ask({name: [] for name in sorted(unknown)}, deadline):
-                pass
-            for name in requests.keys() & self._versions.keys():
-                refresh = Step.of("refresh", newest(self._versions[name]))
-                requests[name].insert(0, refresh)
+            for name, steps in requests.items():
+                held = self._versions.get(name, ())
+                steps.insert(0, Step.of("refresh", newest(held)))
         return {
-            name: result.value
+            name: results[what].value
             for name, results in self._ask(requests, deadline)
-            for result in results
-            if result.what == what
+            if what in results
         }
 
     def tell(self, what: str, value_of: Mapping[str, Any]) -> None:
@@ -238,12 +258,16 @@ class LinkTransport:
         self._links.close()
 
     def _ask(
-        self, requests: Mapping[str, list[Step]], deadline: float | None = None
-    ) -> Iterator[tuple[str, list[Step]]]:
+        self,
+        requests: Mapping[str, list[Step]],
+        deadline: float | None = None,
+        n_invited: Mapping[str, int] = MappingProxyType({}),
+    ) -> Iterator[tuple[str, dict[str, Step]]]:
         """Send requests behind what is due; yield what came of them."""
         n_due = {name: len(self._due[name]) for name in requests}
+        about = [Step("run", value=self._about())] if self._about else []
         frames = {
-            name: pack([*self._run, *self._due[name], *steps])
+            name: pack([*about, *self._due[name], *steps])
             for name, steps in requests.items()
         }
         self.carried["requests"] += sum(map(len, frames.values()))
@@ -252,7 +276,7 @@ class LinkTransport:
             self.carried["answers"] += len(data)
             if name not in missing:
                 continue
-            steps = self._understood(name, data)
+            steps = self._understood(name, data, n_invited.get(name, 0))
             if steps is not None:
                 missing.discard(name)
                 del self._due[name][: n_due[name]]
@@ -265,30 +289,48 @@ class LinkTransport:
                 + (": its process has died" if self._strict else "")
             )
 
-    def _understood(self, name: str, data: bytes) -> list[Step] | None:
+    def _understood(
+        self, name: str, data: bytes, n_invited: int
+    ) -> dict[str, Step] | None:
         """Take note of what a shard says of itself; return the rest, if all is well."""
         try:
+            self._require_size(len(data), n_invited)
             steps = {step.what: step for step in unpack(data)}
-            if "held" in steps:
-                self._note(name, steps.pop("held").value)
+            if "failed" not in steps:
+                self._note(name, steps.pop("held", Step("held")).value)
+                if len(steps.get("answers", Step("")).messages) > n_invited:
+                    raise PayloadError("it answers more often than it was asked")
+                return steps
+            reason = steps["failed"].value
+            if not (type(reason) is list and len(reason) == 3):
+                raise PayloadError("it does not say what has failed")
         except PayloadError as error:
-            steps = {"failed": Step("failed", value=["PayloadError", str(error), ""])}
-        if "failed" in steps:
-            self._failed(name, steps["failed"].value)
-            return None
-        return list(steps.values())
+            reason = ["PayloadError", str(error), ""]
+        self._failed(name, *map(str, reason))
+        return None
+
+    def _require_size(self, size: int, n_invited: int) -> None:
+        """Refuse an answer that is larger than any honest one."""
+        if self._most_bytes is not None:
+            most = _MOST_OF_ITSELF + n_invited * self._most_bytes
+            if size > most:
+                raise PayloadError(f"{size} bytes, of at most {most}")
 
     def _note(self, name: str, held: Any) -> None:
+        """Take note of versions, and of seconds, of which none is more than a day."""
         try:
             versions, seconds = held
-            self._versions[name] = [int(version) for version in versions]
-            for phase, value in seconds.items():
-                slowest = max(self.seconds.get(str(phase), 0.0), float(value))
-                self.seconds[str(phase)] = slowest
+            if any(type(version) is not int for version in versions):
+                raise TypeError("a version is a number")
+            self._versions[name] = versions
+            for phase, taken in seconds.items():
+                if 0 < float(taken) < _DAY:
+                    slowest = max(self.seconds.get(str(phase), 0.0), float(taken))
+                    self.seconds[str(phase)] = slowest
         except (TypeError, ValueError, AttributeError) as error:
             raise PayloadError(f"what it says it holds is {held!r:.99}") from error
 
-    def _failed(self, name: str, reason: Any) -> None:
+    def _failed(self, name: str, kind: str, text: str, trace: str) -> None:
         """Raise what a shard failed with, if that is an error; else log it.
 
         Raises
@@ -299,11 +341,11 @@ class LinkTransport:
             With the traceback of a bug.
         """
         if not self._strict:
-            told = ": ".join(map(str, reason[:2])) if reason else ""
-            self._reasons[name] = told[:300]
-            getLogger(__name__).warning("shard %s failed: %.300s", name, told)
+            self._reasons[name] = f"{kind}: {text}"[:300]
+            getLogger(__name__).warning(
+                "shard %s failed: %.300s: %.300s", name, kind, text
+            )
             return
-        kind, text, trace = reason
         error = getattr(errors, kind, None)
         if error is None:
             raise RuntimeError(f"shard {name} failed\n{trace}")

@@ -72,7 +72,7 @@ def test_a_run_with_a_killed_worker_ends_with_the_simulations_bits(workspace):
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
         try:
-            end = time.monotonic() + 150
+            end = time.monotonic() + 300
             while not list(workspace.glob("deployed/*/last.pth")):
                 assert process.poll() is None, (workspace / "out.log").read_text()
                 assert time.monotonic() < end, (workspace / "out.log").read_text()

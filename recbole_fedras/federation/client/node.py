@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from recbole_fedras.errors import PayloadError
@@ -19,13 +19,18 @@ class Node:
 
     A request is a list of steps, and so is its answer. The same request twice has the
     same answer: what a step does follows from the round and from what is in force. A
-    step that fails ends its request; the shard forgets the round, and says so.
+    step that fails ends its request, and the answer says so.
 
     Parameters
     ----------
     shard : Shard
     evaluate : callable, optional
         Takes a phase, valid or test; returns sums over the shard's users.
+
+    Attributes
+    ----------
+    is_whole : bool
+        Whether no request has failed, which may have changed part of what is held.
 
     Examples
     --------
@@ -42,22 +47,28 @@ class Node:
         self, shard: Shard, evaluate: Callable[[str], dict[str, Any]] | None = None
     ) -> None:
         self.shard, self._evaluate = shard, evaluate
+        self.is_whole = True
 
     def handle(self, request: bytes) -> bytes:
         """Do the steps of a request; return what came of them."""
-        results: list[Step] = []
         try:
             steps = unpack(request)
-            for what, parts, value in steps:
-                messages = [Message.from_parts(head, body) for head, body in parts]
-                results += self._do(what, messages, value)
+            results = self.perform(steps)
             self._done(request, steps)
         except Exception as error:
-            self.shard.settle(())
+            self.is_whole = False
             trace = traceback.format_exc()
             results = [Step("failed", value=[type(error).__name__, str(error), trace])]
         held = [list(self.shard.replicas.versions), self.shard.seconds.taken()]
         return pack([*results, Step("held", value=held)])
+
+    def perform(self, steps: Iterable[Step]) -> list[Step]:
+        """Do steps; return what came of them."""
+        results: list[Step] = []
+        for what, parts, value in steps:
+            messages = [Message.from_parts(head, body) for head, body in parts]
+            results += self._do(what, messages, value)
+        return results
 
     def _done(self, request: bytes, steps: list[Step]) -> None:
         """Learn that all has gone well, before that is answered."""

@@ -122,11 +122,13 @@ class Broadcast(PublishedDownlinks):
         They are addressed to one of the tier's clients, which stands for all.
         """
         tiers, clients = np.unique(self._agreement.tier_of_client, return_index=True)
+        held = dict(enumerate(versions))  # which may be of fewer tiers
         return [
             message.to(client)
             for tier, client in zip(tiers.tolist(), clients.tolist(), strict=True)
-            for message in [*self._missed(versions[tier], tier), self.messages[tier]]
-            if versions[tier] < message.header.version
+            for version in [held.get(tier, self._agreement.start)]
+            for message in [*self._missed(version, tier), self.messages[tier]]
+            if version < message.header.version
         ]
 
     def publish(self, update: RowUpdate) -> None:
