@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -173,3 +174,20 @@ def test_a_bug_in_a_shard_keeps_its_traceback(workspace):
     assert ran.returncode == 1
     assert "broken.py" in ran.stderr
     assert "ZeroDivisionError" in ran.stderr
+
+
+@pytest.mark.slow
+def test_ranks_of_torchrun_end_with_the_bits_of_one(workspace):
+    alone = run_recbole_fedras(argv=WIDE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["-m", "recbole_fedras", *WIDE, f"--checkpoint_dir={workspace}/ranks"]
+    subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    (folder,) = workspace.glob("ranks/*")
+    result = json.loads((folder / "result.json").read_text())
+    assert_same(json.loads(json.dumps(alone)), result)
