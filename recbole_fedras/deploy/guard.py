@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_FLEET = "/v1/fleet/"
+FLEET = "/v1/fleet/"
 
 
 class Guard:
@@ -54,14 +54,14 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> tuple[str, int] | None:
         headers, path = Headers(scope=scope), scope["path"]
-        if not is_loopback(scope["client"][0]) and not path.startswith(_FLEET):
+        if not is_loopback(scope["client"][0]) and not path.startswith(FLEET):
             return "only for the server's own machine", 403
         size = headers.get("content-length", "0")
         if "transfer-encoding" in headers or not size.isdecimal():
             return "a request of unknown size", 411
         if int(size) > self._request_bytes:
             return f"more than {self._request_bytes} bytes", 413
-        if path.startswith(f"{_FLEET}push-"):
+        if path.startswith(f"{FLEET}push-"):
             sent = self._count(path, headers.get("flwr-public-key", ""), int(size))
             if sent > self._answer_bytes:
                 return f"a message of more than {self._answer_bytes} bytes", 413

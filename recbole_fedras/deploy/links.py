@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from recbole_fedras.deploy.meter import traffic
 from recbole_fedras.deploy.records import ASK, WHO, pack, unpack
 from recbole_fedras.errors import PayloadError
 
@@ -63,6 +64,10 @@ class FlowerLinks:
         there = {node: requests[name] for node, name in names.items()}
         for node, answer in self._exchange(ASK, there, deadline):
             yield names[node], answer
+
+    def traffic(self) -> dict[str, int]:
+        """Return the bytes that nodes have sent and been sent, Flower's included."""
+        return traffic()
 
     def close(self) -> None:
         """Do nothing: the Grid is its ServerApp's."""

@@ -14,14 +14,16 @@ from flwr.supercore.app_utils import start_parent_process_monitor
 
 
 def superlink() -> None:
-    """Run ``flower-superlink`` behind our :class:`Guard`."""
+    """Run ``flower-superlink`` behind our :class:`Guard`, and count what nodes send."""
     from flwr.superlink import extensions
     from flwr.superlink.cli import flower_superlink
     from starlette.middleware import Middleware
 
     from recbole_fedras.deploy.guard import Guard
+    from recbole_fedras.deploy.meter import Meter, traffic_file
 
-    extensions.get_middleware = lambda: (Middleware(Guard),)
+    layers = (Middleware(Guard), Middleware(Meter, file=traffic_file()))
+    extensions.get_middleware = lambda: layers
     flower_superlink()
 
 

@@ -131,7 +131,7 @@ class Deployment(Rounds):
         self.embedding, self.n_items = model.embedding, n_items
         self.members, self._terms, self._n_jobs = members, terms, n_jobs
         self._model, self._best_round = model, 0
-        self._links = links
+        self._links, self._traffic = links, links.traffic()
         self.transport = LinkTransport(
             links,
             members.clients_of,
@@ -220,6 +220,14 @@ class Deployment(Rounds):
             )
         except (TypeError, KeyError, AttributeError):
             return False
+
+    def carried(self) -> dict[str, Any]:
+        """Return bytes of requests and answers, and of all that the carrier sent."""
+        traffic = {
+            direction: total - self._traffic.get(direction, 0)
+            for direction, total in self._links.traffic().items()
+        }
+        return self.transport.carried | ({"carrier": traffic} if traffic else {})
 
     def keep_best(self) -> None:
         """Have shards keep what their clients hold, for :meth:`evaluate`."""

@@ -73,6 +73,13 @@ class Rounds(ABC):
         """
         return None
 
+    def carried(self) -> dict[str, Any]:
+        """Return bytes that went between processes since this one began; none here.
+
+        They are no part of the ledger, which counts as if each client were a device.
+        """
+        return {}
+
     @abstractmethod
     def state_bytes(self) -> int:
         """Return about how many bytes of :meth:`state_dict` change in a round."""

@@ -112,6 +112,10 @@ class ShardedSimulation(Simulation):
     def _newest(self, versions: Sequence[int]) -> Sequence[Message]:
         return self.server.policy.newest(versions) if self._behind else ()
 
+    def carried(self) -> dict[str, Any]:
+        """Return bytes of requests and answers."""
+        return dict(self._links.carried)
+
     def go_on_from(self, other: Rounds) -> None:
         """Take over what other rounds have come to, in processes too."""
         super().go_on_from(other)

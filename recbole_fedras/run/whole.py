@@ -62,6 +62,8 @@ def train_and_test(
     seconds["total"] += test_seconds
     result = _result(trainer.config, trainer, best, test_result)
     result |= {"seconds": seconds, "run_folder": str(folder.path)}
+    if carried := trainer.simulation.carried():
+        result["carried"] = carried
     if settings.resume:
         result["resumed_from"] = settings.resume
     result = {key: plain(value) for key, value in result.items()}

@@ -27,6 +27,12 @@ class Links(Protocol):
         answer to an earlier request is never yielded.
         """
 
+    def traffic(self) -> dict[str, int]:
+        """Return the bytes exchanged so far, the carrier's own included, by direction.
+
+        Empty if nobody counts them.
+        """
+
     def close(self) -> None:
         """Tell everybody that nothing more will come."""
 
@@ -100,6 +106,10 @@ class PipeLinks:
     def _lose(self, name: str, error: Exception) -> None:
         getLogger(__name__).warning("shard %s is lost: %r", name, error)
         self._pipes.pop(name).close()
+
+    def traffic(self) -> dict[str, int]:
+        """Return nothing: a pipe adds next to nothing."""
+        return {}
 
     def close(self) -> None:
         """End those who serve.
