@@ -35,7 +35,7 @@ KEYS = {
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch):
+def small(monkeypatch):
     monkeypatch.setattr(protocol, "GROUP", 2)  # several blocks of 40 users
     monkeypatch.setattr(deployment, "_PAUSE", 0.01)
 
@@ -57,8 +57,8 @@ def links_to(parts: Path, **more) -> DirectLinks:
 
 
 def deployed(parts: Path, links: DirectLinks, model: str, **keys):
-    given = KEYS | keys | {"catalogue": str(parts / "catalogue.txt"), "min_shards": 2}
-    return deploy(Config(model, "tiny", config_dict=given), links)
+    given = {"catalogue": str(parts / "catalogue.txt"), "min_shards": 2}
+    return deploy(Config(model, "tiny", config_dict=KEYS | given | keys), links)
 
 
 def assert_same(simulated, deployed) -> None:
