@@ -135,6 +135,7 @@ class Deployment(Rounds):
             at_least=terms.min_shards,
             most_bytes=self.agreement.most_bytes,
         )
+        self.carried = self.transport.carried
 
     def run_round(self) -> RoundReport:
         """Run a round; wait, and run it again, while there are too few shards.

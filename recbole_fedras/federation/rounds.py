@@ -53,6 +53,9 @@ class Rounds(ABC):
         """Take over what other rounds have come to, but for their parameters."""
         self.ledger.load_state_dict(other.ledger.state_dict())
 
+    #: Bytes of all requests and answers, where they travel between machines.
+    carried: dict[str, int] | None = None
+
     #: Whether checkpoints do not hold what clients do: nobody returns to one's past.
     clients_are_elsewhere: bool = False
 
