@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from recbole_fedras.embedding.base import ItemEmbedding
@@ -52,6 +53,9 @@ class Rounds(ABC):
     def go_on_from(self, other: Rounds) -> None:
         """Take over what other rounds have come to, but for their parameters."""
         self.ledger.load_state_dict(other.ledger.state_dict())
+
+    #: Whether the user has asked for an end: no one is waited for then.
+    asked_to_end: Callable[[], bool] = staticmethod(lambda: False)
 
     #: Bytes of all requests and answers, where they travel between machines.
     carried: dict[str, int] | None = None

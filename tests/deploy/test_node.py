@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -273,3 +274,18 @@ def test_a_failed_request_costs_a_node_nothing(run, parts):
 
         links.handles[name] = broken
     assert_same(simulated, deployed(parts, links, "MF", **keys))
+
+
+def test_an_end_that_is_asked_for_does_not_wait_for_shards(parts):
+    """One signal is enough where there is nobody whose round could end."""
+    links = links_to(parts)
+
+    def vanish(name: str) -> bool:
+        if list((parts / "node-1" / "runs").glob("*/requests-*")):
+            links.handles.pop("1", None)
+            signal.raise_signal(signal.SIGTERM)
+        return False
+
+    links._loses = vanish
+    with pytest.raises(KeyboardInterrupt):
+        deployed(parts, links, "MF")
