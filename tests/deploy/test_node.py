@@ -118,10 +118,11 @@ def test_a_node_that_starts_again_goes_on_where_it_was(run, parts):
     assert_same(simulated, deployed(parts, links, "NCF", **keys))
 
 
-def test_answers_that_are_lost_are_asked_for_again(run, parts):
+@pytest.mark.parametrize("seed", [0, slow(1), slow(2), slow(3)])
+def test_answers_that_are_lost_are_asked_for_again(run, parts, seed):
     """With ``min_shards`` of all, no round counts without one of them."""
     simulated = run("NCF", **KEYS, replica="personal")
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     links = links_to(parts)
     started = False
 
