@@ -164,12 +164,22 @@ class Deployment(Rounds):
     def _once_enough(self, what: str, do: Callable[[], Done]) -> Done:
         """Do something with enough shards; wait and do it again while there are not."""
         while True:
-            wait_for(self._links, self._terms.min_shards, self.members.clients_of)
+            wait_for(
+                self._links,
+                self._terms.min_shards,
+                self.members.clients_of,
+                self._pause,
+            )
             try:
                 return do()
             except AbsentError as error:
                 getLogger().warning(f"{what}: {error}; it is tried again")
-                sleep(_PAUSE)
+                self._pause()
+
+    def _pause(self) -> None:
+        if self.asked_to_end():
+            raise KeyboardInterrupt("continue with --resume, by last.pth")
+        sleep(_PAUSE)
 
     def _asked(self, what: str, value: Any, newest: Newest | None) -> dict[str, Any]:
         ask = partial(
@@ -222,7 +232,10 @@ class Deployment(Rounds):
             return False
 
     def carried(self) -> dict[str, Any]:
-        """Return bytes of requests and answers, and of all that the carrier sent."""
+        """Return bytes of requests and answers, and what the carrier has counted.
+
+        The carrier's are those since this process began.
+        """
         traffic = {
             direction: total - self._traffic.get(direction, 0)
             for direction, total in self._links.traffic().items()
@@ -268,7 +281,10 @@ class Deployment(Rounds):
 
 
 def wait_for(
-    links: Links, n_shards: int, known: Mapping[str, Any] | None = None
+    links: Links,
+    n_shards: int,
+    known: Mapping[str, Any] | None = None,
+    pause: Callable[[], None] = lambda: sleep(_PAUSE),
 ) -> None:
     """Wait until so many shards can be reached, of those that are known."""
     told = -1
@@ -279,7 +295,7 @@ def wait_for(
         if len(names) != told:
             told = len(names)
             getLogger().warning(f"waiting for shards: {told} of {n_shards} are here")
-        sleep(_PAUSE)
+        pause()
 
 
 def _members_state(members: Members) -> dict[str, Any]:

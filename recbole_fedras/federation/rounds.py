@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from recbole_fedras.embedding.base import ItemEmbedding
@@ -53,6 +54,9 @@ class Rounds(ABC):
         """Take over what other rounds have come to, but for their parameters."""
         self.ledger.load_state_dict(other.ledger.state_dict())
 
+    #: Whether the user has asked for an end: no one is waited for then.
+    asked_to_end: Callable[[], bool] = staticmethod(lambda: False)
+
     #: Whether checkpoints do not hold what clients do: nobody returns to one's past.
     clients_are_elsewhere: bool = False
 
@@ -74,7 +78,7 @@ class Rounds(ABC):
         return None
 
     def carried(self) -> dict[str, Any]:
-        """Return bytes that went between processes since this one began; none here.
+        """Return bytes that went between processes; none here.
 
         They are no part of the ledger, which counts as if each client were a device.
         """

@@ -133,6 +133,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
                 callback_fn(epoch, score)
 
         self._saved, self._valid_data = saved, valid_data
+        self.simulation.asked_to_end = lambda: self._interrupt.asked
         self._bar = ProgressBar(self.epochs, self.start_epoch, show_progress)
         if self._evaluation_is_missing:
             self._evaluate_last(valid_data)

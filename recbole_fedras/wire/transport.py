@@ -205,12 +205,14 @@ class LinkTransport:
             due.append(Step(what, value=value))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what shards still have to learn."""
-        return {"due": {name: pack(steps) for name, steps in self._due.items()}}
+        """Return what shards still have to learn, and what has been carried."""
+        due = {name: pack(steps) for name, steps in self._due.items()}
+        return {"due": due, "carried": dict(self.carried)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self._due = {name: unpack(data) for name, data in state["due"].items()}
+        self.carried.update(state["carried"])
 
     def ask_each(
         self,
