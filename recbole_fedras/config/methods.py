@@ -171,13 +171,13 @@ def make_methods(config: Config, dataset: Any = None) -> Methods:
     policy = _Policy(config, *parts.replica)
     attack = build.make(config, "attack", *parts.attack) if parts.attack else None
     if attack is not None and attack.targets and dataset is not None:
-        attack.aim(_numbers(attack.targets, dataset))
+        attack.target_ids = _numbers(attack.targets, dataset)
     compressors = config.make_compressors()
     return Methods(*compressors, aggregator, policy, tuple(transforms), attack)
 
 
 def _numbers(tokens: Sequence[str], dataset: Any) -> Tensor:
-    """Return items' numbers, from 0.
+    """Return items' numbers, from 0, increasing.
 
     Raises
     ------
@@ -191,7 +191,7 @@ def _numbers(tokens: Sequence[str], dataset: Any) -> Tensor:
                 f"attack_target: the dataset has no item {token!r}; name it as its "
                 "file does"
             )
-    return torch.tensor([int(known[token]) - 1 for token in tokens])
+    return torch.tensor(sorted({int(known[token]) - 1 for token in tokens}))
 
 
 #: What holds before the keys are read.

@@ -47,7 +47,7 @@ HOSTILE = draw_attackers(1, N_CLIENTS, SHARE)
 
 def promote() -> Promote:
     attack = Promote(["a", "b"], attack_strength=3.0)
-    attack.aim(torch.tensor([7, 2]))
+    attack.target_ids = torch.tensor([2, 7])
     return attack
 
 

@@ -100,8 +100,8 @@ class Attack:
     #: Tokens of the items that it is about, whose exposure is measured.
     targets: Sequence[str] = ()
 
-    def aim(self, ids: Tensor) -> None:
-        """Learn the numbers of ``targets``, from 0, before the first round."""
+    #: Their numbers, from 0, increasing; set before the first round.
+    target_ids: Tensor = torch.zeros(0, dtype=torch.int64)
 
     def on_labels(self, labels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the labels that an attacker trains with, shape (n_samples,)."""

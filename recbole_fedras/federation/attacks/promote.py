@@ -43,22 +43,19 @@ class Promote(Attack):
             raise ValueError("attack_target must name at least one item")
         self.strength = float(attack_strength)
 
-    def aim(self, ids: Tensor) -> None:
-        """Learn the targets' numbers."""
-        self._ids = torch.from_numpy(np.unique(ids.numpy()))
-
     def on_updates(self, updates: CohortUpdate, known: Known) -> CohortUpdate:
         """Return changes of targets alone."""
-        others = np.setdiff1d(np.arange(known.tables.shape[1]), self._ids.numpy())
+        ids = self.target_ids
+        others = np.setdiff1d(np.arange(known.tables.shape[1]), ids.numpy())
         longest = known.tables[:, others].norm(dim=2).amax(dim=1)[known.table_of]
-        rows = known.tables[known.table_of][:, self._ids]  # (n, n_targets, width)
+        rows = known.tables[known.table_of][:, ids]  # (n, n_targets, width)
         directions = self._directions(rows, known)
         wanted = self.strength * longest[:, None, None] * directions
         n, n_targets = rows.shape[:2]
         return CohortUpdate(
             updates.clients,
             n_targets * torch.arange(n + 1),
-            self._ids.repeat(n),
+            ids.repeat(n),
             (wanted - rows).flatten(0, 1),
             0 * updates.theta,
         )
