@@ -146,6 +146,21 @@ def test_krum_leaves_out_the_furthest_and_takes_the_mean_of_the_rest():
     torch.testing.assert_close(change, theta)
 
 
+def test_with_a_factor_krum_leaves_out_what_stands_out_only():
+    honest, hostile = updates_of(16), updates_of(4, 1, mean=9.0)
+    plain, theta = combined(InverseFrequency(), honest)
+    update, change = combined(Krum(0.2, outlier_factor=3.0), honest)
+    torch.testing.assert_close(update.rows, plain.rows)
+    torch.testing.assert_close(change, theta)
+    update, change = combined(Krum(0.2, outlier_factor=3.0), [*honest, *hostile])
+    torch.testing.assert_close(update.rows, plain.rows)
+    torch.testing.assert_close(change, theta)
+    assert not torch.allclose(combined(Krum(0.2), honest)[1], theta)
+    for factor in (0.9, float("nan")):
+        with pytest.raises(ValueError, match=r"outlier_factor=.* must be at least 1"):
+            Krum(0.2, outlier_factor=factor)
+
+
 def test_krum_compares_on_common_rows_and_networks():
     krum = Krum(0.2)
     updates = updates_of(6)

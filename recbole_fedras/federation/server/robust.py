@@ -146,16 +146,24 @@ class Krum(_Kept):
     network, by the mean square over these; those without a common row are as far apart
     as pairs are in the mean. By whole updates, zeros and all, honest clients with many
     items would be the outliers. A row that one client trained stays as it is if that
-    client does.
+    client does. With an ``outlier_factor``, of the f only those go whose score is more
+    than so many times the median: without an attack, nearly nobody.
 
     Parameters
     ----------
     hostile_share : float
         At least 0 and below 0.5.
+    outlier_factor : float or None
+        At least 1; None: all f go, as in the source.
     """
 
-    def __init__(self, hostile_share: float = 0.2) -> None:
+    def __init__(
+        self, hostile_share: float = 0.2, outlier_factor: float | None = None
+    ) -> None:
         self._hostile_share = _share("hostile_share", hostile_share, 0.5)
+        if outlier_factor is not None and not outlier_factor >= 1:
+            raise ValueError(f"outlier_factor={outlier_factor!r} must be at least 1")
+        self._outlier_factor = outlier_factor
 
     def result(self) -> tuple[RowUpdate, Tensor]:
         """Choose clients, and return the mean of theirs."""
@@ -172,8 +180,12 @@ class Krum(_Kept):
         distances = self._distances()
         np.fill_diagonal(distances, np.inf)
         nearest = np.sort(distances, axis=1)[:, : max(n - n_hostile - 2, 1)]
-        order = np.argsort(nearest.sum(axis=1), kind="stable")
-        return sorted(order[: n - n_hostile].tolist())
+        scores = nearest.sum(axis=1)
+        chosen = np.zeros(n, bool)
+        chosen[np.argsort(scores, kind="stable")[: n - n_hostile]] = True
+        if self._outlier_factor is not None:
+            chosen |= scores <= self._outlier_factor * np.median(scores)
+        return np.flatnonzero(chosen).tolist()
 
     def _distances(self) -> NDArray[np.float64]:
         """Mean squared difference of any two clients, shape (n, n)."""

@@ -1,0 +1,37 @@
+"""Every attack and every defence that ships acts in a run, by its keys alone."""
+
+from __future__ import annotations
+
+from conftest import TINY, rounds_of
+
+from recbole_fedras.config import registry
+from recbole_fedras.quick_start import run_recbole_fedras
+
+DEFENCES = [
+    "--aggregation=median", "--aggregation=trimmed_mean",
+    "--aggregation=geometric_median", "--aggregation=krum",
+    "--transforms=clip_to_quantile", "--transforms=clip_rows",
+]  # fmt: skip
+
+
+def losses(*argv: str) -> list[float]:
+    result = run_recbole_fedras(argv=[*TINY, "--model=NCF", *argv])
+    return [row["loss"] for row in rounds_of(result)]
+
+
+def test_every_attack_changes_what_is_learnt(workspace):
+    plain = losses()
+    for attack in registry.names("attack"):
+        target = ["--attack_target=i3"] if attack == "promote" else []
+        found = losses(f"--attack={attack}", "--attack_share=0.3", *target)
+        assert found != plain, attack
+
+
+def test_every_defence_changes_what_is_learnt_and_holds(workspace):
+    attack = "--attack=sign_flip", "--attack_share=0.3", "--attack_strength=20"
+    plain, spoilt = losses(), losses(*attack)
+    for defence in DEFENCES:
+        quiet, found = losses(defence), losses(*attack, defence)
+        assert quiet != plain, defence
+        assert found[1:] != spoilt[1:], defence
+        assert found[-1] < spoilt[-1], defence
