@@ -185,7 +185,7 @@ class Krum(_Kept):
         chosen[np.argsort(scores, kind="stable")[: n - n_hostile]] = True
         if self._outlier_factor is not None:
             chosen |= scores <= self._outlier_factor * np.median(scores)
-        return np.flatnonzero(chosen).tolist()
+        return [index for index in range(n) if chosen[index]]
 
     def _distances(self) -> NDArray[np.float64]:
         """Mean squared difference of any two clients, shape (n, n)."""
