@@ -60,6 +60,8 @@ def summary(
         row[metric] = mean(values)
         row[metric + SPREAD] = stdev(values) if len(values) > 1 else None
         row[f"{metric} - first"] = mean(values) - before
+    for name in results[0].get("exposure", ()):  # of an attack's targets
+        row[name] = mean(result["exposure"][name] for result in results)
     cost = [result["communication"] for result in results]
     dense = mean(run["dense_bytes"] for run in cost) / 2
     for direction in ("uplink", "downlink"):

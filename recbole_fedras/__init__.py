@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     )
     from recbole_fedras.config import Config
     from recbole_fedras.embedding import ItemEmbedding
+    from recbole_fedras.federation.attacks.base import Attack
     from recbole_fedras.federation.server.aggregation import Aggregator
     from recbole_fedras.federation.simulation import Simulation
     from recbole_fedras.federation.transforms import Transform
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 #: Where each public name is from: nothing is imported before it is asked for.
 _MODULES = {
     "Aggregator": "federation.server.aggregation",
+    "Attack": "federation.attacks.base",
     "Budget": "compressor",
     "Compressor": "compressor",
     "Config": "config",
@@ -45,7 +47,7 @@ _MODULES = {
 }
 
 __all__ = [
-    "Aggregator", "Budget", "Compressor", "Config", "FederatedRecommender",
+    "Aggregator", "Attack", "Budget", "Compressor", "Config", "FederatedRecommender",
     "ItemEmbedding", "Layout", "Payload", "RoundContext", "RowUpdate", "Simulation",
     "Transform", "__version__", "check_compressor", "load_run",
     "run_recbole_fedras",

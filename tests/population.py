@@ -194,18 +194,24 @@ AGGREGATORS = {"inverse_frequency": InverseFrequency, "fedavg": FedAvg}
 POLICIES = {"broadcast": Broadcast, "stale": Stale, "personal": Personal}
 
 
-def ready_methods(compressor, settings: Federation, transforms=()) -> Methods:
+def ready_methods(
+    compressor, settings: Federation, transforms=(), attack=None
+) -> Methods:
     """Make the objects of a run, one of each kind."""
     aggregator = AGGREGATORS[settings.aggregation]()
     downlink, policy = copy.deepcopy(compressor), POLICIES[settings.replica]
-    return Methods(compressor, downlink, aggregator, policy, transforms)
+    return Methods(compressor, downlink, aggregator, policy, transforms, attack)
+
+
+DEFAULTS = {"transforms": (), "attack": None}
 
 
 def simulate(model, data, compressor, training=TRAINING, fraction=0.25, **keys):
     """Make a simulation; further keys are those of ``federation``, or of Simulation."""
     more = {key: keys.pop(key) for key in ("n_jobs",) if key in keys}
+    of_methods = {key: keys.pop(key, of) for key, of in DEFAULTS.items()}
     settings = federation(fraction, keys.pop("rates", (0.75,)), **keys)
-    made = ready_methods(compressor, settings)
+    made = ready_methods(compressor, settings, **of_methods)
     return Simulation(model, data, made, settings, training, **more)
 
 

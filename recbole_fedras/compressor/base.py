@@ -82,6 +82,24 @@ class CohortUpdate:
     rows: Tensor
     theta: Tensor
 
+    @classmethod
+    def of(
+        cls, clients: Tensor, updates: Sequence[RowUpdate], theta: Tensor
+    ) -> CohortUpdate:
+        """Store clients' updates one behind the other."""
+        return cls(
+            clients,
+            torch.tensor(np.cumsum([0, *map(len, updates)])),
+            torch.cat([update.ids for update in updates]),
+            torch.cat([update.rows for update in updates]),
+            theta,
+        )
+
+    def select(self, places: Sequence[int]) -> CohortUpdate:
+        """Return a copy of some clients' updates, in the order given."""
+        updates = [self[place] for place in places]
+        return self.of(self.clients[places], updates, self.theta[places])
+
     def __len__(self) -> int:
         return len(self.clients)
 

@@ -29,6 +29,9 @@ Made = TypeVar("Made")
 #: Keys that name a compressor; with ``_class`` behind, one of the user's own.
 COMPRESSOR_KEYS = ("compressor", "uplink_compressor", "downlink_compressor")
 
+#: Kinds of one class in a run, whose path alone names it too.
+NAMED_KINDS = ("compressor", "item_embedding", "aggregation", "replica", "attack")
+
 
 def find_model(name: str, path: str | None) -> type:
     """Find a model's class at a path, in our YAML files or among RecBole's.

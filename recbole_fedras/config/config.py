@@ -146,9 +146,12 @@ class Config(MergedConfig):
         )
         return uplink, downlink
 
-    def make_methods(self) -> Methods:
-        """Build the parts of a round, compressors among them."""
-        return methods.make_methods(self)
+    def make_methods(self, dataset: Any = None) -> Methods:
+        """Build the parts of a round, compressors among them.
+
+        Clients need to know the dataset: an attack may be aimed at items of it.
+        """
+        return methods.make_methods(self, dataset)
 
     @property
     def warmup_rounds(self) -> int:

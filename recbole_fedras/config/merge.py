@@ -186,7 +186,7 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
         overall = registry.read_properties(".", "overall")
         given = self.external_config_dict
         preset = registry.read_preset(given.get("preset"))
-        for kind in ("compressor", "item_embedding", "aggregation", "replica"):
+        for kind in build.NAMED_KINDS:
             if f"{kind}_class" in given and kind not in given:
                 given[kind] = str(given[f"{kind}_class"]).rpartition(".")[2]
         federated = issubclass(model_class, FederatedRecommender)

@@ -1,16 +1,19 @@
-"""What else a configuration names: aggregator, replica policy, transforms, metrics."""
+"""What else a configuration names: aggregator, policy, transforms, attack, metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from recbole.evaluator import metrics_dict
 from recbole.evaluator.base_metric import AbstractMetric
+from torch import Tensor
 
 from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import build, registry
 from recbole_fedras.errors import ConfigError
+from recbole_fedras.federation.attacks.base import Attack
 from recbole_fedras.federation.protocol import Agreement
 from recbole_fedras.federation.server.aggregation import Aggregator, InverseFrequency
 from recbole_fedras.federation.server.broadcast import Broadcast
@@ -32,6 +35,8 @@ class Parts(NamedTuple):
         Name and class.
     transforms : list of tuple
         The same, in the order that they are applied in.
+    attack : tuple or None
+        Likewise; None: nobody attacks.
     metrics : list of tuple
         Those of the user's own.
     """
@@ -39,6 +44,7 @@ class Parts(NamedTuple):
     aggregation: tuple[str, type[Aggregator]]
     replica: tuple[str, type[DownlinkPolicy]]
     transforms: list[tuple[str, type[Transform]]]
+    attack: tuple[str, type[Attack]] | None
     metrics: list[tuple[str, type]]
 
     def keys(self, taken: set[str]) -> dict[str, Any]:
@@ -60,6 +66,8 @@ class Parts(NamedTuple):
         yield "replica", self.replica
         for transform in self.transforms:
             yield "transform", transform
+        if self.attack is not None:
+            yield "attack", self.attack
         for metric in self.metrics:
             yield "metric", metric
 
@@ -83,6 +91,7 @@ def find_parts(chosen: dict[str, Any]) -> Parts:
         _find(chosen, "aggregation", Aggregator),
         _find(chosen, "replica", DownlinkPolicy),
         [*shipped, *_users(chosen, "transform_class", Transform)],
+        None if chosen.get("attack") is None else _find(chosen, "attack", Attack),
         metrics,
     )
 
@@ -142,8 +151,14 @@ class _Policy(NamedTuple):
         return build.make(self.config, "replica", self.name, self.found, *given)
 
 
-def make_methods(config: Config) -> Methods:
+def make_methods(config: Config, dataset: Any = None) -> Methods:
     """Build all parts of a round; the policy waits for its server.
+
+    Parameters
+    ----------
+    config : Config
+    dataset : recbole.data.dataset.Dataset, optional
+        Knows the items that an attack is about; a server needs none.
 
     Raises
     ------
@@ -154,8 +169,30 @@ def make_methods(config: Config) -> Methods:
     aggregator = build.make(config, "aggregation", *parts.aggregation)
     transforms = [build.make(config, "transform", *part) for part in parts.transforms]
     policy = _Policy(config, *parts.replica)
-    return Methods(*config.make_compressors(), aggregator, policy, tuple(transforms))
+    attack = build.make(config, "attack", *parts.attack) if parts.attack else None
+    if attack is not None and attack.targets and dataset is not None:
+        attack.target_ids = _numbers(attack.targets, dataset)
+    compressors = config.make_compressors()
+    return Methods(*compressors, aggregator, policy, tuple(transforms), attack)
+
+
+def _numbers(tokens: Sequence[str], dataset: Any) -> Tensor:
+    """Return items' numbers, from 0, increasing.
+
+    Raises
+    ------
+    ConfigError
+        That names one which is not among them.
+    """
+    known = dataset.field2token_id[dataset.iid_field]
+    for token in tokens:
+        if not known.get(token):  # [PAD] is 0
+            raise ConfigError(
+                f"attack_target: the dataset has no item {token!r}; name it as its "
+                "file does"
+            )
+    return torch.tensor(sorted({int(known[token]) - 1 for token in tokens}))
 
 
 #: What holds before the keys are read.
-NO_PARTS = Parts(("", InverseFrequency), ("", Broadcast), [], [])
+NO_PARTS = Parts(("", InverseFrequency), ("", Broadcast), [], None, [])

@@ -148,10 +148,23 @@ def check_methods(config: Config) -> None:
         key = "compressor" if config[key] is None else key
         _check_table_values(config, "compressor", key, name, compressor_class)
     _check_table_values(config, "aggregation", "aggregation", *config.parts.aggregation)
+    _check_attack(config)
     for key, allowed in config.model_class.requires.items():
         if config[key] not in allowed:
             names = " or ".join(map(str, allowed))
             refuse(config, key, f"{names} with model={config.model}")
+
+
+def _check_attack(config: Config) -> None:
+    """Refuse what an attack cannot act on."""
+    if config.parts.attack is None:
+        return
+    name, found = config.parts.attack
+    if found.of_items and config["item_embedding"] != "full":
+        allowed = f"full with attack={name}, which writes rows of items"
+        refuse(config, "item_embedding", allowed)
+    if found.colluding and config["n_shards"] != 1:
+        refuse(config, "n_shards", f"1 with attack={name}, whose attackers collude")
 
 
 def _check_policy(config: Config) -> None:

@@ -65,6 +65,7 @@ def federation(config: Keys) -> Federation:
         optimization=_server_optimization(config),
         max_update_norm=read(config, "max_update_norm", _POSITIVE),
         report_loss=read(config, "report_loss", BOOLEAN),
+        attack_share=read(config, "attack_share", _SHARE),
     )
 
 

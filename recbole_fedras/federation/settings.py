@@ -115,6 +115,8 @@ class Federation:
         Published: an update whose values have a larger norm together is refused.
     report_loss : bool
         Whether clients tell their training loss with an update.
+    attack_share : float
+        Share of the clients that are hostile, if there is an attack.
     """
 
     seed: int
@@ -128,6 +130,7 @@ class Federation:
     optimization: ServerOptimization = field(default_factory=ServerOptimization)
     max_update_norm: float = 1e6
     report_loss: bool = True
+    attack_share: float = 0.0
 
     def most_participants(self, n_clients: int) -> int:
         """Return how many clients a cohort has at most."""

@@ -15,6 +15,7 @@ from recbole_fedras.compressor.base import Compressor
 from recbole_fedras.data.clients import ClientData
 from recbole_fedras.data.local import TrainClients
 from recbole_fedras.embedding.base import ItemEmbedding
+from recbole_fedras.federation.attacks.base import Attack
 from recbole_fedras.federation.client.newcomer import Newcomers, train_newcomer
 from recbole_fedras.federation.client.objective import Score
 from recbole_fedras.federation.client.shard import ClientMethods, Shard, Start
@@ -84,6 +85,8 @@ class Methods:
     policy : MakePolicy
         A class of :class:`DownlinkPolicy`.
     transforms : sequence of Transform
+    attack : Attack or None
+        What hostile clients do.
     """
 
     uplink: Compressor
@@ -91,13 +94,14 @@ class Methods:
     aggregator: Aggregator
     policy: MakePolicy = Broadcast
     transforms: Sequence[Transform] = ()
+    attack: Attack | None = None
 
     def on_clients(self) -> ClientMethods:
         """Return what a shard needs of them: objects of its own."""
-        uplink, downlink, transforms = copy.deepcopy(
-            (self.uplink, self.downlink, self.transforms)
+        uplink, downlink, transforms, attack = copy.deepcopy(
+            (self.uplink, self.downlink, self.transforms, self.attack)
         )
-        return ClientMethods(uplink, downlink, transforms, self.policy.shared)
+        return ClientMethods(uplink, downlink, transforms, self.policy.shared, attack)
 
 
 def agree(

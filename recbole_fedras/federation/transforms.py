@@ -32,7 +32,7 @@ class SharedUpdate(NamedTuple):
 class Transform:
     """Changes updates where they arise, before they are encoded or applied.
 
-    A subclass overrides one method or both, and never writes to what it is given; its
+    A subclass overrides some methods, and never writes to what it is given; its
     constructor parameters become config keys. The list ``transforms`` names those that
     ship, ``transform_class`` one of your own, or several.
 
@@ -53,6 +53,14 @@ class Transform:
         """Change a client's update, after local training and before error feedback.
 
         ``ctx.sender`` is the client, ``ctx.generator()`` draws its random numbers.
+        """
+        return update
+
+    def on_arrival(self, update: SharedUpdate, ctx: RoundContext) -> SharedUpdate:
+        """Change a client's update at the server, as decoded, before it is combined.
+
+        Clients come in increasing order. It binds those too that do not keep to what
+        :meth:`on_client` says.
         """
         return update
 

@@ -20,6 +20,7 @@ class Stream(IntEnum):
     TIES = 6
     HASHES = 7
     NEWCOMERS = 8
+    ATTACK = 9
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:

@@ -182,6 +182,8 @@ def result_table(result: dict[str, Any]) -> str:
             for phase in ("best_valid", "test")
             for metric, value in (result[f"{phase}_result"] or {}).items()
         ),
+        *((f"exposure {name}", f"{value:.4f}")
+          for name, value in result.get("exposure", {}).items()),
         *(
             (direction, f"{megabytes(cost[f'{direction}_bytes'])}; each time "
                         f"{each[f'{direction}_bytes'] / 1e3:,.1f} kB, "

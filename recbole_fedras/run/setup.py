@@ -15,7 +15,6 @@ from recbole.utils import init_logger, init_seed
 
 from recbole_fedras.config import Config, compat, registry
 from recbole_fedras.config.checkpoint import read_checkpoint
-from recbole_fedras.data.clients import ClientData
 from recbole_fedras.data.dataset import FederatedDataset, client_data
 from recbole_fedras.data.digest import digest_of_dataset, digest_of_frame
 from recbole_fedras.data.place import origin, require_folder
@@ -158,7 +157,7 @@ def make_simulation(
     return kind(
         config.make_model(train_data._dataset),
         client_data(train_data._dataset),
-        methods or config.make_methods(),
+        methods or config.make_methods(train_data._dataset),
         federation or config.federation(),
         config.local_training(),
         config.run_settings().n_jobs,
@@ -167,7 +166,7 @@ def make_simulation(
 
 def simulate(
     config: Config,
-    clients: ClientData,
+    dataset: Any,
     links: Links | None,
     model: FederatedRecommender,
     introduction: Payload | None = None,
@@ -178,7 +177,8 @@ def simulate(
     Parameters
     ----------
     config : Config
-    clients : ClientData
+    dataset : FederatedDataset
+        Of a training loader.
     links : Links or None
         To processes that train, in place of this one.
     model : FederatedRecommender
@@ -190,8 +190,8 @@ def simulate(
     kind = Simulation if links is None else partial(ShardedSimulation, links)
     return kind(
         model,
-        clients,
-        config.make_methods(),
+        client_data(dataset),
+        config.make_methods(dataset),
         config.federation(),
         config.local_training(in_warmup(config, model)),
         config.run_settings().n_jobs,
@@ -204,7 +204,7 @@ def simulated(
     config: Config, train_data: Any, links: Links | None = None
 ) -> MakeRounds[Simulation]:
     """Return what makes rounds of a training loader's interactions, on this machine."""
-    return partial(simulate, config, client_data(train_data._dataset), links)
+    return partial(simulate, config, train_data._dataset, links)
 
 
 def in_warmup(config: Config, model: FederatedRecommender) -> bool:

@@ -130,7 +130,7 @@ class Loaded:
     def __init__(self, config: Config, dataset: Any, clients: Ints) -> None:
         self._config, self._clients = config, clients
         train, valid, test = split_data(config, dataset, clients)
-        self.data = client_data(train._dataset)
+        self._dataset, self.data = train._dataset, client_data(train._dataset)
         self._held_out = {"valid": valid, "test": test}
         device = config.run_settings().device
         self.model = config.make_model(train._dataset).to(device)
@@ -147,7 +147,7 @@ class Loaded:
         """Make the shard anew, with items of rows or of an embedding."""
         config, model, data = self._config, self.model, self.data
         model.begin_or_not(embedding)
-        methods = config.make_methods()
+        methods = config.make_methods(self._dataset)
         agreement = agree(model, config.federation(), data.n_clients, methods, version)
         training = config.local_training(in_warmup(config, model))
         return make_shard(agreement, model, data, methods, training, self._clients)

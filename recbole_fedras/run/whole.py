@@ -7,7 +7,9 @@ from typing import Any
 
 from recbole_fedras.config import Config
 from recbole_fedras.config.checkpoint import plain
+from recbole_fedras.data.dataset import client_data
 from recbole_fedras.run.cost import cost
+from recbole_fedras.run.exposure import exposure
 from recbole_fedras.run.report import RunFolder, result_table, seconds_by_phase
 from recbole_fedras.run.trainer import FederatedTrainer
 
@@ -61,6 +63,9 @@ def train_and_test(
     seconds["evaluation"] += test_seconds
     seconds["total"] += test_seconds
     result = _result(trainer.config, trainer, best, test_result)
+    exposed = _exposed(trainer, train_data, saved)
+    if exposed:
+        result["exposure"] = exposed
     result |= {"seconds": seconds, "run_folder": str(folder.path)}
     if carried := trainer.simulation.carried():
         result["carried"] = carried
@@ -71,6 +76,23 @@ def train_and_test(
     print(result_table(result))
     print(f"Everything is in {folder.path}")
     return result
+
+
+def _exposed(
+    trainer: FederatedTrainer, train_data: Any, saved: bool
+) -> dict[str, float]:
+    """Measure how far an attack's targets got by the round tested; {} without any."""
+    simulation, config = trainer.simulation, trainer.config
+    if config.parts.attack is None or simulation.clients_are_elsewhere:
+        return {}
+    dataset = train_data._dataset
+    attack = config.make_methods(dataset).attack
+    if attack is None or not attack.targets:
+        return {}
+    if not saved:
+        simulation.state_dict()  # which brings what clients hold here
+    topk = config.evaluation_settings().topk
+    return exposure(trainer.model, client_data(dataset), attack.target_ids, topk)
 
 
 def _result(

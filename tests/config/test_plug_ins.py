@@ -14,6 +14,7 @@ from recbole_fedras.__main__ import main
 from recbole_fedras.config import Config
 from recbole_fedras.config.listing import listing
 from recbole_fedras.errors import ConfigError
+from recbole_fedras.federation.attacks.base import draw_attackers
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.quick_start import run_recbole_fedras
 from recbole_fedras.run.setup import make_simulation, prepare_data
@@ -22,8 +23,9 @@ PLUG_INS = '''
 import torch
 
 from recbole.evaluator.base_metric import AbstractMetric, TopkMetric
-from recbole_fedras import Aggregator, RowUpdate, Transform
+from recbole_fedras import Aggregator, Attack, RowUpdate, Transform
 from recbole_fedras.compressor.svd import SVD
+from recbole_fedras.federation.attacks.base import with_values
 from recbole_fedras.federation.server.broadcast import Broadcast
 from recbole_fedras.federation.transforms import SharedUpdate
 
@@ -93,6 +95,19 @@ class Misses(TopkMetric):
         hits, _ = self.used_info(dataobject)
         value = self.factor * (hits.cumsum(axis=1) == 0)
         return self.topk_result("misses", value)
+
+
+class Shout(Attack):
+    """Sends so many times what it trained, to rows only."""
+
+    def __init__(self, loudness=2.0):
+        if loudness == 0:
+            raise ValueError(f"loudness={loudness} must not be 0")
+        self.loudness = loudness
+
+    def on_updates(self, updates, known):
+        rows = updates.rows * self.loudness
+        return with_values(updates, rows, updates.theta)
 
 
 class Bare(AbstractMetric):
@@ -242,6 +257,24 @@ def test_clip_holds_every_update_to_its_norm(workspace):
     assert result["rounds"] == 3
 
 
+def test_an_attack_acts_for_the_share_that_is_hostile(beside):
+    sent = {}
+    for loudness in (1.0, 8.0):
+        own = beside(attack_class="plug_ins.Shout", loudness=loudness, attack_share=0.4)
+        simulation = simulation_of(own, "--model=NCF")
+        sent[loudness] = updates_of(simulation)
+    agreement = simulation.agreement
+    hostile = draw_attackers(agreement.federation.seed, agreement.n_clients, 0.4)
+    loud = [client for client in sent[8.0] if hostile[client]]
+    assert 0 < len(loud) < len(sent[8.0])
+    for client, (update, theta_change) in sent[8.0].items():
+        times = 8 if client in loud else 1
+        assert torch.equal(update.rows, times * sent[1.0][client][0].rows)
+        assert torch.equal(theta_change, sent[1.0][client][1])
+    result = run_recbole_fedras(config_file_list=[own], argv=TINY)
+    assert result["rounds"] == 3
+
+
 def test_several_are_applied_in_order_and_listed(beside):
     own = beside(
         transforms=["clip"], transform_class=["plug_ins.Push"], push=3.0,
@@ -297,6 +330,24 @@ def test_several_runs_have_them_too_in_other_processes(beside, workspace):
         ({"transforms": ["clop"]}, "transforms='clop' is unknown; did you mean 'clip'"),
         ({"transforms": {"clip": 1}}, "transforms=.* must be a list of names"),
         ({"push": 1}, "unknown config key 'push'"),
+        ({"attack_class": "plug_ins.Shout", "loudness": 0}, "loudness=0 must not be 0"),
+        ({"attack": "sign_flop"}, "attack='sign_flop' is unknown; did you mean"),
+        ({"attack": "promote"}, "attack_target must be set: attack='promote' has no"),
+        ({"attack": "alie", "n_shards": 2}, "must be 1 with attack=alie, whose"),
+        ({"attack_share": 1.5}, "attack_share=1.5 is not allowed"),
+        (
+            {
+                "attack": "promote",
+                "attack_target": "x",
+                "item_embedding": "hash",
+                "hash_rows": 9,
+            },
+            "item_embedding='hash' is not allowed; it must be full with",
+        ),
+        (
+            {"attack": "promote", "attack_target": ["no such"]},
+            "attack_target: the dataset has no item 'no such'",
+        ),
         (
             {"transform_class": ["plug_ins.Push", "plug_ins.Push"]},
             "its parameter .keep. is another key of this run",
@@ -322,6 +373,7 @@ def test_values_that_a_class_refuses_are_told_by_key(beside, keys, said):
         ("aggregation_class", "self.rows[update.ids] += self.scale * update.rows"),
         ("transform_class", "rows = RowUpdate(update.items.ids, update.items.rows * "),
         ("replica_class", "super().publish(update)"),
+        ("attack_class", "rows = updates.rows * self.loudness"),
         ("metric_class", "hits, _ = self.used_info(dataobject)"),
     ],
 )
@@ -329,8 +381,11 @@ def test_a_bug_is_named_by_class_and_line(beside, kind, bad, capsys):
     named = {
         "aggregation_class": "OfEven", "transform_class": "Push",
         "replica_class": "Sometimes", "metric_class": "Misses",
+        "attack_class": "Shout",
     }  # fmt: skip
     keys = {kind: f"plug_ins.{named[kind]}"}
+    if kind == "attack_class":
+        keys |= {"attack_share": 0.9}
     if kind == "metric_class":
         keys |= {"metrics": ["Misses"], "valid_metric": "Misses@10"}
     own = beside(**keys)
@@ -351,7 +406,9 @@ def test_a_bug_is_named_by_class_and_line(beside, kind, bad, capsys):
     assert error[-1] == f"recbole-fedras: {expected}"
 
 
-@pytest.mark.parametrize("kind", ["aggregation", "transform", "replica", "metric"])
+@pytest.mark.parametrize(
+    "kind", ["aggregation", "transform", "attack", "replica", "metric"]
+)
 def test_the_documented_class_of_each_kind_acts(workspace, kind):
     pages = (ROOT / "docs" / "plug_ins.md").read_text(encoding="utf-8")
     blocks = pages.split("```python\n# ")[1:]

@@ -26,12 +26,17 @@ from recbole_fedras.run.shards import Loaded
 
 #: Two blocks of clients, which two processes may hold.
 WIDE = [argument.replace("fraction=0.25", "fraction=0.8") for argument in TINY]
+HOSTILE = {
+    "attack": "promote", "attack_target": "i3", "attack_share": 0.4,
+    "aggregation": "krum", "transforms": ["clip_rows"],
+}  # fmt: skip
 FULL = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}
 WARM = {"item_embedding": "rq", "rq_codes": 8, "warmup_rounds": 2}
 CASES = [
     ("NCF", {"replica": "personal", "uplink_feedback": True}),
     ("NCF", {"compressor": "KLT", "bandwidth": [0.5, 0.75], "user_optimizer": "adam"}),
     ("MF", WARM | {"user_optimizer": "adam", "checkpoint_step": 9}),
+    ("NCF", HOSTILE),
     slow("MF", {}),
     slow("MF", {"replica": "stale", "compressor": "TopK"}),
     slow("MF", {"preset": "best", "compression_rate": 0.1}),
@@ -80,6 +85,7 @@ def assert_same(first, second) -> None:
     """Results, rounds, ranks and checkpoints are alike, but for seconds and places."""
     for key in ("test_result", "best_valid_result", "communication", "rounds"):
         assert first[key] == second[key], key
+    assert first.get("exposure") == second.get("exposure")
     rows = [
         [
             {key: row[key] for key in row if not key.startswith("seconds")}

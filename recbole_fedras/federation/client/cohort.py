@@ -27,6 +27,7 @@ def parts(
     data: ClientData,
     training: LocalTraining,
     rows_of_item: int,
+    whole: bool = False,
 ) -> Iterator[list[Invitation]]:
     """Collect clients' messages until their updates reach ``PART_BYTES``.
 
@@ -39,6 +40,8 @@ def parts(
     agreement, data, training
     rows_of_item : int
         Rows of the table that make up an item.
+    whole : bool
+        Whether all clients are one part, however large.
     """
 
     def update_bytes(invitation: Invitation) -> int:
@@ -57,7 +60,7 @@ def parts(
     ):
         members = list(group)
         needed = sum(map(update_bytes, members))
-        if part and size + needed > PART_BYTES:
+        if part and not whole and size + needed > PART_BYTES:
             yield part
             part, size = [], 0
         part += members
@@ -73,8 +76,8 @@ def draw_groups(
     training: LocalTraining,
     round: int,
     whole: bool,
-) -> list[Samples]:
-    """Draw what each group trains on, in threads.
+) -> tuple[list[Ints], list[Samples]]:
+    """Split clients into groups, and draw what each trains on, in threads.
 
     Parameters
     ----------
@@ -95,4 +98,4 @@ def draw_groups(
         counts = (training.n_negatives, training.local_epochs)
         return draw_samples(data, group, *counts, key, training.pairwise)
 
-    return thread_map(draw, groups)
+    return groups, thread_map(draw, groups)

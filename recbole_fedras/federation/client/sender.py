@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedras.compressor.base import CohortUpdate, Compressor, RoundContext
@@ -29,6 +30,8 @@ class Sender:
     transforms : sequence of Transform
     feedback : UplinkFeedback or None
     seconds : Stopwatch
+    hostile : ndarray of bool, shape (n_clients,)
+        Clients that no transform binds.
     """
 
     def __init__(
@@ -38,10 +41,11 @@ class Sender:
         transforms: Sequence[Transform],
         feedback: UplinkFeedback | None,
         seconds: Stopwatch,
+        hostile: NDArray[np.bool_],
     ) -> None:
         self._agreement, self._uplink = agreement, uplink
         self._transforms, self._feedback = transforms, feedback
-        self._seconds = seconds
+        self._seconds, self._hostile = seconds, hostile
 
     def answers(
         self, trained: Trained, round: int, base_of: Callable[[int], Tensor]
@@ -80,16 +84,13 @@ class Sender:
         changed = []
         for index, ctx in enumerate(ctxs):
             update = SharedUpdate(updates[index], updates.theta[index])
-            for transform in self._transforms:
-                update = transform.on_client(update, ctx)
+            if not self._hostile[ctx.sender]:
+                for transform in self._transforms:
+                    update = transform.on_client(update, ctx)
             changed.append(update)
-        return CohortUpdate(
-            updates.clients,
-            torch.tensor(np.cumsum([0, *(len(update.items) for update in changed)])),
-            torch.cat([update.items.ids for update in changed]),
-            torch.cat([update.items.rows for update in changed]),
-            torch.stack([update.theta for update in changed]),
-        )
+        theta = torch.stack([update.theta for update in changed])
+        rows = [update.items for update in changed]
+        return CohortUpdate.of(updates.clients, rows, theta)
 
     def _encoded(
         self, updates: CohortUpdate, ctxs: Sequence[RoundContext]

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from recbole_fedras.compressor.base import Compressor
-from recbole_fedras.data.clients import ClientData
+from recbole_fedras.data.clients import ClientData, Samples
 from recbole_fedras.embedding.base import ItemEmbedding, take_introduction
 from recbole_fedras.errors import NonFiniteError
+from recbole_fedras.federation.attacks.base import Attack
+from recbole_fedras.federation.client.attackers import Attackers
 from recbole_fedras.federation.client.cohort import draw_groups, parts
 from recbole_fedras.federation.client.feedback import UplinkFeedback
 from recbole_fedras.federation.client.replicas import (
@@ -70,12 +72,15 @@ class ClientMethods(NamedTuple):
         Applied to each update, in their order.
     shared_replicas : bool
         Whether clients of a bandwidth tier hold one table, ``DownlinkPolicy.shared``.
+    attack : Attack or None
+        What the share ``Federation.attack_share`` of clients does.
     """
 
     uplink: Compressor
     downlink: Compressor
     transforms: Sequence[Transform] = ()
     shared_replicas: bool = True
+    attack: Attack | None = None
 
 
 class _Private(NamedTuple):
@@ -167,8 +172,14 @@ class Shard:
         if agreement.federation.uplink_feedback:
             self.feedback = UplinkFeedback(agreement, len(self.clients))
         self.seconds = Stopwatch()
+        self._attackers = Attackers(agreement, methods.attack)
         self._sender = Sender(
-            agreement, methods.uplink, methods.transforms, self.feedback, self.seconds
+            agreement,
+            methods.uplink,
+            methods.transforms,
+            self.feedback,
+            self.seconds,
+            self._attackers.hostile,
         )
         self._workspace = Workspace()
         self._pending: list[_Private] = []
@@ -212,7 +223,12 @@ class Shard:
         self.settle(())  # what no receipt came for
         n_parts = 1 if self.embedding is None else self.embedding.n_parts
         for part in parts(
-            messages, self._agreement, self._data, self.training, n_parts
+            messages,
+            self._agreement,
+            self._data,
+            self.training,
+            n_parts,
+            self._attackers.colluding,
         ):
             with self.seconds("compression"):
                 self._apply([message for invitation in part for message in invitation])
@@ -284,26 +300,31 @@ class Shard:
             tables,
             self.replicas.table_of(clients.tolist()),
         )
+        model = self.model._replace(theta=unflatten(theta, self.model.theta))
         with self.seconds("local_training"):
             trained = train_cohort(
-                self.model._replace(theta=unflatten(theta, self.model.theta)),
+                model,
                 participants,
-                draw_groups(
-                    clients,
-                    self._agreement,
-                    self._data,
-                    self.training,
-                    round,
-                    whole=tables.device.type != "cpu",
-                ),
+                self._samples(clients, round),
                 self.training,
                 self._uplink.gradient_map(
                     self._agreement.budgets[0], self._agreement.context(round)
                 ),
                 self._workspace,
             )
-        self._require_finite(trained, round)
-        return trained
+            self._require_finite(trained, round)
+            return self._attackers.forge(trained, model, participants, round)
+
+    def _samples(self, clients: Ints, round: int) -> list[Samples]:
+        """Draw what each group trains on; attackers may label theirs otherwise."""
+        whole = self.replicas.tables.device.type != "cpu"
+        agreement, training = self._agreement, self.training
+        groups, drawn = draw_groups(
+            clients, agreement, self._data, training, round, whole
+        )
+        for group, samples in zip(groups, drawn, strict=True):
+            self._attackers.mislabel(samples, group, training.pairwise)
+        return drawn
 
     def _base_of(self, client: int) -> Tensor:
         return self.replicas.tables[int(self.replicas.table_of([client])[0])]

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from recbole_fedras.compressor.base import Compressor, RowUpdate
 from recbole_fedras.federation.protocol import Agreement, Ints, get_theta
-from recbole_fedras.federation.server.aggregation import Aggregator
 from recbole_fedras.numeric.parallel import thread_map
 from recbole_fedras.wire.message import Kind, Message
 from recbole_fedras.wire.payload import PayloadError
@@ -49,7 +48,8 @@ class Intake:
     ----------
     agreement : Agreement
     uplink : Compressor
-    aggregator : Aggregator
+    add : callable
+        ``add(client, update, theta_change)`` counts a client's update, as decoded.
     round : int
     cohort : ndarray of int64, shape (n_invited,)
         Increasing.
@@ -67,13 +67,13 @@ class Intake:
         self,
         agreement: Agreement,
         uplink: Compressor,
-        aggregator: Aggregator,
+        add: Callable[[int, RowUpdate, Tensor], None],
         round: int,
         cohort: Ints,
         base_of: Callable[[int], Tensor],
     ) -> None:
         self._agreement, self._uplink, self._base_of = agreement, uplink, base_of
-        self._aggregator, self._round = aggregator, round
+        self._count, self._round = add, round
         self._due = cohort.tolist()  # whose turn it is, the last first
         self._due.reverse()
         self._invited = set(self._due)
@@ -169,7 +169,7 @@ class Intake:
             if isinstance(decoded, PayloadError):
                 self.refusals.append(Refusal(header.client, str(decoded)))
                 continue
-            self._aggregator.add(header.client, *decoded)
+            self._count(header.client, *decoded)
             self.counted.append(header.client)
             if header.loss is not None and header.n_samples is not None:
                 self._loss += header.loss

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from recbole_fedras.compressor.base import Compressor
+from recbole_fedras.compressor.base import Compressor, RowUpdate
 from recbole_fedras.errors import FederationError
 from recbole_fedras.federation.protocol import Agreement, Ints, receipt
 from recbole_fedras.federation.server.aggregation import Aggregator
@@ -63,7 +64,7 @@ class Server:
     eligible : ndarray of int64
         Clients that have something to train on.
     transforms : sequence of Transform
-        Applied to each aggregate, in their order.
+        Applied to what arrives and to each aggregate, in their order.
 
     Attributes
     ----------
@@ -135,7 +136,7 @@ class Server:
         self._intake = Intake(
             self._agreement,
             self._uplink,
-            self.aggregator,
+            self._count,
             round,
             cohort,
             self.policy.mirror_of,
@@ -172,6 +173,16 @@ class Server:
         """
         with self.seconds("aggregation"):
             return self._intake.take(answer)
+
+    def _count(self, client: int, update: RowUpdate, theta_change: Tensor) -> None:
+        """Add a client's update, after what transforms make of it."""
+        if self._transforms:
+            ctx = self._agreement.context(self.round, client)
+            arrived = SharedUpdate(update, theta_change)
+            for transform in self._transforms:
+                arrived = transform.on_arrival(arrived, ctx)
+            update, theta_change = arrived
+        self.aggregator.add(client, update, theta_change)
 
     def close(self) -> Closed:
         """Combine what has come, step, and publish; who did not answer is left out.

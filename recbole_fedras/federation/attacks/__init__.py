@@ -1,0 +1,1 @@
+"""What hostile clients send instead of what they have trained."""

@@ -1,0 +1,105 @@
+"""Bounds on what a client may change, found from what clients sent before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_fedras.compressor.base import RoundContext, RowUpdate
+from recbole_fedras.federation.transforms import SharedUpdate, Transform
+
+
+class _Quantiles(Transform):
+    """Holds bounds, each a quantile over clients of the round before.
+
+    The server finds and enforces them where an update arrives, so nobody needs to be
+    told, and nobody can pass by. The first round has none but ``max_update_norm``. A
+    round that fails leaves the bounds as they were.
+    """
+
+    def __init__(self, key: str, quantile: float) -> None:
+        if type(quantile) not in (int, float) or not 0 < quantile <= 1:
+            raise ValueError(f"{key}={quantile!r} must be above 0 and at most 1")
+        self._quantile = float(quantile)
+        self._bounds: list[float] = []
+        self._norms: list[list[float]] = []
+
+    def _note(self, *norms: float) -> list[float]:
+        """Note a client's norms; return the bounds, infinite without any."""
+        self._norms.append(list(norms))
+        return self._bounds or [np.inf] * len(norms)
+
+    def on_aggregate(self, update: SharedUpdate, ctx: RoundContext) -> SharedUpdate:
+        """Find the next round's bounds; the aggregate stays as it is."""
+        found = np.quantile(np.array(self._norms), self._quantile, axis=0)
+        self._bounds = [float(bound) or np.inf for bound in found]
+        self._norms = []
+        return update
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the bounds."""
+        return {"bounds": list(self._bounds)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them, and forget an unfinished round's norms."""
+        self._bounds, self._norms = list(state["bounds"]), []
+
+
+class ClipToQuantile(_Quantiles):
+    """Scales a client's whole update down to a quantile of the norms of earlier ones.
+
+    Source: Andrew, Thakkar, McMahan and Ramaswamy, "Differentially Private Learning
+    with Adaptive Clipping" (NeurIPS 2021): the bound follows a quantile of unclipped
+    norms. **Departures**: the quantile is exact, of the round before, and not private.
+
+    Parameters
+    ----------
+    clip_quantile : float
+        Above 0 and at most 1; 0.5: the median client's.
+    """
+
+    def __init__(self, clip_quantile: float = 0.5) -> None:
+        super().__init__("clip_quantile", clip_quantile)
+
+    def on_arrival(self, update: SharedUpdate, ctx: RoundContext) -> SharedUpdate:
+        """Return ``update min(1, bound / |update|)``."""
+        norm = update.norm()
+        (bound,) = self._note(norm)
+        if norm <= bound:
+            return update
+        rows = RowUpdate(update.items.ids, update.items.rows * (bound / norm))
+        return SharedUpdate(rows, update.theta * (bound / norm))
+
+
+class ClipRows(_Quantiles):
+    """Scales each row of a client's update down to what rows of earlier ones were.
+
+    A client's rows count by their median norm, so one that sends many rows moves the
+    bound no more than one that sends few. The network has a bound of its own. Nothing
+    depends on how many clients trained a row: it holds for one as for a hundred.
+
+    Parameters
+    ----------
+    row_clip_quantile : float
+        Above 0 and at most 1, over clients.
+    """
+
+    def __init__(self, row_clip_quantile: float = 0.5) -> None:
+        super().__init__("row_clip_quantile", row_clip_quantile)
+
+    def on_arrival(self, update: SharedUpdate, ctx: RoundContext) -> SharedUpdate:
+        """Scale rows, and the network's change."""
+        norms = update.items.rows.norm(dim=1)
+        typical = float(norms.median()) if len(norms) else 0.0
+        of_theta = float(update.theta.norm())
+        bound, theta_bound = self._note(typical, of_theta)
+        rows = update.items.rows * _factors(norms, bound)[:, None]
+        theta = update.theta * min(1.0, theta_bound / max(of_theta, 1e-30))
+        return SharedUpdate(RowUpdate(update.items.ids, rows), theta)
+
+
+def _factors(norms: Tensor, bound: float) -> Tensor:
+    return torch.clamp(bound / norms.clamp(min=1e-30), max=1.0)
