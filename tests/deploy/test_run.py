@@ -84,7 +84,8 @@ def test_a_run_with_a_killed_worker_ends_with_the_simulations_bits(workspace):
             process.wait(60)
     (folder,) = workspace.glob("deployed/*")
     result = json.loads((folder / "result.json").read_text())
-    assert result["communication"].pop("carried")["answers"] > 0
+    assert result["carried"]["answers"] > 0
+    assert result["carried"]["carrier"]["from_nodes"] > result["carried"]["answers"]
     for key in ("test_result", "best_valid_result", "communication", "rounds"):
         assert json.loads(json.dumps(simulated[key])) == result[key], key
     one, other = (
