@@ -81,6 +81,7 @@ def test_coordinate_wise_rules_are_numpys(make, rule, n_clients):
     np.testing.assert_allclose(theta, rule(thetas), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_geometric_median_has_the_least_sum_of_distances():
     updates = updates_of(20)
     update, theta = combined(GeometricMedian(), updates)

@@ -128,9 +128,13 @@ def test_a_run_resumes_with_another_number_of_shards(run, workspace, shards_here
     assert best[0].equals(best[1])
 
 
-def test_what_cannot_be_spread_is_refused(run):
+@pytest.mark.slow
+def test_there_are_no_more_shards_than_blocks_of_users(run):
     with pytest.raises(ConfigError, match="at most 1 with 40 users: those of 64 conse"):
         run(n_shards=2)
+
+
+def test_what_cannot_be_spread_is_refused(run):
     with pytest.raises(ConfigError, match=r"metrics=.* means over users with n_shards"):
         run(n_shards=2, metrics=["Hit", "GAUC"], valid_metric="Hit@10")
     with pytest.raises(ConfigError, match="eval_candidates='recbole'"):
