@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -51,12 +50,11 @@ class Deployment:
         )
 
     def start_server(self, trust: str = "--keys=keys") -> None:
-        host = "127.0.0.1" if trust == "--insecure" else "0.0.0.0"  # noqa: S104
         self.processes["server"] = self.deploy(
             "server",
             trust,
             "--folder=server",
-            f"--address={host}:{self.port}",
+            f"--address=127.0.0.1:{self.port}",
             "--app=app",
             f"--epochs={self._epochs}",
             f"--checkpoint_dir={self.rows}",
@@ -118,7 +116,7 @@ def deployment(tmp_path: Path) -> Iterator[Callable[[int], Deployment]]:
         one.end()
 
 
-def test_exchanges_go_on_while_processes_are_killed_and_strangers_knock(deployment):
+def test_exchanges_go_on_while_processes_are_killed(deployment):
     here = deployment(epochs=40)
     here.start_server()
     here.start_shard("a")
@@ -132,8 +130,6 @@ def test_exchanges_go_on_while_processes_are_killed_and_strangers_knock(deployme
     os.kill(here.child("a", "worker"), signal.SIGKILL)
     assert here.deploy("keys", "keys", "--nodes", "c").wait(60) == 0
     here.start_shard("c")  # whose key the server has not registered
-    told = [status_from_elsewhere(here.port, path) for path in PATHS]
-    assert told == [403, 403, 415]  # what nodes do is let in, and then not understood
 
     # Exchanges end at their deadline; a worker of its own begins anew.
     here.wait_for(lambda rows: "b" not in rows[-1]["workers"], within=40)
@@ -156,20 +152,6 @@ def test_exchanges_go_on_while_processes_are_killed_and_strangers_knock(deployme
 
     here.end()
     assert not here.running()
-
-
-PATHS = ("/v1/control/list-runs", "/v1/runtime/acquire-task", "/v1/fleet/pull-messages")
-
-
-def status_from_elsewhere(port: int, path: str) -> int:
-    """Knock at the server as another machine would: not by the loopback device."""
-    import httpx
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing; tells our own address
-        own = probe.getsockname()[0]
-    url = f"https://{own}:{port}{path}"
-    return httpx.post(url, verify=False).status_code  # noqa: S501
 
 
 def test_a_run_that_fails_says_why_and_leaves_nothing(deployment):
