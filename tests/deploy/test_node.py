@@ -136,7 +136,8 @@ def test_answers_that_are_lost_are_asked_for_again(run, parts, seed):
     assert_same(simulated, deployed(parts, links, "NCF", replica="personal"))
 
 
-def test_a_server_that_starts_again_goes_on_where_it_was(run, parts, monkeypatch):
+@pytest.mark.parametrize("step", [8, slow(4)])
+def test_a_server_that_starts_again_goes_on_where_it_was(run, parts, step):
     """Killed after a round's checkpoint and before its evaluation."""
     keys = {"replica": "personal", "uplink_feedback": True}
     simulated = run("MF", **KEYS, **keys)
@@ -154,7 +155,7 @@ def test_a_server_that_starts_again_goes_on_where_it_was(run, parts, monkeypatch
             raise KilledError
         return False
 
-    for kill.at in range(6, 24, 4):
+    for kill.at in range(6, 24, step):
         asked = 0
         links._loses = kill
         with pytest.raises(KilledError):

@@ -165,8 +165,8 @@ def test_local_rows_are_what_the_items_need(data):
 @pytest.mark.parametrize(
     ("model", "replica"),
     [
-        ("MF", "broadcast"),
         ("NCF", "personal"),
+        slow("MF", "broadcast"),
         slow("MF", "personal"),
         slow("NCF", "broadcast"),
     ],

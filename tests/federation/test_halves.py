@@ -13,6 +13,7 @@ import msgpack
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from methods import NAMES, make
 from population import (
     DIM,
@@ -139,15 +140,16 @@ def hold(pipe, name, settings, compressor, training, clients) -> None:
 
 
 CASES = [
-    *((name, "MF", {}, TRAINING) for name in NAMES),
-    ("FedRAS", "NCF", {}, TRAINING),
+    *((name, "MF", {}, TRAINING) for name in NAMES[::3]),
+    *(slow(name, "MF", {}, TRAINING) for name in [*NAMES[1::3], *NAMES[2::3]]),
+    slow("FedRAS", "NCF", {}, TRAINING),
     ("SVD", "NCF", {"uplink_feedback": True}, ADAM),
     ("FedRAS", "MF", {"replica": "stale"}, TRAINING),
-    ("TopK", "NCF", {"replica": "stale"}, TRAINING),
+    slow("TopK", "NCF", {"replica": "stale"}, TRAINING),
     ("FedRAS", "NCF", {"replica": "personal", "uplink_feedback": True}, TRAINING),
     ("KLT", "MF", {"replica": "personal"}, TRAINING),
     ("KLT", "MF", {"downlink_feedback": True, "rates": (0.5, 0.75)}, TRAINING),
-    ("FedRAS", "MF", {"rates": (0.5, 0.75)}, TRAINING),
+    slow("FedRAS", "MF", {"rates": (0.5, 0.75)}, TRAINING),
     ("FedRAS", "MF", {"uplink_feedback": True, "downlink_feedback": True}, TRAINING),
     ("TopK", "hash", {}, TRAINING),
     ("FedRAS", "rq", {"uplink_feedback": True}, TRAINING),

@@ -10,6 +10,7 @@ import msgpack
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from methods import NAMES, make
 from population import (
     DIM,
@@ -349,9 +350,9 @@ def fail(*_, **__):
     "keys",
     [
         {},
-        {"replica": "stale"},
+        slow({"replica": "stale"}),
         {"replica": "personal"},
-        {"downlink_feedback": True, "rates": (0.5, 0.75)},
+        slow({"downlink_feedback": True, "rates": (0.5, 0.75)}),
     ],
 )
 def test_a_round_that_fails_leaves_nothing(keys, where, data, monkeypatch):

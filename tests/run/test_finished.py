@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import slow
 from recbole.utils.case_study import full_sort_topk
 
 from recbole_fedras import load_run
@@ -115,15 +116,15 @@ def test_the_command_line_prints_and_writes(run, tmp_path, capsys):
     [
         ("MF", {"compressor": "none"}),
         ("MF", {"replica": "personal", "user_optimizer": "adam"}),
-        ("MF", {"bandwidth": [0.5, 0.75], "bandwidth_tiers": 2}),
-        ("MF", {"item_embedding": "hash", "item_base": "warmup", "use_base": True,
-                "warmup_rounds": 1}),
-        ("MF", {"upload": "gradient", "local_epochs": 1, "server_optimizer": "adam",
-                "server_learning_rate": 0.01}),
+        slow("MF", {"bandwidth": [0.5, 0.75], "bandwidth_tiers": 2}),
+        slow("MF", {"item_embedding": "hash", "item_base": "warmup", "use_base": True,
+                    "warmup_rounds": 1}),
+        slow("MF", {"upload": "gradient", "local_epochs": 1,
+                    "server_optimizer": "adam", "server_learning_rate": 0.01}),
         ("NCF", {"replica": "stale", "local_objective": "sam"}),
         ("GMF", {"item_embedding": "lora", "item_rank": 2}),
         ("LightFR", {"embedding_size": 16}),
-        ("FedBPR", {}),
+        slow("FedBPR", {}),
         ("FedNeuMF", {"embedding_size": 8, "mf_embedding_size": 4,
                       "mlp_embedding_size": 4, "mlp_hidden_size": [4]}),
     ],
@@ -151,6 +152,7 @@ def test_somebody_new_is_known_by_their_items(run, model, keys):
     pd.testing.assert_frame_equal(finished.recommend(["u1"]), before["all"])
 
 
+@pytest.mark.slow
 def test_similar_users_are_recommended_similar_items(run):
     """Users of the two groups of ``tiny`` like items below and from i30 only."""
     keys = {"client_fraction": 1.0, "init_std": 0.1, "epochs": 60, "eval_step": 60}

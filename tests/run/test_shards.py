@@ -33,7 +33,7 @@ HOSTILE = {
 FULL = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}
 WARM = {"item_embedding": "rq", "rq_codes": 8, "warmup_rounds": 2}
 CASES = [
-    ("NCF", {"replica": "personal", "uplink_feedback": True}),
+    slow("NCF", {"replica": "personal", "uplink_feedback": True}),
     ("NCF", {"compressor": "KLT", "bandwidth": [0.5, 0.75], "user_optimizer": "adam"}),
     ("MF", WARM | {"user_optimizer": "adam", "checkpoint_step": 9}),
     ("NCF", HOSTILE),
