@@ -116,6 +116,7 @@ def deployment(tmp_path: Path) -> Iterator[Callable[[int], Deployment]]:
         one.end()
 
 
+@pytest.mark.slow
 def test_exchanges_go_on_while_processes_are_killed(deployment):
     here = deployment(epochs=40)
     here.start_server()
