@@ -18,6 +18,8 @@ from typing import TypeVar
 from joblib import cpu_count
 from tqdm import tqdm
 
+from recbole_fedras.config import registry
+from recbole_fedras.data.place import folder_of
 from recbole_fedras.errors import (
     ConfigError,
     FederationError,
@@ -221,7 +223,10 @@ def _end_with_sweep() -> None:
 
 def _run_cell(measure: Measure, cell: Keys) -> Outcome:
     """Measure in a folder of its own, quietly."""
-    keys = {"data_path": str(Path(cell.get("data_path", "dataset/")).resolve())}
+    # Where it is from here, which may be RecBole's own copy.
+    given = registry.read_properties(".", "overall") | {"data_path": "dataset/"} | cell
+    folder = Path(folder_of(given["dataset"], given["data_path"]))
+    keys = {"data_path": str(folder.resolve().parent)}
     before = Path.cwd()
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory(prefix="recbole-fedras-") as scratch:

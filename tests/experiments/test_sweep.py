@@ -117,3 +117,10 @@ def test_two_sweeps_of_a_folder_lose_nothing(workspace, in_process):
     one.run([cell(seed=1)])
     two.run([cell(seed=2)])
     assert {run["keys"]["seed"] for run in runs_in("out")} == {1, 2}
+
+
+def test_a_cell_finds_the_dataset_that_ships_with_recbole(tmp_path, monkeypatch):
+    """Though it runs in a folder of its own, and there is none called dataset here."""
+    monkeypatch.chdir(tmp_path)
+    found = sweep_module._run_cell(lambda keys: keys, {"compressor": "none"})
+    assert (Path(found["data_path"]) / "ml-100k" / "ml-100k.inter").is_file()
