@@ -274,8 +274,7 @@ def test_a_run_cannot_need_more_shards_than_it_has(parts):
 def test_a_server_that_goes_back_is_refused(parts):
     done = deployed(parts, links_to(parts), "MF", eval_step=1, epochs=6)
     folder = Path(done["run_folder"])
-    if read_checkpoint(folder / "best.pth")["epoch"] == 5:
-        pytest.skip("the best round is the last")
+    assert read_checkpoint(folder / "best.pth")["epoch"] < 5
     best = str(folder / "best.pth")
     with pytest.raises(FederationError, match="is over: this node has come to round"):
         deployed(parts, links_to(parts), "MF", resume=best, epochs=7, eval_step=1)
