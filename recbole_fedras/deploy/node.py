@@ -218,7 +218,9 @@ class DeployedNode(Node):
 
     def _do_again(self, request: bytes) -> None:
         steps = unpack(request)
-        self.perform(step for step in steps if step.what in {"run", *_CHANGES})
+        again = (step for step in steps if step.what in {"run", *_CHANGES})
+        for _ in self.perform(again):
+            pass
 
     def handle(self, request: bytes) -> bytes:
         """Answer, once what is changed is on disk."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from logging import getLogger
@@ -43,7 +43,7 @@ class RankLinks:
         Answers for the shard of rank 0.
     """
 
-    def __init__(self, handle: Callable[[bytes], bytes]) -> None:
+    def __init__(self, handle: Callable[[bytes], Iterable[bytes]]) -> None:
         self._handle = handle
         self._there = list(range(1, world()))
 
@@ -62,11 +62,10 @@ class RankLinks:
         for rank in asked:
             self._send(rank, requests[str(rank)])
         if "0" in requests:
-            yield "0", self._handle(requests["0"])
+            yield from (("0", frame) for frame in self._handle(requests["0"]))
         for rank in asked:
-            answer = self._received(rank)
-            if answer is not None:
-                yield str(rank), answer
+            while frame := self._received(rank):
+                yield str(rank), frame
 
     def _send(self, rank: int, data: bytes) -> None:
         try:
@@ -95,17 +94,31 @@ class RankLinks:
             self._send(rank, b"")
 
 
-def serve(handle: Callable[[bytes], bytes]) -> None:
-    """Answer rank 0, until it ends."""
+def serve(handle: Callable[[bytes], Iterable[bytes]]) -> None:
+    """Answer rank 0, until it ends.
+
+    Frames are sent while the next are made; rank 0 takes them once its own are done.
+    """
     while request := receive(0):
-        send(handle(request), 0)
+        sent = [start_to_send(frame, 0) for frame in handle(request)]
+        sent.append(start_to_send(b"", 0))
+        for parts in sent:
+            for part in parts:
+                part.wait()
+
+
+def start_to_send(data: bytes, rank: int) -> list[dist.Work]:
+    """Begin to send bytes, their number first."""
+    parts = [torch.tensor([len(data)])]
+    if data:
+        parts.append(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    return [work for part in parts if (work := dist.isend(part, rank))]
 
 
 def send(data: bytes, rank: int) -> None:
-    """Send bytes, their number first."""
-    dist.send(torch.tensor([len(data)]), rank)
-    if data:
-        dist.send(torch.frombuffer(bytearray(data), dtype=torch.uint8), rank)
+    """Send bytes."""
+    for part in start_to_send(data, rank):
+        part.wait()
 
 
 def receive(rank: int) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
@@ -94,7 +94,7 @@ def _hold(
     config: Config,
     shard: int,
     n_shards: int,
-    serve: Callable[[Callable[[bytes], bytes]], None],
+    serve: Callable[[Callable[[bytes], Iterable[bytes]]], None],
 ) -> None:
     """Hold a shard, and serve it."""
     n_jobs = config.run_settings().n_jobs
@@ -108,11 +108,13 @@ def _hold(
         serve(handle)
 
 
-def _node(config: Config, shard: int, n_shards: int) -> Callable[[bytes], bytes]:
+def _node(
+    config: Config, shard: int, n_shards: int
+) -> Callable[[bytes], Iterable[bytes]]:
     """Load a shard; return what answers for it."""
     loaded = Loaded.part(config, shard, n_shards)
     first = loaded.begin(0, loaded.model.embedding is not None)
-    return SimulatedNode(first, loaded.evaluate, loaded.begin).handle
+    return SimulatedNode(first, loaded.evaluate, loaded.begin).frames
 
 
 class Loaded:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from logging import getLogger
 from multiprocessing.connection import Connection, wait
 from time import monotonic
@@ -21,10 +21,11 @@ class Links(Protocol):
     def ask(
         self, requests: Mapping[str, bytes], deadline: float | None = None
     ) -> Iterator[tuple[str, bytes]]:
-        """Carry a request to each shard named; yield its name and answer as they come.
+        """Carry a request to each shard named; yield its name and frames as they come.
 
-        Who does not answer within ``deadline`` seconds, or is gone, is missing. A late
-        answer to an earlier request is never yielded.
+        An answer is one frame, or several in their order. Who does not answer within
+        ``deadline`` seconds, or is gone, is missing. What answers an earlier request,
+        late, is never yielded.
         """
 
     def traffic(self) -> dict[str, int]:
@@ -58,7 +59,7 @@ class PipeLinks:
     def ask(
         self, requests: Mapping[str, bytes], deadline: float | None = None
     ) -> Iterator[tuple[str, bytes]]:
-        """Send all, then yield what comes, first come first.
+        """Send all, then yield what comes, first come first; an empty frame ends it.
 
         Requests are numbered, and so are their answers: one that belongs to an earlier
         request is recognised, and dropped.
@@ -77,12 +78,11 @@ class PipeLinks:
                 return
             for pipe in ready:
                 name = pipes[pipe]  # type: ignore[index]
-                answer = self._receive(name)
-                if answer is None:
+                frame = self._receive(name)
+                if frame is None or frame == number:
                     waiting.discard(name)
-                elif answer[:_NUMBER_BYTES] == number:
-                    waiting.discard(name)
-                    yield name, answer[_NUMBER_BYTES:]
+                elif frame[:_NUMBER_BYTES] == number:
+                    yield name, frame[_NUMBER_BYTES:]
 
     def _send(self, name: str, data: bytes) -> bool:
         """Send; return whether there is anybody to take it."""
@@ -122,13 +122,13 @@ class PipeLinks:
             self._pipes.popitem()[1].close()
 
 
-def serve(handle: Callable[[bytes], bytes], pipe: Connection) -> None:
+def serve(handle: Callable[[bytes], Iterable[bytes]], pipe: Connection) -> None:
     """Answer what comes through a pipe, until it is closed.
 
     Parameters
     ----------
     handle : callable
-        Takes a request, returns its answer.
+        Takes a request, yields the frames of its answer; none is empty.
     pipe : Connection
     """
     while True:
@@ -136,6 +136,9 @@ def serve(handle: Callable[[bytes], bytes], pipe: Connection) -> None:
             data = pipe.recv_bytes()
             if not data:
                 return
-            pipe.send_bytes(data[:_NUMBER_BYTES] + handle(data[_NUMBER_BYTES:]))
+            number = data[:_NUMBER_BYTES]
+            for frame in handle(data[_NUMBER_BYTES:]):
+                pipe.send_bytes(number + frame)
+            pipe.send_bytes(number)
         except _GONE:
             return

@@ -126,8 +126,9 @@ class LinkTransport:
     clients_of : mapping of str to ndarray of int64
         Clients of each shard, by its name.
     strict : bool
-        Whether a shard that fails or is lost is an error, as in a simulation. Otherwise
-        its clients are silent in that round, and the log says why.
+        Whether a shard that fails or is lost is an error, as in a simulation; its
+        answers may then come in several frames. Otherwise its clients are silent in
+        that round, all of them, and the log says why.
     about : callable, optional
         Returns the run's name, its server's term and the round, which shards check;
         None: they are of this run alone.
@@ -185,8 +186,8 @@ class LinkTransport:
             name: len({message.header.client for message in invited})
             for name, invited in invitations.items()
         }
-        for name, steps in self._ask(requests, deadline, n_invited):
-            for head, body in steps["answers"].messages if "answers" in steps else ():
+        for name, step in self._ask(requests, deadline, n_invited):
+            for head, body in step.messages if step.what == "answers" else ():
                 yield Answer(head, body, name, self._clients[name])
 
     def settle(self, receipts: Iterable[Message]) -> None:
@@ -244,9 +245,9 @@ class LinkTransport:
                 held = self._versions.get(name, ())
                 steps.insert(0, Step.of("refresh", newest(held)))
         return {
-            name: results[what].value
-            for name, results in self._ask(requests, deadline)
-            if what in results
+            name: step.value
+            for name, step in self._ask(requests, deadline)
+            if step.what == what
         }
 
     def tell(self, what: str, value_of: Mapping[str, Any]) -> None:
@@ -264,8 +265,8 @@ class LinkTransport:
         requests: Mapping[str, list[Step]],
         deadline: float | None = None,
         n_invited: Mapping[str, int] = MappingProxyType({}),
-    ) -> Iterator[tuple[str, dict[str, Step]]]:
-        """Send requests behind what is due; yield what came of them."""
+    ) -> Iterator[tuple[str, Step]]:
+        """Send requests behind what is due; yield shards and steps of their answers."""
         n_due = {name: len(self._due[name]) for name in requests}
         about = [Step("run", value=self._about())] if self._about else []
         frames = {
@@ -279,10 +280,10 @@ class LinkTransport:
             if name not in missing:
                 continue
             steps = self._understood(name, data, n_invited.get(name, 0))
-            if steps is not None:
+            if any(step.what == "held" for step in steps):
                 missing.discard(name)
                 del self._due[name][: n_due[name]]
-                yield name, steps
+            yield from ((name, step) for step in steps)
         if len(requests) - len(missing) < min(self._at_least, len(requests)):
             for name, reason in self._reasons.items():
                 raise FederationError(f"shard {name} failed: {reason}")
@@ -291,25 +292,32 @@ class LinkTransport:
                 + (": its process has died" if self._strict else "")
             )
 
-    def _understood(
-        self, name: str, data: bytes, n_invited: int
-    ) -> dict[str, Step] | None:
-        """Take note of what a shard says of itself; return the rest, if all is well."""
+    def _understood(self, name: str, data: bytes, n_invited: int) -> list[Step]:
+        """Read a frame, and take note of what a shard says of itself.
+
+        Returns
+        -------
+        list of Step
+            What came of the request; the step ``held`` ends it. Nothing of a shard that
+            has failed. Shards that are not trusted have one frame to say all.
+        """
         try:
             self._require_size(len(data), n_invited)
-            steps = {step.what: step for step in unpack(data)}
-            if "failed" not in steps:
-                self._note(name, steps.pop("held", Step("held")).value)
-                if len(steps.get("answers", Step("")).messages) > n_invited:
+            steps = unpack(data)
+            by_name = {step.what: step.value for step in steps}
+            if "failed" not in by_name:
+                if "held" in by_name or not self._strict:
+                    self._note(name, by_name.get("held"))
+                if sum(len(step.messages) for step in steps) > n_invited:
                     raise PayloadError("it answers more often than it was asked")
                 return steps
-            reason = steps["failed"].value
+            reason = by_name["failed"]
             if not (type(reason) is list and len(reason) == 3):
                 raise PayloadError("it does not say what has failed")
         except PayloadError as error:
             reason = ["PayloadError", str(error), ""]
         self._failed(name, *map(str, reason))
-        return None
+        return []
 
     def _require_size(self, size: int, n_invited: int) -> None:
         """Refuse an answer that is larger than any honest one."""

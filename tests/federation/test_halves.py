@@ -136,7 +136,8 @@ def hold(pipe, name, settings, compressor, training, clients) -> None:
         return [value.numpy().tobytes() for value in state_of(shard, clients)]
 
     with torch.no_grad():
-        serve(Node(shard, holds).handle, pipe)
+        whole = Node(shard, holds).handle
+        serve(lambda request: [whole(request)], pipe)
 
 
 CASES = [
@@ -590,7 +591,8 @@ def hold_and_fail(pipe, settings, compressor, clients, how) -> None:
     if how == "raises":
         shard.__class__ = Failing
     with torch.no_grad():
-        serve(Node(shard).handle, pipe)
+        whole = Node(shard).handle
+        serve(lambda request: [whole(request)], pipe)
 
 
 @pytest.mark.parametrize("how", ["raises", "is killed", "hangs"])

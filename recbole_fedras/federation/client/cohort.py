@@ -15,7 +15,7 @@ from recbole_fedras.numeric.rng import Stream, counter_key
 from recbole_fedras.wire.message import Message
 
 #: Updates of a cohort that a shard holds at a time, about; the rest waits its turn.
-PART_BYTES = 2**27
+PART_BYTES = 2**23
 
 #: Messages to one client, in their order.
 Invitation = list[Message]

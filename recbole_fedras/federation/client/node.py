@@ -11,7 +11,8 @@ from recbole_fedras.federation.client.shard import Shard
 from recbole_fedras.wire.frame import Step, pack, unpack
 from recbole_fedras.wire.message import Message
 
-Do = Callable[[list[Message], Any], Iterator[Step]]
+#: Bytes of updates in a frame, about: enough to be worth it, and soon under way.
+_FRAME_BYTES = 2**18
 
 
 class Node:
@@ -50,25 +51,35 @@ class Node:
         self.is_whole = True
 
     def handle(self, request: bytes) -> bytes:
-        """Do the steps of a request; return what came of them."""
+        """Do the steps of a request; return what came of them, as one frame."""
+        return pack(self._results(request))
+
+    def frames(self, request: bytes) -> Iterator[bytes]:
+        """Do the steps of a request; yield frames of what comes of them, as it comes.
+
+        So the server works on the first updates while the next are made.
+        """
+        for result in self._results(request):
+            yield pack([result])
+
+    def _results(self, request: bytes) -> Iterator[Step]:
+        """Do the steps of a request; say at last how it ended, and what is held."""
         try:
             steps = unpack(request)
-            results = self.perform(steps)
+            yield from self.perform(steps)
             self._done(request, steps)
         except Exception as error:
             self.is_whole = False
             trace = traceback.format_exc()
-            results = [Step("failed", value=[type(error).__name__, str(error), trace])]
+            yield Step("failed", value=[type(error).__name__, str(error), trace])
         held = [list(self.shard.replicas.versions), self.shard.seconds.taken()]
-        return pack([*results, Step("held", value=held)])
+        yield Step("held", value=held)
 
-    def perform(self, steps: Iterable[Step]) -> list[Step]:
-        """Do steps; return what came of them."""
-        results: list[Step] = []
+    def perform(self, steps: Iterable[Step]) -> Iterator[Step]:
+        """Do steps; yield what comes of them."""
         for what, parts, value in steps:
             messages = [Message.from_parts(head, body) for head, body in parts]
-            results += self._do(what, messages, value)
-        return results
+            yield from self._do(what, messages, value)
 
     def _done(self, request: bytes, steps: list[Step]) -> None:
         """Learn that all has gone well, before that is answered."""
@@ -79,8 +90,22 @@ class Node:
         elif what == "refresh":
             self.shard.refresh(messages)
         elif what == "participate":
-            yield Step.of("answers", self.shard.participate(messages))
+            for answers in _batches(self.shard.participate(messages)):
+                yield Step.of("answers", answers)
         elif what == "evaluate" and self._evaluate is not None:
             yield Step("evaluate", value=self._evaluate(value))
         else:
             raise PayloadError(f"step {what!r} is unknown")
+
+
+def _batches(messages: Iterable[Message]) -> Iterator[list[Message]]:
+    """Collect messages until they are worth a frame."""
+    batch: list[Message] = []
+    size = 0
+    for message in messages:
+        batch.append(message)
+        size += len(message)
+        if size > _FRAME_BYTES:
+            yield batch
+            batch, size = [], 0
+    yield batch

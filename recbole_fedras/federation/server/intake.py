@@ -15,8 +15,9 @@ from recbole_fedras.wire.message import Kind, Message
 from recbole_fedras.wire.payload import PayloadError
 from recbole_fedras.wire.transport import Answer
 
-#: Bytes of updates that wait before some are decoded, about.
-WAITING_BYTES = 2**27
+#: Bytes of updates that come before some are decoded, about: while clients in other
+#: processes train, the server works on those that have answered.
+WAITING_BYTES = 2**18
 
 
 #: Of a message that does not say who sent it.
@@ -78,7 +79,7 @@ class Intake:
         self._due.reverse()
         self._invited = set(self._due)
         self._waiting: dict[int, Message] = {}
-        self._waiting_bytes = 0
+        self._new_bytes = 0
         self._answered: set[int] = set()
         self._loss, self._n_samples, self._n_losses = 0.0, 0, 0
         self.refusals: list[Refusal] = []
@@ -97,10 +98,10 @@ class Intake:
             return message
         self._answered.add(client)
         self._waiting[client] = message
-        self._waiting_bytes += len(message)
-        if self._waiting_bytes > WAITING_BYTES:
+        self._new_bytes += len(message)
+        if self._new_bytes > WAITING_BYTES:
             self._add(list(self._in_order()))
-            self._waiting_bytes = sum(map(len, self._waiting.values()))
+            self._new_bytes = 0
         return message
 
     def _read(self, answer: Answer) -> Message | None:
