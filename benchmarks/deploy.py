@@ -1,8 +1,8 @@
 """What Flower adds to an exchange: seconds, CPU seconds, bytes at the socket.
 
-``python benchmarks/deploy.py``: a SuperLink and two SuperNodes on the loopback device,
-with TLS and keys; each node by way of a proxy that counts bytes. ``--stock`` has
-Flower's own way instead of our workers: a process for each message.
+``python benchmarks/deploy.py [--nodes=2]``: a SuperLink and SuperNodes on the loopback
+device, with TLS and keys; each node by way of a proxy that counts bytes. ``--stock``
+has Flower's own way instead of our workers: a process for each message.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from statistics import mean
 
 import psutil
 
@@ -85,18 +86,20 @@ def cpu(process: Process) -> float:
     return sum(sum(one.cpu_times()[:2]) for one in tree)
 
 
-def measure(folder: Path, n_exchanges: int, size: int, stock: bool) -> dict[str, float]:
+def measure(
+    folder: Path, names: list[str], n_exchanges: int, size: int, stock: bool
+) -> dict[str, float]:
     """Run exchanges; return what one of them takes, the first left out."""
-    make_keys(folder / "keys", [], ["a", "b"])
-    for name in ("rows", "server", "a", "b"):
+    make_keys(folder / "keys", [], names)
+    for name in ("rows", "server", *names):
         (folder / name).mkdir()
     link = SuperLink(folder / "server", "127.0.0.1", free_port(), folder / "keys")
     with Family() as family:
         server = link.start(family)
-        proxies = [Proxy(link.port) for _ in "ab"]
+        proxies = [Proxy(link.port) for _ in names]
         nodes = [
             start(family, folder, name, proxy, stock)
-            for name, proxy in zip("ab", proxies, strict=True)
+            for name, proxy in zip(names, proxies, strict=True)
         ]
         marks: list[dict[str, float]] = []
 
@@ -106,10 +109,10 @@ def measure(folder: Path, n_exchanges: int, size: int, stock: bool) -> dict[str,
                     {
                         "seconds": time.time(),
                         "CPU s, server": cpu(server),
-                        "CPU s, SuperNode": sum(cpu(node[-1]) for node in nodes) / 2,
-                        "CPU s, worker": sum(cpu(p) for n in nodes for p in n[:-1]) / 2,
-                        "bytes up": sum(proxy.bytes["up"] for proxy in proxies) / 2,
-                        "bytes down": sum(proxy.bytes["down"] for proxy in proxies) / 2,
+                        "CPU s, SuperNode": mean(cpu(node[-1]) for node in nodes),
+                        "CPU s, worker": mean(sum(map(cpu, n[:-1])) for n in nodes),
+                        "bytes up": mean(proxy.bytes["up"] for proxy in proxies),
+                        "bytes down": mean(proxy.bytes["down"] for proxy in proxies),
                     }
                 )
 
@@ -146,14 +149,16 @@ def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--exchanges", type=int, default=11)
+    parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--size", type=int, default=1_000_000, help="bytes each way")
     parser.add_argument("--stock", action="store_true", help="a process per message")
     arguments = parser.parse_args()
+    names = [f"node{number}" for number in range(arguments.nodes)]
     with tempfile.TemporaryDirectory() as folder:
         found = measure(
-            Path(folder), arguments.exchanges, arguments.size, arguments.stock
+            Path(folder), names, arguments.exchanges, arguments.size, arguments.stock
         )
-    title = f"one exchange with two nodes, {arguments.size:,} bytes each way, by node"
+    title = f"one exchange with {len(names)} nodes, {arguments.size:,} bytes each way"
     rows = [{"what": key, "mean": f"{value:,.2f}"} for key, value in found.items()]
     print(Table(title, rows).markdown())
 
