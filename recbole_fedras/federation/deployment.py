@@ -245,7 +245,7 @@ class Deployment(Rounds):
     def keep_best(self) -> None:
         """Have shards keep what their clients hold, for :meth:`evaluate`."""
         self._best_round = self.round
-        self.transport.note("keep_best", self.round)
+        self.transport.note("keep_best", self.round, self.server.policy.newest)
 
     def state_bytes(self) -> int:
         """Return zero: a shard that is ahead of its server is of no use."""

@@ -197,12 +197,16 @@ class LinkTransport:
             if self._due[name][-1:] != [step]:  # that nothing has counted, once
                 self._due[name].append(step)
 
-    def note(self, what: str, value: Any) -> None:
+    def note(self, what: str, value: Any, newest: Newest) -> None:
         """Let the next request to each shard begin with something that may come twice.
 
-        It needs no answer, and so no exchange of its own.
+        It needs no answer, and so no exchange of its own. Shared tables are brought up
+        to date before, and what was noted earlier and has not been sent is left out.
         """
-        for due in self._due.values():
+        for name, due in self._due.items():
+            due[:] = [step for step in due if step.what not in (what, "refresh")]
+            if missed := newest(self._versions.get(name, ())):
+                due.append(Step.of("refresh", missed))
             due.append(Step(what, value=value))
 
     def state_dict(self) -> dict[str, Any]:
