@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Set,
+)
 from logging import getLogger
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -132,7 +140,7 @@ class LinkTransport:
         Returns the run's name, its server's term and the round, which shards check;
         None: they are of this run alone.
     at_least : int
-        Shards that must answer.
+        Shards that must be there: those that are asked must answer.
     most_bytes : int, optional
         ``Agreement.most_bytes``: an answer that is larger than as much from each client
         invited is not read. None: shards are trusted.
@@ -283,13 +291,29 @@ class LinkTransport:
                 missing.discard(name)
                 del self._due[name][: n_due[name]]
                 yield name, steps
-        if len(requests) - len(missing) < min(self._at_least, len(requests)):
-            for name, reason in self._reasons.items():
-                raise FederationError(f"shard {name} failed: {reason}")
-            raise AbsentError(
-                f"shard {', '.join(sorted(missing))} does not answer"
-                + (": its process has died" if self._strict else "")
-            )
+        if len(requests) - len(missing) < self._at_least:
+            self._require_enough(missing)
+
+    def _require_enough(self, missing: Set[str]) -> None:
+        """Raise an error if too few shards are there; one that was not asked may be.
+
+        Raises
+        ------
+        AbsentError
+            If they are silent.
+        FederationError
+            If one has failed.
+        """
+        there = self._clients.keys() & set(self._links.names()) - missing
+        if len(there) >= self._at_least:
+            return
+        for name, reason in self._reasons.items():
+            raise FederationError(f"shard {name} failed: {reason}")
+        absent = ", ".join(sorted(self._clients.keys() - there))
+        raise AbsentError(
+            f"shard {absent} does not answer"
+            + (": its process has died" if self._strict else "")
+        )
 
     def _understood(
         self, name: str, data: bytes, n_invited: int

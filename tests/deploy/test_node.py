@@ -16,9 +16,10 @@ from recbole_fedras.config.checkpoint import read_checkpoint
 from recbole_fedras.deploy.node import make_handle
 from recbole_fedras.deploy.split import split
 from recbole_fedras.errors import ConfigError, FederationError
-from recbole_fedras.federation import deployment, protocol
+from recbole_fedras.federation import deployment, protocol, simulation
 from recbole_fedras.run.deployed import PROTOCOL, deploy
 from recbole_fedras.wire.frame import Step, pack, unpack
+from recbole_fedras.wire.transport import MemoryTransport
 
 KEYS = {
     "client_fraction": 0.25,
@@ -312,3 +313,46 @@ def test_an_end_that_is_asked_for_does_not_wait_for_shards(parts):
     links._loses = vanish
     with pytest.raises(KeyboardInterrupt):
         deployed(parts, links, "MF")
+
+
+def test_a_cohort_that_is_all_absent_is_a_round_of_nobody(run, workspace, monkeypatch):
+    """A shard is gone from some rounds, of which each invites one block or the other.
+
+    A simulation without those clients in those rounds has the same bits.
+    """
+    monkeypatch.setattr(protocol, "GROUP", 1)  # so that blocks are of 20 users
+    keys = KEYS | {"client_fraction": 0.05, "epochs": 8, "replica": "personal"}
+    gone = set(range(1, 7))  # rounds
+    first = 20  # client of shard 1
+    parts = workspace / "parts"
+    split(Config("MF", "tiny", config_dict=keys), 2, parts)
+
+    class Absent(MemoryTransport):
+        def exchange(self, messages, deadline=None):
+            return super().exchange(
+                message
+                for message in messages
+                if message.header.round not in gone or message.header.client < first
+            )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(simulation, "MemoryTransport", Absent)
+        simulated = run("MF", **keys)
+    counted = [int(row["clients"]) for row in rounds_of(simulated)]
+    assert 0 in counted
+    assert 2 in counted
+
+    links = links_to(parts)
+    honest = links.handles["1"]
+
+    def handle(request: bytes) -> bytes:
+        first = unpack(request)[0]
+        away = first.what == "run" and first.value[2] in gone
+        return honest(b"\xc1" if away else request)
+
+    links.handles["1"] = handle
+    result = deployed(parts, links, "MF", **keys | {"min_shards": 1})
+    assert [row["clients"] for row in rounds_of(result)] == list(map(str, counted))
+    for key in ("loss", "absent", "refused", "drift", "uplink_bytes", "downlink_bytes"):
+        found = [[row[key] for row in rounds_of(one)] for one in (simulated, result)]
+        assert found[0] == found[1], key
