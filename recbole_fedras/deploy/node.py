@@ -17,19 +17,23 @@ from recbole_fedras.data.catalogue import Catalogue
 from recbole_fedras.data.digest import digest_of_dataset
 from recbole_fedras.data.renumber import renumber
 from recbole_fedras.deploy.journal import Journal
+from recbole_fedras.embedding.base import take_introduction
 from recbole_fedras.errors import ConfigError, DataError, PayloadError
 from recbole_fedras.federation.client.node import Node
 from recbole_fedras.federation.client.shard import Shard
+from recbole_fedras.federation.protocol import get_theta
 from recbole_fedras.numeric.parallel import threads
+from recbole_fedras.numeric.theta import flatten, unflatten
 from recbole_fedras.run.deployed import MOST_CLIENTS, OF_EACH_MACHINE, PROTOCOL
 from recbole_fedras.run.setup import load_data
 from recbole_fedras.run.shards import Loaded
 from recbole_fedras.version import __version__
 from recbole_fedras.wire.frame import Step, pack, unpack
 from recbole_fedras.wire.message import Message
+from recbole_fedras.wire.payload import Payload
 
 #: Steps that change what the shard holds.
-_CHANGES = {"participate", "refresh", "settle"}
+_CHANGES = {"begin", "participate", "refresh", "settle"}
 
 #: Keys that name files to read or write, besides those of each machine.
 _FILES = {
@@ -211,10 +215,36 @@ class DeployedNode(Node):
         super().__init__(shard, self._sums)
         self.run, self.loaded, self._journal = run, loaded, journal
         self._round = 0
+        self._begun: dict[str, Any] | None = None
 
     def restore(self) -> None:
         """Do again what has been done before this process began."""
-        self._journal.replay(self.shard.load_state_dict, self._do_again)
+        self._journal.replay(self._load, self._do_again)
+
+    def _state(self) -> dict[str, Any]:
+        return {"begun": self._begun, "shard": self.shard.state_dict()}
+
+    def _load(self, state: dict[str, Any]) -> None:
+        if state["begun"] is not None:
+            self._begin(state["begun"])
+        self.shard.load_state_dict(state["shard"])
+
+    def _begin(self, begun: dict[str, Any]) -> None:
+        """End a warm-up: items become an embedding, users stay as they are."""
+        if begun == self._begun:
+            return
+        before, model = self.shard, self.loaded.model
+        network = model.theta()
+        theta = get_theta(Payload.from_bytes(begun["theta"]), len(flatten(network)))
+        for name, value in unflatten(theta, network).items():
+            network[name].copy_(value)
+        self.shard = self.loaded.begin(begun["version"], embedding=True)
+        self.shard.user_rows.copy_(before.user_rows)
+        self.shard.user_states = before.user_states
+        if begun["once"] is not None:
+            payload = Payload.from_bytes(begun["once"])
+            take_introduction(self.shard.model.embedding, payload)
+        self._begun = begun
 
     def _do_again(self, request: bytes) -> None:
         steps = unpack(request)
@@ -223,7 +253,7 @@ class DeployedNode(Node):
     def handle(self, request: bytes) -> bytes:
         """Answer, once what is changed is on disk."""
         if self._journal.is_long:
-            self._journal.begin_anew(self.shard.state_dict())
+            self._journal.begin_anew(self._state())
         return super().handle(request)
 
     def _done(self, request: bytes, steps: list[Step]) -> None:
@@ -233,6 +263,8 @@ class DeployedNode(Node):
     def _do(self, what: str, messages: list[Message], value: Any) -> Iterator[Step]:
         if what == "run":
             self._require_now(*value)
+        elif what == "begin":
+            self._begin(value)
         elif what == "keep_best":
             self._journal.keep_best(value, self.shard.state_dict())
             yield Step("keep_best")

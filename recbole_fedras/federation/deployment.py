@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from logging import getLogger
 from time import sleep
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 
 from recbole_fedras.errors import AbsentError, ConfigError, FederationError
-from recbole_fedras.federation.protocol import Ints
+from recbole_fedras.federation.protocol import Ints, put_theta
 from recbole_fedras.federation.round import RoundReport, run_round
 from recbole_fedras.federation.rounds import Rounds
 from recbole_fedras.federation.server.server import Server
@@ -96,6 +96,8 @@ class Deployment(Rounds):
         Threads of the server.
     introduction : Payload, optional
         What each client is sent once.
+    version : int
+        Rounds completed before everybody has started from this model.
 
     Raises
     ------
@@ -114,6 +116,7 @@ class Deployment(Rounds):
         n_items: int,
         n_jobs: int,
         introduction: Payload | None = None,
+        version: int = 0,
     ) -> None:
         n_shards = len(members.clients_of)
         if terms.min_shards > n_shards:
@@ -121,7 +124,7 @@ class Deployment(Rounds):
                 f"min_shards={terms.min_shards} is not allowed; it must be at most "
                 f"{n_shards}, the shards that take part in this run"
             )
-        self.agreement = agree(model, federation, members.n_clients, methods)
+        self.agreement = agree(model, federation, members.n_clients, methods, version)
         start = start_of(model)
         self.server: Server = make_server(
             self.agreement, members.eligible, start, methods
@@ -157,6 +160,22 @@ class Deployment(Rounds):
                 report.seconds[phase] = self.transport.seconds[phase]
         self.transport.seconds = {}
         return report
+
+    def go_on_from(self, other: Rounds) -> None:
+        """End a warm-up at the shards too, once they have learnt what counted in it.
+
+        They are told at once what clients are sent once, so that they can evaluate
+        those that it has not reached.
+        """
+        super().go_on_from(other)
+        self.transport.load_state_dict(cast("Deployment", other).transport.state_dict())
+        introduction = self.server.introduction
+        begun = {
+            "version": self.round,
+            "theta": put_theta(Payload(), other.server.parameters.theta).to_bytes(),
+            "once": introduction.to_bytes() if introduction else None,
+        }
+        self.transport.note("begin", begun)
 
     def _run_round(self) -> RoundReport:
         with torch.no_grad(), threads(self._n_jobs):

@@ -26,7 +26,12 @@ from recbole_fedras.federation.deployment import (
 )
 from recbole_fedras.federation.protocol import Ints, block_of
 from recbole_fedras.model import FederatedRecommender
-from recbole_fedras.run.setup import log_of_its_own, require_effect, require_federated
+from recbole_fedras.run.setup import (
+    in_warmup,
+    log_of_its_own,
+    require_effect,
+    require_federated,
+)
 from recbole_fedras.run.sums import metric_names
 from recbole_fedras.run.trainer import FederatedTrainer
 from recbole_fedras.run.whole import begin, train_and_test
@@ -111,10 +116,10 @@ def _require_deployable(config: Config) -> None:
         raise ConfigError(
             "checkpoint_step must be 1 in a deployment: shards do not go back"
         )
-    if config.warmup_rounds or config["item_base"] == "features":
+    if config["item_base"] == "features":
         raise ConfigError(
-            f"item_base={config['item_base']!r} is not allowed in a deployment; it "
-            "must be random: the server has neither items' features nor users"
+            "item_base='features' is not allowed in a deployment; it must be random or "
+            "warmup: the server has no items' features"
         )
 
 
@@ -127,6 +132,8 @@ def _make(
     introduction: Payload | None = None,
     version: int = 0,
 ) -> Deployment:
+    # Not the version that a run is resumed from: what everybody has started from.
+    start = 0 if in_warmup(config, model) else config.warmup_rounds
     deployed = config.deployment_settings()
     return Deployment(
         links,
@@ -138,6 +145,7 @@ def _make(
         n_items,
         config.run_settings().n_jobs,
         introduction,
+        start,
     )
 
 

@@ -31,6 +31,7 @@ from recbole_fedras.run.evaluation import FairCollector, candidate_scores
 from recbole_fedras.run.progress import Interrupt, ProgressBar
 from recbole_fedras.run.randomness import random_state, restore_random_state
 from recbole_fedras.run.report import RunFolder, round_row
+from recbole_fedras.numeric.theta import unflatten
 from recbole_fedras.run.setup import MakeRounds, in_warmup, restore
 from recbole_fedras.run.sums import means
 from recbole_fedras.wire.payload import Payload
@@ -100,6 +101,9 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         source = warm.server.parameters.item_table.cpu().numpy()
         n_items, dim = source.shape
         self.model.copy_held()
+        network = self.model.theta()
+        for name, value in unflatten(warm.server.parameters.theta, network).items():
+            network[name].copy_(value)
         self.model.begin(self.config.make_item_embedding(n_items, dim, source))
         self.simulation = self._make(self.model, self._introduction(), warm.round)
         self.simulation.go_on_from(warm)

@@ -36,6 +36,15 @@ KEYS = {
     },
 }
 
+#: A warm-up, of which users and network are kept.
+WARM = {
+    "item_embedding": "rq",
+    "rq_levels": 2,
+    "rq_codes": 8,
+    "warmup_rounds": 3,
+    "user_optimizer": "adam",
+}
+
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
@@ -90,7 +99,9 @@ def assert_same(simulated, deployed) -> None:
     ("model", "keys"),
     [
         ("NCF", {"replica": "personal", "uplink_feedback": True}),
-        ("MF", {"item_embedding": "hash", "hash_rows": 20}),
+        ("NCF", WARM),
+        slow("NCF", WARM | {"replica": "personal", "uplink_feedback": True}),
+        slow("MF", {"item_embedding": "hash", "hash_rows": 20}),
         slow("MF", {"compressor": "KLT", "bandwidth": [0.5, 0.75]}),
         slow("NCF", {"replica": "stale", "user_optimizer": "adam"}),
         slow("MF", {"preset": "best", "compression_rate": 0.1}),
@@ -101,9 +112,15 @@ def test_a_deployment_ends_with_the_simulations_bits(run, parts, model, keys):
     assert_same(simulated, deployed(parts, links_to(parts), model, **keys))
 
 
-def test_a_node_that_starts_again_goes_on_where_it_was(run, parts):
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"replica": "personal", "uplink_feedback": True, "user_optimizer": "adam"},
+        slow(WARM),
+    ],
+)
+def test_a_node_that_starts_again_goes_on_where_it_was(run, parts, keys):
     """After each answer, one of the nodes is replaced by one that knows its folder."""
-    keys = {"replica": "personal", "uplink_feedback": True, "user_optimizer": "adam"}
     simulated = run("NCF", **KEYS, **keys)
     links, count = links_to(parts), 0
 
@@ -137,10 +154,16 @@ def test_answers_that_are_lost_are_asked_for_again(run, parts, seed):
     assert_same(simulated, deployed(parts, links, "NCF", replica="personal"))
 
 
-@pytest.mark.parametrize("step", [8, slow(4)])
-def test_a_server_that_starts_again_goes_on_where_it_was(run, parts, step):
+@pytest.mark.parametrize(
+    ("step", "keys"),
+    [
+        (8, {"replica": "personal", "uplink_feedback": True}),
+        slow(4, {"replica": "personal", "uplink_feedback": True}),
+        slow(5, WARM),
+    ],
+)
+def test_a_server_that_starts_again_goes_on_where_it_was(run, parts, step, keys):
     """Killed after a round's checkpoint and before its evaluation."""
-    keys = {"replica": "personal", "uplink_feedback": True}
     simulated = run("MF", **KEYS, **keys)
 
     class KilledError(Exception):
@@ -321,8 +344,8 @@ def test_a_cohort_that_is_all_absent_is_a_round_of_nobody(run, workspace, monkey
     A simulation without those clients in those rounds has the same bits.
     """
     monkeypatch.setattr(protocol, "GROUP", 1)  # so that blocks are of 20 users
-    keys = KEYS | {"client_fraction": 0.05, "epochs": 8, "replica": "personal"}
-    gone = set(range(1, 7))  # rounds
+    keys = KEYS | {"client_fraction": 0.05, "epochs": 12, "replica": "personal"}
+    gone = set(range(2, 10))  # rounds
     first = 20  # client of shard 1
     parts = workspace / "parts"
     split(Config("MF", "tiny", config_dict=keys), 2, parts)
