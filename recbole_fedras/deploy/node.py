@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from recbole_fedras.config import Config
+from recbole_fedras.config.recbole_keys import of_data
 from recbole_fedras.data.catalogue import Catalogue
 from recbole_fedras.data.digest import digest_of_dataset
 from recbole_fedras.data.renumber import renumber
@@ -35,6 +37,9 @@ from recbole_fedras.wire.payload import Payload
 #: Steps that change what the shard holds.
 _CHANGES = {"begin", "participate", "refresh", "settle"}
 
+#: Runs whose folders stay when another begins, so that they can be resumed.
+_EARLIER_RUNS = 2
+
 #: Keys that name files to read or write, besides those of each machine.
 _FILES = {
     "benchmark_filename", "config_files", "dataloaders_save_path", "dataset_save_path",
@@ -43,7 +48,7 @@ _FILES = {
 
 
 def make_handle(
-    data_path: Path, dataset: str, folder: Path
+    data_path: Path, dataset: str, folder: Path, config_files: Sequence[str] = ()
 ) -> Callable[[bytes], bytes]:
     """Return what answers for a node.
 
@@ -54,9 +59,15 @@ def make_handle(
     dataset : str
     folder : Path
         For what the node keeps, readable by its owner alone.
+    config_files : sequence of str
+        Of the node's own.
     """
     os.umask(0o077)
-    desk = Desk({"data_path": str(data_path), "dataset": dataset}, folder / "runs")
+    own = Config(
+        config_file_list=config_files,
+        config_dict={"data_path": str(data_path), "dataset": dataset},
+    )
+    desk = Desk(own, folder / "runs")
 
     def handle(request: bytes) -> bytes:
         with torch.no_grad(), threads(-1):
@@ -70,18 +81,26 @@ class Desk:
 
     Parameters
     ----------
-    own : dict of str to object
-        Keys that are the node's own matter.
+    own : Config
+        Of the node's own: where its data are, and which of them count. Classes that a
+        run names are imported from what is installed, the working folder, and the
+        folders of its config files.
     folder : Path
         Of runs' folders.
     """
 
-    def __init__(self, own: dict[str, Any], folder: Path) -> None:
-        self._own, self._folder = own, folder
+    def __init__(self, own: Config, folder: Path) -> None:
+        self._config_of_node, self._folder = own, folder
+        self._of_data = of_data(own.resolved)
+        self._own = {key: own.resolved[key] for key in ("data_path", "dataset")}
         self._node: DeployedNode | None = None
 
     def handle(self, request: bytes) -> bytes:
         """Answer a request; an error is told, and costs nothing but the answer."""
+        with self._config_of_node.in_use():
+            return self._handle(request)
+
+    def _handle(self, request: bytes) -> bytes:
         try:
             first = unpack(request)[0]
             if first.what == "hello":
@@ -116,9 +135,17 @@ class Desk:
         folder = self._folder_of(agreed["run"])
         self._node = self._restored(folder, agreed)
         Journal(folder).write_once("numbers", msgpack.packb(agreed))
+        self._forget_all_but(folder)
         counts = np.diff(self._node.loaded.data.offsets)[self._node.shard.clients]
         eligible = np.packbits(counts > 0).tobytes()
         return {"eligible": eligible, "n_dropped": self._node.n_dropped}
+
+    def _forget_all_but(self, begun: Path) -> None:
+        """Leave what is kept of a run that begins, and of those used last before."""
+        others = [folder for folder in self._folder.iterdir() if folder != begun]
+        others.sort(key=_last_use, reverse=True)
+        for folder in others[_EARLIER_RUNS:]:
+            shutil.rmtree(folder, ignore_errors=True)  # the next run tries again
 
     def _of_run(self, first: Step) -> DeployedNode:
         if first.what != "run":
@@ -135,7 +162,7 @@ class Desk:
         return self._node
 
     def _checked(self, keys: dict[str, Any]) -> dict[str, Any]:
-        """Refuse keys that are a node's own matter: files that it reads and writes.
+        """Refuse keys that are a node's own matter: files, columns, which rows count.
 
         Raises
         ------
@@ -145,6 +172,13 @@ class Desk:
         for key, value in keys.items():
             if key in OF_EACH_MACHINE or (key in _FILES and value):
                 raise ConfigError(f"{key}={value!r} is not for a server to say")
+        for key, value in self._of_data.items():
+            if keys.get(key, value) != value:
+                raise ConfigError(
+                    f"{key}={keys[key]!r} is not what this node reads its data by, "
+                    f"{value!r}: put it into a YAML file that the node is started with "
+                    "(--config_files), if its owner agrees"
+                )
         return keys
 
     def _data_digest(self) -> str | None:
@@ -157,7 +191,7 @@ class Desk:
         return self._folder / run
 
     def _config(self, keys: dict[str, Any]) -> Config:
-        return Config(config_dict=keys | self._own)
+        return Config(config_dict=keys | self._of_data | self._own)
 
     def _restored(self, folder: Path, agreed: dict[str, Any]) -> DeployedNode:
         """Set a run up as it was agreed, and bring it to where it was.
@@ -194,6 +228,11 @@ class Desk:
         node.n_dropped = n_dropped
         node.restore()
         return node
+
+
+def _last_use(folder: Path) -> int:
+    """Return when anything of a run was written last, in nanoseconds."""
+    return max(path.stat().st_mtime_ns for path in [folder, *folder.iterdir()])
 
 
 class DeployedNode(Node):
@@ -241,9 +280,9 @@ class DeployedNode(Node):
         self.shard = self.loaded.begin(begun["version"], embedding=True)
         self.shard.user_rows.copy_(before.user_rows)
         self.shard.user_states = before.user_states
-        if begun["once"] is not None:
-            payload = Payload.from_bytes(begun["once"])
-            take_introduction(self.shard.model.embedding, payload)
+        embedding = self.shard.embedding
+        if embedding is not None and begun["once"] is not None:
+            take_introduction(embedding, Payload.from_bytes(begun["once"]))
         self._begun = begun
 
     def _do_again(self, request: bytes) -> None:

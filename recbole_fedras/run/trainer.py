@@ -27,11 +27,11 @@ from recbole_fedras.errors import FederationError, NonFiniteError
 from recbole_fedras.federation.budgets import make_budgets
 from recbole_fedras.federation.rounds import Rounds
 from recbole_fedras.model import FederatedRecommender
+from recbole_fedras.numeric.theta import unflatten
 from recbole_fedras.run.evaluation import FairCollector, candidate_scores
 from recbole_fedras.run.progress import Interrupt, ProgressBar
 from recbole_fedras.run.randomness import random_state, restore_random_state
 from recbole_fedras.run.report import RunFolder, round_row
-from recbole_fedras.numeric.theta import unflatten
 from recbole_fedras.run.setup import MakeRounds, in_warmup, restore
 from recbole_fedras.run.sums import means
 from recbole_fedras.wire.payload import Payload

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -230,8 +231,10 @@ def _answer(parts, request: list[Step]) -> Step:
 
 def _begun(parts) -> str:
     """Run two rounds; return the name of the run."""
+    folder = parts / "node-0" / "runs"
+    before = set(folder.iterdir()) if folder.is_dir() else set()
     deployed(parts, links_to(parts), "MF", epochs=2)
-    (run,) = (parts / "node-0" / "runs").iterdir()
+    (run,) = set(folder.iterdir()) - before
     return run.name
 
 
@@ -243,6 +246,40 @@ def test_a_server_does_not_say_which_files_a_node_reads(parts, key):
     answer = _answer(parts, [Step("hello", value=about)])
     assert f"{key}='x' is not for a server to say" in answer.value[1]
     assert not (parts / "node-0" / "runs").exists()
+
+
+def test_a_server_does_not_say_which_columns_and_rows_a_node_reads(parts):
+    for keys, named in (
+        ({"ITEM_ID_FIELD": "rating"}, "ITEM_ID_FIELD='rating'"),
+        ({"val_interval": {"rating": "[9,9]"}}, "val_interval={'rating': '[9,9]'}"),
+    ):
+        about = {"protocol": PROTOCOL, "version": "1", "run": "a", "keys": keys}
+        answer = _answer(parts, [Step("hello", value=about)])
+        assert f"{named} is not what this node reads its data by" in answer.value[1]
+
+
+def test_a_nodes_own_files_say_how_it_reads_and_which_classes_there_are(
+    workspace, parts
+):
+    """Of its files only what is about data counts; classes lie beside them."""
+    (workspace / "own").mkdir()
+    (workspace / "own" / "halved.py").write_text(
+        "from recbole_fedras.federation.transforms import Transform\n"
+        "class Halved(Transform):\n    pass\n"
+    )
+    file = workspace / "own" / "node.yaml"
+    file.write_text("user_inter_num_interval: '[9,inf)'\nepochs: 77\n")
+    handle = make_handle(parts / "0", "tiny", parts / "node-0", [str(file)])
+    keys = {"transform_class": "halved.Halved"}
+    about = {"protocol": PROTOCOL, "version": "1", "run": "a", "keys": keys}
+    elsewhere = _answer(parts, [Step("hello", value=about)])
+    assert "'halved.Halved' cannot be imported" in elsewhere.value[1]
+    (found,) = unpack(handle(pack([Step("hello", value=about)])))
+    assert found.what == "hello", found
+    lines = (parts / "0" / "tiny" / "tiny.inter").read_text().splitlines()[1:]
+    counts = Counter(line.split("\t")[0] for line in lines)
+    n_users = sum(count >= 9 for count in counts.values())
+    assert found.value["n_users"] == n_users < len(counts)
 
 
 @pytest.mark.parametrize("name", ["../../x", "", "a/b", "a.b", None, 3, ["a"]])
@@ -268,6 +305,17 @@ def test_what_a_run_began_with_stays(parts):
     assert "numbers of" in answer.value[1]
     evaluation = [Step("run", value=[run, 2**63, 2]), Step("evaluate", value="test")]
     assert _answer(parts, evaluation).value["n_users"] > 0
+
+
+def test_what_a_node_keeps_of_runs_long_over_is_deleted(parts):
+    runs = parts / "node-0" / "runs"
+    kept = []
+    for _ in range(4):
+        kept.append(_begun(parts))
+        assert {folder.name for folder in runs.iterdir()} == set(kept[-3:])
+    (runs / kept[1] / "term").touch()  # asked for since
+    kept.append(_begun(parts))
+    assert {folder.name for folder in runs.iterdir()} == {kept[1], *kept[3:]}
 
 
 def test_a_request_of_a_round_that_is_over_changes_nothing(parts):
