@@ -269,10 +269,11 @@ class DeployedNode(Node):
         self.shard.load_state_dict(state["shard"])
 
     def _begin(self, begun: dict[str, Any]) -> None:
-        """End a warm-up: items become an embedding, users stay as they are."""
+        """Let items be an embedding that the server has fitted; users stay."""
         if begun == self._begun:
             return
         before, model = self.shard, self.loaded.model
+        model.begin_or_not(True)
         network = model.theta()
         theta = get_theta(Payload.from_bytes(begun["theta"]), len(flatten(network)))
         for name, value in unflatten(theta, network).items():
@@ -280,9 +281,9 @@ class DeployedNode(Node):
         self.shard = self.loaded.begin(begun["version"], embedding=True)
         self.shard.user_rows.copy_(before.user_rows)
         self.shard.user_states = before.user_states
-        embedding = self.shard.embedding
-        if embedding is not None and begun["once"] is not None:
-            take_introduction(embedding, Payload.from_bytes(begun["once"]))
+        if self.shard.embedding is not None:
+            once = Payload.from_bytes(begun["once"])
+            take_introduction(self.shard.embedding, once)
         self._begun = begun
 
     def _do_again(self, request: bytes) -> None:

@@ -142,6 +142,7 @@ class Deployment(Rounds):
             at_least=terms.min_shards,
             most_bytes=self.agreement.most_bytes,
         )
+        self._introduce()
 
     def run_round(self) -> RoundReport:
         """Run a round; wait, and run it again, while there are too few shards.
@@ -162,20 +163,25 @@ class Deployment(Rounds):
         return report
 
     def go_on_from(self, other: Rounds) -> None:
-        """End a warm-up at the shards too, once they have learnt what counted in it.
-
-        They are told at once what clients are sent once, so that they can evaluate
-        those that it has not reached.
-        """
+        """End a warm-up at the shards too, once they have learnt what counted in it."""
         super().go_on_from(other)
         self.transport.load_state_dict(cast("Deployment", other).transport.state_dict())
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Tell shards at once what clients are sent once.
+
+        So they can evaluate those that it has not reached.
+        """
         introduction = self.server.introduction
-        begun = {
-            "version": self.round,
-            "theta": put_theta(Payload(), other.server.parameters.theta).to_bytes(),
-            "once": introduction.to_bytes() if introduction else None,
-        }
-        self.transport.note("begin", begun)
+        if introduction is not None:
+            theta = put_theta(Payload(), self.server.parameters.theta)
+            begun = {
+                "version": self.round,
+                "theta": theta.to_bytes(),
+                "once": introduction.to_bytes(),
+            }
+            self.transport.note("begin", begun)
 
     def _run_round(self) -> RoundReport:
         with torch.no_grad(), threads(self._n_jobs):

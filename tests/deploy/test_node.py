@@ -113,6 +113,21 @@ def test_a_deployment_ends_with_the_simulations_bits(run, parts, model, keys):
     assert_same(simulated, deployed(parts, links_to(parts), model, **keys))
 
 
+def test_only_the_server_has_features_of_items(run, workspace):
+    lines = [f"i{item}\t{1950 + item % 7}.0\tg{item % 5}" for item in range(60)]
+    file = workspace / "dataset" / "tiny" / "tiny.item"
+    file.write_text("item_id:token\tyear:float\tgenre:token\n" + "\n".join(lines))
+    columns = {"inter": ["user_id", "item_id", "timestamp"]}
+    columns["item"] = ["item_id", "year", "genre"]
+    keys = KEYS | {"load_col": columns, "item_base": "features", "rq_epochs": 3}
+    keys |= {"item_embedding": "rq", "rq_levels": 2, "rq_codes": 8, "epochs": 4}
+    simulated = run("NCF", **keys)
+    parts = workspace / "parts"
+    split(Config("NCF", "tiny", config_dict=keys), 2, parts)
+    assert not list(parts.rglob("*.item"))
+    assert_same(simulated, deployed(parts, links_to(parts), "NCF", **keys))
+
+
 @pytest.mark.parametrize(
     "keys",
     [
