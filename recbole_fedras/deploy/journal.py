@@ -32,7 +32,9 @@ class Journal:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, parents=True)
+            sync_folder(folder.parent)
         self._folder = folder
         self._state = folder / "state.pth"
         self._best = folder / "best.pth"

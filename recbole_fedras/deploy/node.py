@@ -42,8 +42,8 @@ _EARLIER_RUNS = 2
 
 #: Keys that name files to read or write, besides those of each machine.
 _FILES = {
-    "benchmark_filename", "config_files", "dataloaders_save_path", "dataset_save_path",
-    "preload_weight", "resume", "save_dataloaders", "save_dataset",
+    "config_files", "dataloaders_save_path", "dataset_save_path", "resume",
+    "save_dataloaders", "save_dataset",
 }  # fmt: skip
 
 
@@ -142,7 +142,8 @@ class Desk:
 
     def _forget_all_but(self, begun: Path) -> None:
         """Leave what is kept of a run that begins, and of those used last before."""
-        others = [folder for folder in self._folder.iterdir() if folder != begun]
+        found = [folder for folder in self._folder.iterdir() if folder.is_dir()]
+        others = [folder for folder in found if folder != begun]
         others.sort(key=_last_use, reverse=True)
         for folder in others[_EARLIER_RUNS:]:
             shutil.rmtree(folder, ignore_errors=True)  # the next run tries again
@@ -170,15 +171,15 @@ class Desk:
             That names one.
         """
         for key, value in keys.items():
-            if key in OF_EACH_MACHINE or (key in _FILES and value):
+            if key in self._of_data:
+                if value != self._of_data[key]:
+                    raise ConfigError(
+                        f"{key}={value!r} is not what this node reads its data by, "
+                        f"{self._of_data[key]!r}: put it into a YAML file that the "
+                        "node is started with (--config_files), if its owner agrees"
+                    )
+            elif key in OF_EACH_MACHINE or (key in _FILES and value):
                 raise ConfigError(f"{key}={value!r} is not for a server to say")
-        for key, value in self._of_data.items():
-            if keys.get(key, value) != value:
-                raise ConfigError(
-                    f"{key}={keys[key]!r} is not what this node reads its data by, "
-                    f"{value!r}: put it into a YAML file that the node is started with "
-                    "(--config_files), if its owner agrees"
-                )
         return keys
 
     def _data_digest(self) -> str | None:

@@ -56,6 +56,6 @@ def run(config: str, links: Links) -> None:
     from recbole_fedras.config import Config
     from recbole_fedras.run.deployed import deploy
 
-    keys = yaml.safe_load(config)
+    keys = yaml.safe_load(config) or {}
     files = keys.pop("config_files", [])
     deploy(Config(config_file_list=files, config_dict=keys), links)

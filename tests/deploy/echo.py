@@ -33,7 +33,7 @@ def make_app(folder: Path) -> Path:
 
 
 def make_handle(
-    data_path: Path, dataset: str, folder: Path, config_files: list[str]
+    data_path: Path, dataset: str, folder: Path, config_files: list[str] | None = None
 ) -> Callable[..., bytes]:
     """Answer with the request's bytes in reverse, behind a word of who answers."""
 

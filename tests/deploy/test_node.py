@@ -254,7 +254,7 @@ def _begun(parts) -> str:
 
 
 @pytest.mark.parametrize(
-    "key", ["data_path", "resume", "save_dataset", "benchmark_filename", "config_files"]
+    "key", ["data_path", "resume", "save_dataset", "checkpoint_dir", "config_files"]
 )
 def test_a_server_does_not_say_which_files_a_node_reads(parts, key):
     about = {"protocol": PROTOCOL, "version": "1", "run": "a", "keys": {key: "x"}}
@@ -267,6 +267,7 @@ def test_a_server_does_not_say_which_columns_and_rows_a_node_reads(parts):
     for keys, named in (
         ({"ITEM_ID_FIELD": "rating"}, "ITEM_ID_FIELD='rating'"),
         ({"val_interval": {"rating": "[9,9]"}}, "val_interval={'rating': '[9,9]'}"),
+        ({"benchmark_filename": ["a", "b"]}, "benchmark_filename=['a', 'b']"),
     ):
         about = {"protocol": PROTOCOL, "version": "1", "run": "a", "keys": keys}
         answer = _answer(parts, [Step("hello", value=about)])
