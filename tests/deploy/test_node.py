@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import Counter
 from pathlib import Path
@@ -113,6 +114,7 @@ def test_a_deployment_ends_with_the_simulations_bits(run, parts, model, keys):
     assert_same(simulated, deployed(parts, links_to(parts), model, **keys))
 
 
+@pytest.mark.slow
 def test_only_the_server_has_features_of_items(run, workspace):
     lines = [f"i{item}\t{1950 + item % 7}.0\tg{item % 5}" for item in range(60)]
     file = workspace / "dataset" / "tiny" / "tiny.item"
@@ -325,13 +327,15 @@ def test_what_a_run_began_with_stays(parts):
 
 def test_what_a_node_keeps_of_runs_long_over_is_deleted(parts):
     runs = parts / "node-0" / "runs"
-    kept = []
-    for _ in range(4):
-        kept.append(_begun(parts))
-        assert {folder.name for folder in runs.iterdir()} == set(kept[-3:])
-    (runs / kept[1] / "term").touch()  # asked for since
-    kept.append(_begun(parts))
-    assert {folder.name for folder in runs.iterdir()} == {kept[1], *kept[3:]}
+    for second, run in enumerate(["a", "used", "b", "c"]):
+        (runs / run).mkdir(parents=True)
+        (runs / run / "keys").touch()
+        for path in (runs / run, runs / run / "keys"):
+            os.utime(path, (second, second))
+    (runs / "used" / "keys").touch()  # asked for since, the folder's own time is old
+    os.utime(runs / "used", (1, 1))
+    run = _begun(parts)
+    assert {folder.name for folder in runs.iterdir()} == {run, "used", "c"}
 
 
 def test_a_request_of_a_round_that_is_over_changes_nothing(parts):
