@@ -16,13 +16,7 @@ from recbole_fedras.config.arguments import (
     files_of,
     words,
 )
-from recbole_fedras.errors import (
-    ConfigError,
-    DataError,
-    FederationError,
-    KilledError,
-    NonFiniteError,
-)
+from recbole_fedras.errors import TOLD, ConfigError
 from recbole_fedras.run.console import adapt_output
 
 Value = TypeVar("Value")
@@ -38,13 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     adapt_output()
     argv = list(sys.argv[1:] if argv is None else argv)
     command = _COMMANDS.get(argv[0]) if argv else None
-    told = (ConfigError, DataError, NonFiniteError, FederationError, KilledError)
     try:
         if command is not None:
             command(argv[1:])
         else:
             _run(argv)
-    except told as error:
+    except TOLD as error:
         print(f"recbole-fedras: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever reads the output, as `head`, has had enough

@@ -39,3 +39,7 @@ class AbsentError(FederationError):
 
 class KilledError(ChildProcessError):
     """A process of ours that something else has ended."""
+
+
+#: What ends a command in one line; those derived from them too.
+TOLD = (ConfigError, DataError, NonFiniteError, FederationError, KilledError)

@@ -34,14 +34,41 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file; at the end it is on the disk, and in the path's place."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Open a temporary file; at the end it is on the disk, and in the path's place.
+
+    Whatever happens, also to the machine, the path has the old content or the new.
+    Several processes may write at a time; the last one counts.
+
+    Parameters
+    ----------
+    path : Path
+    mode : int
+        Of the file, before the process's umask.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+    try:
+        with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names of a folder's files on the disk; on Windows they are."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -160,6 +160,11 @@ class Config(MergedConfig):
         return int(self["warmup_rounds"]) if warm else 0
 
     @property
+    def needs_features(self) -> bool:
+        """Whether what items are made of is found from their features."""
+        return self["item_base"] == "features" and self._embedding_needs_source
+
+    @property
     def _embedding_needs_source(self) -> bool:
         return bool(self["use_base"] or self._item_embedding_class.fitted)
 
@@ -171,9 +176,12 @@ class Config(MergedConfig):
         return build.make_item_embedding(self, kind, n_items, dim, source)
 
     def item_embedding_of(self, dataset: Any) -> ItemEmbedding | None:
-        """Build it for a dataset, without a warm-up."""
+        """Build it for a dataset, without a warm-up.
+
+        What features say is missing where they are elsewhere: it comes by a message.
+        """
         source = None
-        if self["item_base"] == "features" and self._embedding_needs_source:
+        if self.needs_features and not dataset.features_are_elsewhere:
             source = item_features(dataset, self["item_features"])
         return self.make_item_embedding(
             dataset.item_num - 1, self["embedding_size"], source

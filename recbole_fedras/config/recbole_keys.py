@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from recbole_fedras.config.forms import (
@@ -219,3 +220,8 @@ def read(key: str, value: Any) -> Any:
 def is_verbatim(key: str) -> bool:
     """Whether an argument is taken as it is written, where it looks like a number."""
     return key in KEYS and KEYS[key].form.verbatim
+
+
+def of_data(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys that say which columns and rows are read, and how."""
+    return {key: keys[key] for key in sorted({*_DATA, *_FILTERS} & keys.keys())}

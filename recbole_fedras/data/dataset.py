@@ -43,6 +43,9 @@ class FederatedDataset(AtomicDataset):
         For data that cannot be read, or that the configured split cannot use.
     """
 
+    #: Whether items' features are the server's, and not to be looked for here.
+    features_are_elsewhere = False
+
     # Filters. They leave rows in the order of the file, and their times as they are.
 
     def _data_filtering(self) -> None:

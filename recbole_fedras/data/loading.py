@@ -30,6 +30,7 @@ class AtomicDataset(Dataset):  # type: ignore[misc]
     """
 
     inter_feat: Any
+    item_feat: Any
 
     @property
     def settings(self) -> DataSettings:

@@ -54,6 +54,7 @@ def renumber(
     _rename(dataset, item, ["[PAD]", *catalogue.tokens])
     _rename(dataset, user, ["[PAD]", *[""] * first, *users, *[""] * others])
     dataset.item_feat = dataset.user_feat = None
+    dataset.features_are_elsewhere = True
     return before - len(dataset.inter_feat)
 
 

@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 HANDLE = "recbole_fedras.deploy.node:make_handle"
 
 
-def read_run(arguments: argparse.Namespace, rest: list[str]) -> tuple[str, str]:
-    """Return a run's keys as YAML, checked as those of any other run; its dataset."""
+def read_run(arguments: argparse.Namespace, rest: list[str]) -> tuple[str, Config]:
+    """Return a run's keys as YAML, checked as those of any other run."""
     import yaml
 
+    from recbole_fedras.config.arguments import files_of
     from recbole_fedras.config.checkpoint import plain
 
     config = config_of(arguments, rest)
-    return yaml.safe_dump(plain(config.external_config_dict)), config.dataset
+    files = [str(Path(file).resolve()) for file in files_of(arguments)]
+    keys = config.external_config_dict | {"config_files": files}
+    return yaml.safe_dump(plain(keys)), config
 
 
 def config_of(arguments: argparse.Namespace, rest: list[str]) -> Config:
@@ -71,6 +74,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     """Take a shard's data."""
     parser.add_argument("--data_path", required=True, help="folder of the dataset's")
     parser.add_argument("--dataset", required=True, help="its name")
+    parser.add_argument(
+        "--config_files",
+        help="YAML files of the node's own: their keys of data count, and classes "
+        "beside them may be named by a run",
+    )
     parser.add_argument("--handle", default=HANDLE, help=argparse.SUPPRESS)
 
 

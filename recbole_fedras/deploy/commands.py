@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from recbole_fedras.config.arguments import files_of
 from recbole_fedras.deploy.arguments import (
     HANDLE,
     add_address,
@@ -145,12 +147,18 @@ def _worker(argv: Sequence[str]) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each poll
     make_handle = pkgutil.resolve_name(arguments.handle)
     handle = make_handle(
-        Path(arguments.data_path), arguments.dataset, Path(arguments.folder)
+        Path(arguments.data_path),
+        arguments.dataset,
+        Path(arguments.folder),
+        files_of(arguments),
     )
     serve(handle, arguments.address, Path(arguments.secret))
 
 
 def _local(argv: Sequence[str]) -> None:
+    import yaml
+
+    from recbole_fedras.config.recbole_keys import of_data
     from recbole_fedras.deploy.keys import make_keys
 
     parser = parser_of("local", "Run server and shards here, on the loopback device.")
@@ -161,7 +169,8 @@ def _local(argv: Sequence[str]) -> None:
     parser.add_argument("--handle", default=HANDLE, help=argparse.SUPPRESS)
     add_run(parser)
     arguments, rest = parser.parse_known_args(argv)
-    config, arguments.dataset = read_run(arguments, rest)
+    text, config = read_run(arguments, rest)
+    arguments.dataset = config.dataset
     folder, port = Path(arguments.folder), free_port()
     paths = {Path(path).name: path for path in arguments.shards}
     if len(paths) < len(arguments.shards):
@@ -172,11 +181,14 @@ def _local(argv: Sequence[str]) -> None:
             make_keys(Path(arguments.keys), [], list(paths))
         arguments.folder = str(folder / "server")
         Path(arguments.folder).mkdir(exist_ok=True)
+        own = folder / "data.yaml"
+        own.write_text(yaml.safe_dump(of_data(config.resolved)), encoding="utf-8")
+        arguments.config_files = shlex.join([*files_of(arguments), str(own)])
         shards = [
             _shard_process(arguments, folder, name, path, port)
             for name, path in paths.items()
         ]
-        _run(arguments, "127.0.0.1", port, config, family, shards)
+        _run(arguments, "127.0.0.1", port, text, family, shards)
 
 
 def _catalogue(argv: Sequence[str]) -> None:
@@ -258,6 +270,7 @@ def _shard_process(
         *(f"--name={name}", f"--superlink=127.0.0.1:{port}"),
         *(f"--folder={folder / name}", f"--data_path={path}"),
         *(f"--dataset={arguments.dataset}", f"--handle={arguments.handle}"),
+        f"--config_files={arguments.config_files}",
         "--insecure" if arguments.insecure else f"--keys={arguments.keys}",
     ]
     env = environment(folder / name / "flower")
@@ -269,4 +282,5 @@ def _worker_command(arguments: argparse.Namespace, folder: Path) -> list[str]:
         *(sys.executable, "-m", "recbole_fedras", "deploy", "worker"),
         *(f"--data_path={arguments.data_path}", f"--dataset={arguments.dataset}"),
         *(f"--handle={arguments.handle}", str(folder)),
+        f"--config_files={arguments.config_files or ''}",
     ]

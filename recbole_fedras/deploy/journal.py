@@ -11,7 +11,7 @@ from typing import Any
 import msgpack
 import torch
 
-from recbole_fedras.config.checkpoint import replacing, write_checkpoint
+from recbole_fedras.config.checkpoint import replacing, sync_folder, write_checkpoint
 from recbole_fedras.errors import PayloadError
 
 #: Requests that are done again at most, when a node starts: a balance of that time and
@@ -32,7 +32,9 @@ class Journal:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, parents=True)
+            sync_folder(folder.parent)
         self._folder = folder
         self._state = folder / "state.pth"
         self._best = folder / "best.pth"
@@ -103,6 +105,8 @@ class Journal:
             except OSError:  # a full disk: leave nothing cut off behind
                 file.truncate(size)
                 raise
+        if not size:  # a new file
+            sync_folder(self._folder)
         self._n_requests += 1
         self._last = request
 
@@ -132,11 +136,8 @@ class Journal:
             if path.read_bytes() != data:
                 raise PayloadError(f"the run has begun, with other {name}")
             return
-        temporary = path.with_name(f".{name}.tmp")
-        temporary.unlink(missing_ok=True)
-        with _private(temporary) as file:
-            _write(data, file)
-        os.replace(temporary, path)
+        with replacing(path, mode=0o600) as file:
+            file.write(data)
 
     def read(self, name: str) -> bytes:
         """Read a file of :meth:`write_once`."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +14,41 @@ import numpy as np
 import torch
 
 from recbole_fedras.config import Config
+from recbole_fedras.config.recbole_keys import of_data
 from recbole_fedras.data.catalogue import Catalogue
 from recbole_fedras.data.digest import digest_of_dataset
 from recbole_fedras.data.renumber import renumber
 from recbole_fedras.deploy.journal import Journal
+from recbole_fedras.embedding.base import take_introduction
 from recbole_fedras.errors import ConfigError, DataError, PayloadError
 from recbole_fedras.federation.client.node import Node
 from recbole_fedras.federation.client.shard import Shard
+from recbole_fedras.federation.protocol import get_theta
 from recbole_fedras.numeric.parallel import threads
+from recbole_fedras.numeric.theta import flatten, unflatten
 from recbole_fedras.run.deployed import MOST_CLIENTS, OF_EACH_MACHINE, PROTOCOL
 from recbole_fedras.run.setup import load_data
 from recbole_fedras.run.shards import Loaded
 from recbole_fedras.version import __version__
 from recbole_fedras.wire.frame import Step, pack, unpack
 from recbole_fedras.wire.message import Message
+from recbole_fedras.wire.payload import Payload
 
 #: Steps that change what the shard holds.
-_CHANGES = {"participate", "refresh", "settle"}
+_CHANGES = {"begin", "participate", "refresh", "settle"}
+
+#: Runs whose folders stay when another begins, so that they can be resumed.
+_EARLIER_RUNS = 2
 
 #: Keys that name files to read or write, besides those of each machine.
 _FILES = {
-    "benchmark_filename", "config_files", "dataloaders_save_path", "dataset_save_path",
-    "preload_weight", "resume", "save_dataloaders", "save_dataset",
+    "config_files", "dataloaders_save_path", "dataset_save_path", "resume",
+    "save_dataloaders", "save_dataset",
 }  # fmt: skip
 
 
 def make_handle(
-    data_path: Path, dataset: str, folder: Path
+    data_path: Path, dataset: str, folder: Path, config_files: Sequence[str] = ()
 ) -> Callable[[bytes], bytes]:
     """Return what answers for a node.
 
@@ -50,9 +59,15 @@ def make_handle(
     dataset : str
     folder : Path
         For what the node keeps, readable by its owner alone.
+    config_files : sequence of str
+        Of the node's own.
     """
     os.umask(0o077)
-    desk = Desk({"data_path": str(data_path), "dataset": dataset}, folder / "runs")
+    own = Config(
+        config_file_list=config_files,
+        config_dict={"data_path": str(data_path), "dataset": dataset},
+    )
+    desk = Desk(own, folder / "runs")
 
     def handle(request: bytes) -> bytes:
         with torch.no_grad(), threads(-1):
@@ -66,18 +81,26 @@ class Desk:
 
     Parameters
     ----------
-    own : dict of str to object
-        Keys that are the node's own matter.
+    own : Config
+        Of the node's own: where its data are, and which of them count. Classes that a
+        run names are imported from what is installed, the working folder, and the
+        folders of its config files.
     folder : Path
         Of runs' folders.
     """
 
-    def __init__(self, own: dict[str, Any], folder: Path) -> None:
-        self._own, self._folder = own, folder
+    def __init__(self, own: Config, folder: Path) -> None:
+        self._config_of_node, self._folder = own, folder
+        self._of_data = of_data(own.resolved)
+        self._own = {key: own.resolved[key] for key in ("data_path", "dataset")}
         self._node: DeployedNode | None = None
 
     def handle(self, request: bytes) -> bytes:
         """Answer a request; an error is told, and costs nothing but the answer."""
+        with self._config_of_node.in_use():
+            return self._handle(request)
+
+    def _handle(self, request: bytes) -> bytes:
         try:
             first = unpack(request)[0]
             if first.what == "hello":
@@ -112,9 +135,18 @@ class Desk:
         folder = self._folder_of(agreed["run"])
         self._node = self._restored(folder, agreed)
         Journal(folder).write_once("numbers", msgpack.packb(agreed))
+        self._forget_all_but(folder)
         counts = np.diff(self._node.loaded.data.offsets)[self._node.shard.clients]
         eligible = np.packbits(counts > 0).tobytes()
         return {"eligible": eligible, "n_dropped": self._node.n_dropped}
+
+    def _forget_all_but(self, begun: Path) -> None:
+        """Leave what is kept of a run that begins, and of those used last before."""
+        found = [folder for folder in self._folder.iterdir() if folder.is_dir()]
+        others = [folder for folder in found if folder != begun]
+        others.sort(key=_last_use, reverse=True)
+        for folder in others[_EARLIER_RUNS:]:
+            shutil.rmtree(folder, ignore_errors=True)  # the next run tries again
 
     def _of_run(self, first: Step) -> DeployedNode:
         if first.what != "run":
@@ -131,7 +163,7 @@ class Desk:
         return self._node
 
     def _checked(self, keys: dict[str, Any]) -> dict[str, Any]:
-        """Refuse keys that are a node's own matter: files that it reads and writes.
+        """Refuse keys that are a node's own matter: files, columns, which rows count.
 
         Raises
         ------
@@ -139,7 +171,14 @@ class Desk:
             That names one.
         """
         for key, value in keys.items():
-            if key in OF_EACH_MACHINE or (key in _FILES and value):
+            if key in self._of_data:
+                if value != self._of_data[key]:
+                    raise ConfigError(
+                        f"{key}={value!r} is not what this node reads its data by, "
+                        f"{self._of_data[key]!r}: put it into a YAML file that the "
+                        "node is started with (--config_files), if its owner agrees"
+                    )
+            elif key in OF_EACH_MACHINE or (key in _FILES and value):
                 raise ConfigError(f"{key}={value!r} is not for a server to say")
         return keys
 
@@ -153,7 +192,7 @@ class Desk:
         return self._folder / run
 
     def _config(self, keys: dict[str, Any]) -> Config:
-        return Config(config_dict=keys | self._own)
+        return Config(config_dict=keys | self._of_data | self._own)
 
     def _restored(self, folder: Path, agreed: dict[str, Any]) -> DeployedNode:
         """Set a run up as it was agreed, and bring it to where it was.
@@ -192,6 +231,11 @@ class Desk:
         return node
 
 
+def _last_use(folder: Path) -> int:
+    """Return when anything of a run was written last, in nanoseconds."""
+    return max(path.stat().st_mtime_ns for path in [folder, *folder.iterdir()])
+
+
 class DeployedNode(Node):
     """A node of one run, which keeps on disk what its clients hold.
 
@@ -211,10 +255,37 @@ class DeployedNode(Node):
         super().__init__(shard, self._sums)
         self.run, self.loaded, self._journal = run, loaded, journal
         self._round = 0
+        self._begun: dict[str, Any] | None = None
 
     def restore(self) -> None:
         """Do again what has been done before this process began."""
-        self._journal.replay(self.shard.load_state_dict, self._do_again)
+        self._journal.replay(self._load, self._do_again)
+
+    def _state(self) -> dict[str, Any]:
+        return {"begun": self._begun, "shard": self.shard.state_dict()}
+
+    def _load(self, state: dict[str, Any]) -> None:
+        if state["begun"] is not None:
+            self._begin(state["begun"])
+        self.shard.load_state_dict(state["shard"])
+
+    def _begin(self, begun: dict[str, Any]) -> None:
+        """Let items be an embedding that the server has fitted; users stay."""
+        if begun == self._begun:
+            return
+        before, model = self.shard, self.loaded.model
+        model.begin_or_not(True)
+        network = model.theta()
+        theta = get_theta(Payload.from_bytes(begun["theta"]), len(flatten(network)))
+        for name, value in unflatten(theta, network).items():
+            network[name].copy_(value)
+        self.shard = self.loaded.begin(begun["version"], embedding=True)
+        self.shard.user_rows.copy_(before.user_rows)
+        self.shard.user_states = before.user_states
+        if self.shard.embedding is not None:
+            once = Payload.from_bytes(begun["once"])
+            take_introduction(self.shard.embedding, once)
+        self._begun = begun
 
     def _do_again(self, request: bytes) -> None:
         steps = unpack(request)
@@ -225,7 +296,7 @@ class DeployedNode(Node):
     def handle(self, request: bytes) -> bytes:
         """Answer, once what is changed is on disk."""
         if self._journal.is_long:
-            self._journal.begin_anew(self.shard.state_dict())
+            self._journal.begin_anew(self._state())
         return super().handle(request)
 
     def _done(self, request: bytes, steps: list[Step]) -> None:
@@ -235,6 +306,8 @@ class DeployedNode(Node):
     def _do(self, what: str, messages: list[Message], value: Any) -> Iterator[Step]:
         if what == "run":
             self._require_now(*value)
+        elif what == "begin":
+            self._begin(value)
         elif what == "keep_best":
             self._journal.keep_best(value, self.shard.state_dict())
             yield Step("keep_best")

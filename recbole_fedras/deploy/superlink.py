@@ -130,9 +130,9 @@ class SuperLink:
         found = self._flwr("list", _CONNECTION, "--run-id", run_id, *_JSON)
         run = json.loads(found)["runs"][0]
         if run["status"] != "finished:completed":
+            why = run["status-details"].removeprefix(_OF_SERVER_APP)
             raise KilledError(
-                f"the run has {run['status']}, {run['status-details']}: "
-                f"{self.folder / 'superlink.log'}"
+                f"{why} (the run has {run['status']}: {self.folder / 'superlink.log'})"
             )
 
     def _arguments(self) -> list[str]:
@@ -198,6 +198,9 @@ class SuperLink:
 
 
 _JSON = ("--format", "json")
+
+#: Flower's words before those of a ServerApp's error.
+_OF_SERVER_APP = "ServerApp failed with exception: "
 
 
 def quoted(text: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import lzma
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from recbole_fedras.config.checkpoint import replacing
 from recbole_fedras.experiments.identity import Identity, Outcome, identity_of
 
 #: All runs of a folder, a line of JSON each, by name.
@@ -48,9 +48,10 @@ class Runs:
         if (older := self._older(identity)) is not None:
             self._replaced.add(identity_of(older).name)
         self._index(run)
-        _write(
-            self._folder / SINGLE / f"{identity.name}.json", json.dumps(run).encode()
-        )
+        folder = self._folder / SINGLE
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / f"{identity.name}.json") as file:
+            file.write(json.dumps(run).encode())
 
     def keep(self, runs: Iterable[Outcome]) -> None:
         """Put all of this folder, and these of others, into its one file."""
@@ -64,7 +65,9 @@ class Runs:
         lines = "".join(
             json.dumps(run, separators=(",", ":")) + "\n" for run in found.values()
         )
-        _write(self._folder / COMPACT, lzma.compress(lines.encode()))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self._folder / COMPACT) as file:
+            file.write(lzma.compress(lines.encode()))
         self._kept = set(found)
         for path in singles:
             path.unlink(missing_ok=True)
@@ -90,11 +93,3 @@ def _read(folder: Path) -> Iterator[Outcome]:
             yield from map(json.loads, file)
     for path in sorted((folder / SINGLE).glob("*.json")):
         yield json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write to a temporary file, then replace: what is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from logging import getLogger
 from time import sleep
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 
 from recbole_fedras.errors import AbsentError, ConfigError, FederationError
-from recbole_fedras.federation.protocol import Ints
+from recbole_fedras.federation.protocol import Ints, put_theta
 from recbole_fedras.federation.round import RoundReport, run_round
 from recbole_fedras.federation.rounds import Rounds
 from recbole_fedras.federation.server.server import Server
@@ -96,6 +96,8 @@ class Deployment(Rounds):
         Threads of the server.
     introduction : Payload, optional
         What each client is sent once.
+    version : int
+        Rounds completed before everybody has started from this model.
 
     Raises
     ------
@@ -114,6 +116,7 @@ class Deployment(Rounds):
         n_items: int,
         n_jobs: int,
         introduction: Payload | None = None,
+        version: int = 0,
     ) -> None:
         n_shards = len(members.clients_of)
         if terms.min_shards > n_shards:
@@ -121,7 +124,7 @@ class Deployment(Rounds):
                 f"min_shards={terms.min_shards} is not allowed; it must be at most "
                 f"{n_shards}, the shards that take part in this run"
             )
-        self.agreement = agree(model, federation, members.n_clients, methods)
+        self.agreement = agree(model, federation, members.n_clients, methods, version)
         start = start_of(model)
         self.server: Server = make_server(
             self.agreement, members.eligible, start, methods
@@ -139,26 +142,55 @@ class Deployment(Rounds):
             at_least=terms.min_shards,
             most_bytes=self.agreement.most_bytes,
         )
+        self._introduce()
 
     def run_round(self) -> RoundReport:
         """Run a round; wait, and run it again, while there are too few shards.
 
-        Raises
-        ------
-        FederationError
-            If shards have answered, and no update counted.
+        One in which no update counts is a round all the same: what other machines do,
+        or leave undone, ends no run.
         """
-        report = self._once_enough(f"round {self.round}", self._run_round)
+        what = f"round {self.round}"
+        report = self._once_enough(what, self._run_round)
+        if not report.n_clients:
+            getLogger().warning(
+                f"{what}: none of the {report.n_invited} clients invited counted"
+            )
         for phase in PHASES:
             if phase in self.transport.seconds:
                 report.seconds[phase] = self.transport.seconds[phase]
         self.transport.seconds = {}
         return report
 
+    def go_on_from(self, other: Rounds) -> None:
+        """End a warm-up at the shards too, once they have learnt what counted in it."""
+        super().go_on_from(other)
+        self.transport.load_state_dict(cast("Deployment", other).transport.state_dict())
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Tell shards at once what clients are sent once.
+
+        So they can evaluate those that it has not reached.
+        """
+        introduction = self.server.introduction
+        if introduction is not None:
+            theta = put_theta(Payload(), self.server.parameters.theta)
+            begun = {
+                "version": self.round,
+                "theta": theta.to_bytes(),
+                "once": introduction.to_bytes(),
+            }
+            self.transport.note("begin", begun)
+
     def _run_round(self) -> RoundReport:
         with torch.no_grad(), threads(self._n_jobs):
             return run_round(
-                self.server, self.transport, self.ledger, self._terms.deadline
+                self.server,
+                self.transport,
+                self.ledger,
+                self._terms.deadline,
+                trusted=False,
             )
 
     def _once_enough(self, what: str, do: Callable[[], Done]) -> Done:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from recbole_fedras.errors import FederationError
 from recbole_fedras.federation.server.intake import Refusal
-from recbole_fedras.federation.server.server import Server
+from recbole_fedras.federation.server.server import Closed, Server
 from recbole_fedras.wire.ledger import Ledger
 from recbole_fedras.wire.transport import Transport
 
@@ -45,12 +46,14 @@ def run_round(
     transport: Transport,
     ledger: Ledger,
     deadline: float | None = None,
+    trusted: bool = True,
 ) -> RoundReport:
     """Invite, exchange, receive, close; and tell those who counted that they have.
 
     A round happens wholly or not at all: whatever fails before it is committed leaves
     server and shards as they were. Afterwards it counts, and only receipts are left to
-    be delivered.
+    be delivered. One that nobody answers counts as well, and changes nothing but what
+    lasts in the server's optimizer.
 
     Parameters
     ----------
@@ -61,11 +64,14 @@ def run_round(
         Books every message, either way.
     deadline : float, optional
         Seconds that answers may take.
+    trusted : bool
+        Whether clients are. Then the settings must be wrong if all who answer are
+        refused; else such a round is as one that nobody answers.
 
     Raises
     ------
     FederationError
-        If no update counted.
+        If trusted clients answered, and none of them counted.
     """
     ledger.open_round()
     try:
@@ -77,6 +83,8 @@ def run_round(
             else:
                 ledger.book(message)
         closed = server.close()
+        if trusted:
+            _require_counted(closed, server.round - 1)
         receipts = list(ledger.through(server.receipts()))
     except BaseException:
         server.rollback()
@@ -94,3 +102,16 @@ def run_round(
         server.policy.metrics(closed.counted),
         server.seconds.taken(),
     )
+
+
+def _require_counted(closed: Closed, round: int) -> None:
+    """Refuse a round of which nothing is left because all was refused."""
+    if closed.refusals and not len(closed.counted):
+        reasons = "; ".join(
+            f"client {client}: {reason}" for client, reason in closed.refusals[:3]
+        )
+        raise FederationError(
+            f"round {round}: of {closed.n_invited} clients invited, none sent an "
+            f"update that counts ({reasons}); where norms are the reason, lower "
+            "learning_rate or raise max_update_norm"
+        )

@@ -47,7 +47,7 @@ class Rounds(ABC):
         NonFiniteError
             If local training diverged; the state is still that of the round before.
         FederationError
-            If no update counted; likewise.
+            If clients are trusted and all updates were refused; likewise.
         """
 
     def go_on_from(self, other: Rounds) -> None:

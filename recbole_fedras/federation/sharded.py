@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,7 +137,7 @@ class ShardedSimulation(Simulation):
         self._links.tell(
             "load",
             {
-                name: to_bytes(part_of(whole, clients))
+                name: to_pieces(part_of(whole, clients))
                 for name, clients in self._clients_of.items()
             },
         )
@@ -145,21 +145,35 @@ class ShardedSimulation(Simulation):
 
     def _gather(self) -> None:
         found = self._links.ask_each("state", newest=self._newest)
-        states = [from_bytes(found[name]) for name in self._clients_of]
+        states = [from_pieces(found[name]) for name in self._clients_of]
         self.shard.load_state_dict(joined(states, list(self._clients_of.values())))
         self._behind = False
 
 
-def to_bytes(state: dict[str, Any]) -> bytes:
-    """Write a state as ``torch.save`` does."""
+def to_pieces(state: dict[str, Any], most: int = 2**30) -> list[bytes]:
+    """Write a state as ``torch.save`` does, in pieces of at most so many bytes.
+
+    MessagePack has no bytes of 4 GiB, which tables of clients' own may well be.
+
+    Examples
+    --------
+    >>> state = {"table": torch.ones(3)}
+    >>> pieces = to_pieces(state, most=100)
+    >>> len(pieces) > 9, max(map(len, pieces)), from_pieces(pieces)
+    (True, 100, {'table': tensor([1., 1., 1.])})
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    return buffer.getvalue()
+    with buffer.getbuffer() as whole:
+        return [bytes(whole[at : at + most]) for at in range(0, len(whole), most)]
 
 
-def from_bytes(data: bytes) -> dict[str, Any]:
-    """Read what :func:`to_bytes` wrote."""
-    state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+def from_pieces(pieces: Iterable[bytes]) -> dict[str, Any]:
+    """Read what :func:`to_pieces` wrote."""
+    buffer = io.BytesIO()
+    buffer.writelines(pieces)
+    buffer.seek(0)
+    state: dict[str, Any] = torch.load(buffer, weights_only=True)
     return state
 
 
@@ -187,8 +201,8 @@ class SimulatedNode(Node):
         if what == "begin":
             self.shard = self._begin(value["version"], value["embedding"])
         elif what == "load":
-            self.shard.load_state_dict(from_bytes(value))
+            self.shard.load_state_dict(from_pieces(value))
         elif what == "state":
-            yield Step("state", value=to_bytes(self.shard.state_dict()))
+            yield Step("state", value=to_pieces(self.shard.state_dict()))
         else:
             yield from super()._do(what, messages, value)

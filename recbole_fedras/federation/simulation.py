@@ -264,7 +264,7 @@ class Simulation(Rounds):
         NonFiniteError
             If local training diverged; the state is still that of the round before.
         FederationError
-            If no update counted; likewise.
+            If all updates were refused; likewise.
         """
         with torch.no_grad(), threads(self._n_jobs):
             report = run_round(self.server, self._transport, self.ledger)

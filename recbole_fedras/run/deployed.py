@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from recbole.utils import init_seed
 
-from recbole_fedras.config import Config, rules
+from recbole_fedras.config import Config, compat, rules
 from recbole_fedras.config.checkpoint import read_checkpoint
 from recbole_fedras.data.catalogue import Catalogue, number_clients
+from recbole_fedras.data.items import ItemData
 from recbole_fedras.errors import ConfigError, DataError, PayloadError
 from recbole_fedras.federation.deployment import (
     Deployment,
@@ -26,7 +27,12 @@ from recbole_fedras.federation.deployment import (
 )
 from recbole_fedras.federation.protocol import Ints, block_of
 from recbole_fedras.model import FederatedRecommender
-from recbole_fedras.run.setup import log_of_its_own, require_effect, require_federated
+from recbole_fedras.run.setup import (
+    in_warmup,
+    log_of_its_own,
+    require_effect,
+    require_federated,
+)
 from recbole_fedras.run.sums import metric_names
 from recbole_fedras.run.trainer import FederatedTrainer
 from recbole_fedras.run.whole import begin, train_and_test
@@ -47,6 +53,11 @@ OF_EACH_MACHINE = {
     "show_progress", "log_wandb", "wandb_project", "state", "catalogue", "device",
 }  # fmt: skip
 
+#: Keys of files of items' features, which only the server has.
+OF_FEATURES = {
+    "additional_feat_suffix", "alias_of_item_id", "load_col", "normalize_all",
+    "normalize_field", "preload_weight",
+}  # fmt: skip
 
 Said = TypeVar("Said")
 
@@ -61,6 +72,11 @@ class _Numbers(NamedTuple):
     def num(self, field: str) -> int:
         """Return how many users or items there are, [PAD] included."""
         return self.user_num if field == self.user_field else self.item_num
+
+    @property
+    def features_are_elsewhere(self) -> bool:
+        """Whether not to look for features: a checkpoint has what came of them."""
+        return True
 
 
 def deploy(config: Config, links: Links) -> dict[str, Any]:
@@ -94,11 +110,12 @@ def deploy(config: Config, links: Links) -> dict[str, Any]:
                 raise DataError(f"resume={settings.resume!r} is of a simulation")
             members, n_items = members_of(state, time.time_ns()), state["n_items"]
             _take_over(links, members)
+            catalogue = None
         else:
-            members, n_items = _set_up(config, links)
+            members, catalogue = _set_up(config, links)
+            n_items = len(catalogue)
         init_seed(settings.seed, settings.reproducibility)
-        user_field = config.evaluation_settings().user_field
-        network = config.make_model(_Numbers(1, 1 + n_items, user_field))
+        network = config.make_model(_items(config, n_items, catalogue))
         make = partial(_make, config, links, members, n_items)
         trainer = FederatedTrainer(config, network.to(settings.device), make)
         folder = begin(trainer)
@@ -111,11 +128,21 @@ def _require_deployable(config: Config) -> None:
         raise ConfigError(
             "checkpoint_step must be 1 in a deployment: shards do not go back"
         )
-    if config.warmup_rounds or config["item_base"] == "features":
-        raise ConfigError(
-            f"item_base={config['item_base']!r} is not allowed in a deployment; it "
-            "must be random: the server has neither items' features nor users"
-        )
+
+
+def _items(config: Config, n_items: int, catalogue: Catalogue | None) -> Any:
+    """Return what a model is made for: items, with their features where it needs them.
+
+    Raises
+    ------
+    DataError
+        If files of features are missing or unfit.
+    """
+    if catalogue is None or not config.needs_features:
+        return _Numbers(1, 1 + n_items, config.evaluation_settings().user_field)
+    name = config.run_settings().dataset
+    with compat.errors_as(DataError, f"dataset={name!r}"):
+        return ItemData(config, catalogue)
 
 
 def _make(
@@ -127,6 +154,8 @@ def _make(
     introduction: Payload | None = None,
     version: int = 0,
 ) -> Deployment:
+    # Not the version that a run is resumed from: what everybody has started from.
+    start = 0 if in_warmup(config, model) else config.warmup_rounds
     deployed = config.deployment_settings()
     return Deployment(
         links,
@@ -138,17 +167,19 @@ def _make(
         n_items,
         config.run_settings().n_jobs,
         introduction,
+        start,
     )
 
 
-def _set_up(config: Config, links: Links) -> tuple[Members, int]:
+def _set_up(config: Config, links: Links) -> tuple[Members, Catalogue]:
     """Tell shards of the run; agree on items, and on clients' numbers.
 
     Shards take their numbers in the order of their names.
     """
     run = uuid.uuid4().hex
     given = config.deployment_settings().catalogue
-    keys = {key: v for key, v in config.resolved.items() if key not in OF_EACH_MACHINE}
+    elsewhere = OF_EACH_MACHINE | (OF_FEATURES if config.needs_features else set())
+    keys = {key: v for key, v in config.resolved.items() if key not in elsewhere}
     about = {"protocol": PROTOCOL, "version": __version__, "run": run, "keys": keys}
     names = sorted(links.names())
     hello = dict.fromkeys(names, Step("hello", value=about))
@@ -181,7 +212,7 @@ def _set_up(config: Config, links: Links) -> tuple[Members, int]:
         )
     everybody = np.concatenate(eligible)
     members = Members(run, clients_of, everybody, n_clients, time.time_ns())
-    return members, len(catalogue)
+    return members, catalogue
 
 
 def _take_over(links: Links, members: Members) -> None:

@@ -27,6 +27,7 @@ from recbole_fedras.errors import FederationError, NonFiniteError
 from recbole_fedras.federation.budgets import make_budgets
 from recbole_fedras.federation.rounds import Rounds
 from recbole_fedras.model import FederatedRecommender
+from recbole_fedras.numeric.theta import unflatten
 from recbole_fedras.run.evaluation import FairCollector, candidate_scores
 from recbole_fedras.run.progress import Interrupt, ProgressBar
 from recbole_fedras.run.randomness import random_state, restore_random_state
@@ -100,6 +101,9 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         source = warm.server.parameters.item_table.cpu().numpy()
         n_items, dim = source.shape
         self.model.copy_held()
+        network = self.model.theta()
+        for name, value in unflatten(warm.server.parameters.theta, network).items():
+            network[name].copy_(value)
         self.model.begin(self.config.make_item_embedding(n_items, dim, source))
         self.simulation = self._make(self.model, self._introduction(), warm.round)
         self.simulation.go_on_from(warm)

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Set,
+)
 from logging import getLogger
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -133,7 +141,7 @@ class LinkTransport:
         Returns the run's name, its server's term and the round, which shards check;
         None: they are of this run alone.
     at_least : int
-        Shards that must answer.
+        Shards that must be there: those that are asked must answer.
     most_bytes : int, optional
         ``Agreement.most_bytes``: an answer that is larger than as much from each client
         invited is not read. None: shards are trusted.
@@ -197,15 +205,25 @@ class LinkTransport:
             if self._due[name][-1:] != [step]:  # that nothing has counted, once
                 self._due[name].append(step)
 
-    def note(self, what: str, value: Any, newest: Newest) -> None:
+    def note(self, what: str, value: Any, newest: Newest | None = None) -> None:
         """Let the next request to each shard begin with something that may come twice.
 
-        It needs no answer, and so no exchange of its own. Shared tables are brought up
-        to date before, and what was noted earlier and has not been sent is left out.
+        It needs no answer, and so no exchange of its own. It takes the place of what
+        was noted earlier under this name, and has not been sent.
+
+        Parameters
+        ----------
+        what : str
+            The step.
+        value : object
+            What it takes.
+        newest : callable, optional
+            ``DownlinkPolicy.newest``: bring shared tables up to date before.
         """
         for name, due in self._due.items():
-            due[:] = [step for step in due if step.what not in (what, "refresh")]
-            if missed := newest(self._versions.get(name, ())):
+            replaced = {what} if newest is None else {what, "refresh"}
+            due[:] = [step for step in due if step.what not in replaced]
+            if newest and (missed := newest(self._versions.get(name, ()))):
                 due.append(Step.of("refresh", missed))
             due.append(Step(what, value=value))
 
@@ -288,13 +306,29 @@ class LinkTransport:
                 missing.discard(name)
                 del self._due[name][: n_due[name]]
             yield from ((name, step) for step in steps)
-        if len(requests) - len(missing) < min(self._at_least, len(requests)):
-            for name, reason in self._reasons.items():
-                raise FederationError(f"shard {name} failed: {reason}")
-            raise AbsentError(
-                f"shard {', '.join(sorted(missing))} does not answer"
-                + (": its process has died" if self._strict else "")
-            )
+        if len(requests) - len(missing) < self._at_least:
+            self._require_enough(missing)
+
+    def _require_enough(self, missing: Set[str]) -> None:
+        """Raise an error if too few shards are there; one that was not asked may be.
+
+        Raises
+        ------
+        AbsentError
+            If they are silent.
+        FederationError
+            If one has failed.
+        """
+        there = self._clients.keys() & set(self._links.names()) - missing
+        if len(there) >= self._at_least:
+            return
+        for name, reason in self._reasons.items():
+            raise FederationError(f"shard {name} failed: {reason}")
+        absent = ", ".join(sorted(self._clients.keys() - there))
+        raise AbsentError(
+            f"shard {absent} does not answer"
+            + (": its process has died" if self._strict else "")
+        )
 
     def _understood(self, name: str, data: bytes, n_invited: int) -> list[Step]:
         """Read a frame, and take note of what a shard says of itself.

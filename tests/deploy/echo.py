@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from recbole_fedras.errors import DataError
+
 SHARDS, SIZE, DEADLINE = 2, 100_000, 10
 HERE = Path(__file__).parent
 SERVER_APP = """
@@ -30,7 +32,9 @@ def make_app(folder: Path) -> Path:
     return app
 
 
-def make_handle(data_path: Path, dataset: str, folder: Path) -> Callable[..., bytes]:
+def make_handle(
+    data_path: Path, dataset: str, folder: Path, config_files: list[str] | None = None
+) -> Callable[..., bytes]:
     """Answer with the request's bytes in reverse, behind a word of who answers."""
 
     def handle(request: bytes) -> bytes:
@@ -44,7 +48,7 @@ def run(config: str, links: Any) -> None:
     keys = yaml.safe_load(config)
     folder = Path(keys["checkpoint_dir"])
     if not folder.is_dir():
-        raise ValueError(f"there is no {folder}")
+        raise DataError(f"there is no {folder}")
     while len(links.names()) < SHARDS:
         time.sleep(0.1)
     for step in range(keys["epochs"]):

@@ -161,6 +161,9 @@ def test_a_run_that_fails_says_why_and_leaves_nothing(deployment):
     here.start_server("--insecure")
     assert here.processes["server"].wait(90) == 2
     printed = (here.folder / "out.log").read_text()
-    assert "finished:failed" in printed
-    assert f"there is no {here.rows}" in printed
+    assert printed.splitlines()[-1].startswith(
+        f"recbole-fedras: error: there is no {here.rows} (the run has finished:failed: "
+    )
+    assert "Traceback" not in printed
+    assert "Exit Code" not in printed
     assert not here.running()

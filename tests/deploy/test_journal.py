@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import stat
+
 import pytest
 
+from recbole_fedras.config.checkpoint import replacing
 from recbole_fedras.deploy import journal as module
 from recbole_fedras.deploy.journal import Journal
 from recbole_fedras.errors import PayloadError
@@ -88,3 +92,30 @@ def test_another_best_round_is_not_taken_for_the_one_asked_for(tmp_path):
     assert journal.best(4) == {"n": 4}
     with pytest.raises(PayloadError, match="nothing was kept of round 6"):
         journal.best(6)
+
+
+def test_names_of_files_are_on_the_disk_before_an_answer(tmp_path, monkeypatch):
+    """Not only their content: a machine that loses power keeps what was answered."""
+    synced, fsync = [], os.fsync
+
+    def note(descriptor):
+        fsync(descriptor)
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            synced.append({path.name for path in tmp_path.iterdir()})
+
+    monkeypatch.setattr(os, "fsync", note)
+    journal = Journal(tmp_path)
+    journal.write_once("keys", b"a")
+    assert synced.pop() == {"keys"}
+    journal.append(b"one")
+    assert synced.pop() == {"keys", "requests-0"}
+    journal.begin_anew({"n": 1})
+    assert synced.pop() >= {"keys", "state.pth"}
+
+
+def test_what_cannot_be_written_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(TypeError), replacing(path) as file:
+        file.writelines([b"new", "what no file takes"])
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,10 @@ from recbole_fedras.config.checkpoint import read_checkpoint
 from recbole_fedras.deploy.node import make_handle
 from recbole_fedras.deploy.split import split
 from recbole_fedras.errors import ConfigError, FederationError
-from recbole_fedras.federation import deployment, protocol
+from recbole_fedras.federation import deployment, protocol, simulation
 from recbole_fedras.run.deployed import PROTOCOL, deploy
 from recbole_fedras.wire.frame import Step, pack, unpack
+from recbole_fedras.wire.transport import MemoryTransport
 
 KEYS = {
     "client_fraction": 0.25,
@@ -33,6 +36,15 @@ KEYS = {
         "group_by": "user",
         "mode": "uni20",
     },
+}
+
+#: A warm-up, of which users and network are kept.
+WARM = {
+    "item_embedding": "rq",
+    "rq_levels": 2,
+    "rq_codes": 8,
+    "warmup_rounds": 3,
+    "user_optimizer": "adam",
 }
 
 
@@ -89,8 +101,10 @@ def assert_same(simulated, deployed) -> None:
     ("model", "keys"),
     [
         ("NCF", {"replica": "personal", "uplink_feedback": True}),
-        ("MF", {"item_embedding": "hash", "hash_rows": 20}),
         ("MF", {"eval_step": 0}),  # the last round is the best, and never validated
+        ("NCF", WARM),
+        slow("NCF", WARM | {"replica": "personal", "uplink_feedback": True}),
+        slow("MF", {"item_embedding": "hash", "hash_rows": 20}),
         slow("MF", {"compressor": "KLT", "bandwidth": [0.5, 0.75]}),
         slow("NCF", {"replica": "stale", "user_optimizer": "adam"}),
         slow("MF", {"preset": "best", "compression_rate": 0.1}),
@@ -101,9 +115,31 @@ def test_a_deployment_ends_with_the_simulations_bits(run, parts, model, keys):
     assert_same(simulated, deployed(parts, links_to(parts), model, **keys))
 
 
-def test_a_node_that_starts_again_goes_on_where_it_was(run, parts):
+@pytest.mark.slow
+def test_only_the_server_has_features_of_items(run, workspace):
+    lines = [f"i{item}\t{1950 + item % 7}.0\tg{item % 5}" for item in range(60)]
+    file = workspace / "dataset" / "tiny" / "tiny.item"
+    file.write_text("item_id:token\tyear:float\tgenre:token\n" + "\n".join(lines))
+    columns = {"inter": ["user_id", "item_id", "timestamp"]}
+    columns["item"] = ["item_id", "year", "genre"]
+    keys = KEYS | {"load_col": columns, "item_base": "features", "rq_epochs": 3}
+    keys |= {"item_embedding": "rq", "rq_levels": 2, "rq_codes": 8, "epochs": 4}
+    simulated = run("NCF", **keys)
+    parts = workspace / "parts"
+    split(Config("NCF", "tiny", config_dict=keys), 2, parts)
+    assert not list(parts.rglob("*.item"))
+    assert_same(simulated, deployed(parts, links_to(parts), "NCF", **keys))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"replica": "personal", "uplink_feedback": True, "user_optimizer": "adam"},
+        slow(WARM),
+    ],
+)
+def test_a_node_that_starts_again_goes_on_where_it_was(run, parts, keys):
     """After each answer, one of the nodes is replaced by one that knows its folder."""
-    keys = {"replica": "personal", "uplink_feedback": True, "user_optimizer": "adam"}
     simulated = run("NCF", **KEYS, **keys)
     links, count = links_to(parts), 0
 
@@ -137,10 +173,16 @@ def test_answers_that_are_lost_are_asked_for_again(run, parts, seed):
     assert_same(simulated, deployed(parts, links, "NCF", replica="personal"))
 
 
-@pytest.mark.parametrize("step", [8, slow(4)])
-def test_a_server_that_starts_again_goes_on_where_it_was(run, parts, step):
+@pytest.mark.parametrize(
+    ("step", "keys"),
+    [
+        (8, {"replica": "personal", "uplink_feedback": True}),
+        slow(4, {"replica": "personal", "uplink_feedback": True}),
+        slow(5, WARM),
+    ],
+)
+def test_a_server_that_starts_again_goes_on_where_it_was(run, parts, step, keys):
     """Killed after a round's checkpoint and before its evaluation."""
-    keys = {"replica": "personal", "uplink_feedback": True}
     simulated = run("MF", **KEYS, **keys)
 
     class KilledError(Exception):
@@ -207,19 +249,56 @@ def _answer(parts, request: list[Step]) -> Step:
 
 def _begun(parts) -> str:
     """Run two rounds; return the name of the run."""
+    folder = parts / "node-0" / "runs"
+    before = set(folder.iterdir()) if folder.is_dir() else set()
     deployed(parts, links_to(parts), "MF", epochs=2)
-    (run,) = (parts / "node-0" / "runs").iterdir()
+    (run,) = set(folder.iterdir()) - before
     return run.name
 
 
 @pytest.mark.parametrize(
-    "key", ["data_path", "resume", "save_dataset", "benchmark_filename", "config_files"]
+    "key", ["data_path", "resume", "save_dataset", "checkpoint_dir", "config_files"]
 )
 def test_a_server_does_not_say_which_files_a_node_reads(parts, key):
     about = {"protocol": PROTOCOL, "version": "1", "run": "a", "keys": {key: "x"}}
     answer = _answer(parts, [Step("hello", value=about)])
     assert f"{key}='x' is not for a server to say" in answer.value[1]
     assert not (parts / "node-0" / "runs").exists()
+
+
+def test_a_server_does_not_say_which_columns_and_rows_a_node_reads(parts):
+    for keys, named in (
+        ({"ITEM_ID_FIELD": "rating"}, "ITEM_ID_FIELD='rating'"),
+        ({"val_interval": {"rating": "[9,9]"}}, "val_interval={'rating': '[9,9]'}"),
+        ({"benchmark_filename": ["a", "b"]}, "benchmark_filename=['a', 'b']"),
+    ):
+        about = {"protocol": PROTOCOL, "version": "1", "run": "a", "keys": keys}
+        answer = _answer(parts, [Step("hello", value=about)])
+        assert f"{named} is not what this node reads its data by" in answer.value[1]
+
+
+def test_a_nodes_own_files_say_how_it_reads_and_which_classes_there_are(
+    workspace, parts
+):
+    """Of its files only what is about data counts; classes lie beside them."""
+    (workspace / "own").mkdir()
+    (workspace / "own" / "halved.py").write_text(
+        "from recbole_fedras.federation.transforms import Transform\n"
+        "class Halved(Transform):\n    pass\n"
+    )
+    file = workspace / "own" / "node.yaml"
+    file.write_text("user_inter_num_interval: '[9,inf)'\nepochs: 77\n")
+    handle = make_handle(parts / "0", "tiny", parts / "node-0", [str(file)])
+    keys = {"transform_class": "halved.Halved"}
+    about = {"protocol": PROTOCOL, "version": "1", "run": "a", "keys": keys}
+    elsewhere = _answer(parts, [Step("hello", value=about)])
+    assert "'halved.Halved' cannot be imported" in elsewhere.value[1]
+    (found,) = unpack(handle(pack([Step("hello", value=about)])))
+    assert found.what == "hello", found
+    lines = (parts / "0" / "tiny" / "tiny.inter").read_text().splitlines()[1:]
+    counts = Counter(line.split("\t")[0] for line in lines)
+    n_users = sum(count >= 9 for count in counts.values())
+    assert found.value["n_users"] == n_users < len(counts)
 
 
 @pytest.mark.parametrize("name", ["../../x", "", "a/b", "a.b", None, 3, ["a"]])
@@ -245,6 +324,19 @@ def test_what_a_run_began_with_stays(parts):
     assert "numbers of" in answer.value[1]
     evaluation = [Step("run", value=[run, 2**63, 2]), Step("evaluate", value="test")]
     assert _answer(parts, evaluation).value["n_users"] > 0
+
+
+def test_what_a_node_keeps_of_runs_long_over_is_deleted(parts):
+    runs = parts / "node-0" / "runs"
+    for second, run in enumerate(["a", "used", "b", "c"]):
+        (runs / run).mkdir(parents=True)
+        (runs / run / "keys").touch()
+        for path in (runs / run, runs / run / "keys"):
+            os.utime(path, (second, second))
+    (runs / "used" / "keys").touch()  # asked for since, the folder's own time is old
+    os.utime(runs / "used", (1, 1))
+    run = _begun(parts)
+    assert {folder.name for folder in runs.iterdir()} == {run, "used", "c"}
 
 
 def test_a_request_of_a_round_that_is_over_changes_nothing(parts):
@@ -313,3 +405,46 @@ def test_an_end_that_is_asked_for_does_not_wait_for_shards(parts):
     links._loses = vanish
     with pytest.raises(KeyboardInterrupt):
         deployed(parts, links, "MF")
+
+
+def test_a_cohort_that_is_all_absent_is_a_round_of_nobody(run, workspace, monkeypatch):
+    """A shard is gone from some rounds, of which each invites one block or the other.
+
+    A simulation without those clients in those rounds has the same bits.
+    """
+    monkeypatch.setattr(protocol, "GROUP", 1)  # so that blocks are of 20 users
+    keys = KEYS | {"client_fraction": 0.05, "epochs": 12, "replica": "personal"}
+    gone = set(range(2, 10))  # rounds
+    first = 20  # client of shard 1
+    parts = workspace / "parts"
+    split(Config("MF", "tiny", config_dict=keys), 2, parts)
+
+    class Absent(MemoryTransport):
+        def exchange(self, messages, deadline=None):
+            return super().exchange(
+                message
+                for message in messages
+                if message.header.round not in gone or message.header.client < first
+            )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(simulation, "MemoryTransport", Absent)
+        simulated = run("MF", **keys)
+    counted = [int(row["clients"]) for row in rounds_of(simulated)]
+    assert 0 in counted
+    assert 2 in counted
+
+    links = links_to(parts)
+    honest = links.handles["1"]
+
+    def handle(request: bytes) -> bytes:
+        first = unpack(request)[0]
+        away = first.what == "run" and first.value[2] in gone
+        return honest(b"\xc1" if away else request)
+
+    links.handles["1"] = handle
+    result = deployed(parts, links, "MF", **keys | {"min_shards": 1})
+    assert [row["clients"] for row in rounds_of(result)] == list(map(str, counted))
+    for key in ("loss", "absent", "refused", "drift", "uplink_bytes", "downlink_bytes"):
+        found = [[row[key] for row in rounds_of(one)] for one in (simulated, result)]
+        assert found[0] == found[1], key

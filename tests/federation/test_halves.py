@@ -427,7 +427,28 @@ def test_who_was_not_invited_or_answers_twice_is_refused(data):
     )
 
 
-def test_a_round_that_nobody_answers_does_not_count(data):
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"downlink_feedback": True}, {"replica": "personal"}, {"replica": "stale"}],
+)
+def test_a_round_that_nobody_answers_counts_and_changes_nothing(data, keys):
+    simulation = simulate(mf(), data, make("FedRAS"), fraction=0.5, **keys)
+    simulation.run_round()
+    before = simulation.server.parameters.item_table.clone()
+    rows = simulation.shard.user_rows.clone()
+    faulty(simulation, lambda own: [])
+    report = simulation.run_round()
+    assert (simulation.round, report.n_invited, report.n_clients) == (2, 6, 0)
+    assert (report.loss, report.refusals) == (None, [])
+    assert report.bytes["uplink_bytes"] == 0
+    assert all(np.isfinite(list(report.metrics.values())))
+    assert torch.equal(simulation.server.parameters.item_table, before)
+    assert torch.equal(simulation.shard.user_rows, rows)
+    faulty(simulation, lambda own: [own])
+    assert simulation.run_round().n_clients == 6
+
+
+def test_a_round_of_which_all_is_refused_does_not_count(data):
     simulation = simulate(mf(), data, NoCompression(), fraction=0.5, rates=(0.0,))
     faulty(simulation, lambda own: [with_values(own, np.nan)])
     with pytest.raises(FederationError, match=r"of 6 clients invited, none .* client"):

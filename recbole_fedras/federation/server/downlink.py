@@ -98,8 +98,10 @@ class DownlinkPolicy(ABC):
         """Figures of the last round worth a column in ``rounds.csv``.
 
         ``drift`` is how far, in the mean, participants' replicas are from the server's
-        table now: ``|Q - replica| / |Q|``.
+        table now: ``|Q - replica| / |Q|``; without participants there is none.
         """
+        if not len(clients):
+            return self._figures
         drift = np.mean([self._drift(client) for client in clients.tolist()])
         return self._figures | {"drift": float(drift)}
 

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_fedras.compressor.base import Compressor, RowUpdate
-from recbole_fedras.errors import FederationError
+from recbole_fedras.compressor.base import Compressor, RowUpdate, empty_update
 from recbole_fedras.federation.protocol import Agreement, Ints, receipt
 from recbole_fedras.federation.server.aggregation import Aggregator
 from recbole_fedras.federation.server.downlink import DownlinkPolicy
@@ -187,20 +186,12 @@ class Server:
     def close(self) -> Closed:
         """Combine what has come, step, and publish; who did not answer is left out.
 
-        Raises
-        ------
-        FederationError
-            If no update counted: there is nothing to combine.
+        Without any update the server steps by zero, and publishes that.
         """
         with self.seconds("aggregation"):
             loss = self._intake.finish()
             counted = np.array(self._intake.counted, np.int64)
-            if not len(counted):
-                raise self._nobody()
-            update = SharedUpdate(*self.aggregator.result())
-            ctx = self._agreement.context(self.round)
-            for transform in self._transforms:
-                update = transform.on_aggregate(update, ctx)
+            update = self._combined() if len(counted) else self._nothing()
             change = self.parameters.step(*update)
         with self.seconds("compression"):
             self.policy.publish(change)
@@ -208,15 +199,16 @@ class Server:
         self._counted, self._next_states = counted, self._states_of_parts()
         return Closed(counted, len(self._cohort), self._intake.refusals, loss)
 
-    def _nobody(self) -> FederationError:
-        refusals = "; ".join(
-            f"client {client}: {reason}" for client, reason in self._intake.refusals[:3]
-        )
-        return FederationError(
-            f"round {self.round}: of {len(self._cohort)} clients invited, none sent an "
-            f"update that counts ({refusals or 'none answered'}); where norms are the "
-            "reason, lower learning_rate or raise max_update_norm"
-        )
+    def _combined(self) -> SharedUpdate:
+        update = SharedUpdate(*self.aggregator.result())
+        ctx = self._agreement.context(self.round)
+        for transform in self._transforms:
+            update = transform.on_aggregate(update, ctx)
+        return update
+
+    def _nothing(self) -> SharedUpdate:
+        theta = torch.zeros(self._agreement.n_theta)
+        return SharedUpdate(empty_update(self._agreement.dim), theta)
 
     def receipts(self) -> list[Message]:
         """Make the messages by which clients learn that they have counted."""
