@@ -8,7 +8,7 @@ from math import comb, erf, exp, log, sqrt
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, slow
 from population import (
     DIM,
     N_ITEMS,
@@ -109,7 +109,7 @@ def test_a_sum_changes_by_the_clip_norm_at_most_with_one_client(norm):
     assert moved == pytest.approx(min(norm, 0.5), rel=1e-4)
 
 
-@pytest.mark.parametrize("make", [mf, ncf])
+@pytest.mark.parametrize("make", [slow(mf), ncf])
 def test_without_noise_and_clipping_it_is_fedavg_to_the_bit(make, data):
     private = DPFedAvg(clip_norm=1e9, dp_noise_multiplier=0.0)
     found = poisson(make(), data, 1.0, private, aggregation="fedavg")
@@ -126,15 +126,22 @@ def test_without_noise_and_clipping_it_is_fedavg_to_the_bit(make, data):
     assert torch.equal(found.shard.user_rows, plain.shard.user_rows)
 
 
-def test_each_client_takes_part_by_itself(data):
+def test_cohorts_of_the_operating_system_are_never_the_same(data):
+    first, second = (
+        poisson(mf(), data, 0.5, DPFedAvg(dp_noise_source="os")) for _ in range(2)
+    )
+    assert first.server.invitations.tolist() != second.server.invitations.tolist()
+
+
+def test_each_client_takes_part_by_itself():
     clients, rng = np.arange(100, 140), generator(1, Stream.COHORT, 0)
     drawn = np.array(
-        [np.isin(clients, sample_cohort(clients, 0.3, rng)) for _ in range(2000)]
+        [np.isin(clients, sample_cohort(clients, 0.3, rng)) for _ in range(500)]
     )
-    deviation = sqrt(0.3 * 0.7 / 2000)
+    deviation = sqrt(0.3 * 0.7 / 500)
     assert np.abs(drawn.mean(axis=0) - 0.3).max() < 4 * deviation
     together = np.cov(drawn.T.astype(float))[np.triu_indices(40, 1)]
-    assert abs(together.mean()) < 4 * 0.21 / sqrt(2000 * 780)  # fixed sizes: -0.0054
+    assert abs(together.mean()) < 4 * 0.21 / sqrt(500 * 780)  # fixed sizes: -0.0054
     assert drawn.sum(axis=1).std() == pytest.approx(sqrt(40 * 0.21), rel=0.1)
 
 
@@ -217,7 +224,8 @@ def exact_delta(epsilon: float, mu: float) -> float:
 )
 def test_epsilon_is_what_other_formulas_say(z, q, releases):
     found = epsilon(z, q, releases, 1e-5)
-    assert found == pytest.approx(by_binomials(z, q, releases, 1e-5), rel=1e-6)
+    of_whole_orders = by_binomials(z, q, releases, 1e-5)
+    assert 0.98 * of_whole_orders < found <= of_whole_orders * (1 + 1e-9)
     if q == 1:  # all releases together are one Gaussian mechanism
         mu = sqrt(releases) / z
         assert exact_delta(found, mu) <= 1e-5 < exact_delta(0.85 * found, mu)
@@ -259,12 +267,13 @@ def test_a_run_tells_its_epsilon(workspace, capsys):
     assert (told["mode"], told["releases"]) == ("central", 3)
     assert told["delta"] == pytest.approx(40**-1.1)
     expected = by_binomials(2.0, 0.25, 3, told["delta"])
-    assert told["epsilon"] == pytest.approx(expected, rel=1e-6)
-    assert f"epsilon {expected:.3g}" in capsys.readouterr().out
+    assert told["epsilon"] == pytest.approx(expected, rel=0.02)
+    assert f"epsilon {told['epsilon']:.3g}" in capsys.readouterr().out
 
     keys += ["--transforms=local_dp", "--report_loss=False", "--dp_delta=1e-3"]
     told = run_recbole_fedras(argv=[*TINY, *keys])["privacy"]
     assert (told["mode"], told["delta"]) == ("local", 1e-3)
     most = told["releases"]
     assert 1 <= most <= 3
-    assert told["epsilon"] == pytest.approx(by_binomials(1.0, 1.0, most, 1e-3))
+    expected = by_binomials(1.0, 1.0, most, 1e-3)
+    assert told["epsilon"] == pytest.approx(expected, rel=0.02)

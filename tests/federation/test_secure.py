@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, budget
+from conftest import ROOT, TINY, budget, slow
 from methods import NAMES, make
 from population import N_ITEMS, mf, ncf, note_messages, simulate
 
@@ -58,8 +58,8 @@ def require_near(found, expected):
     ("name", "model", "aggregation"),
     [
         ("none", ncf, "inverse_frequency"),
-        ("none", mf, "fedavg"),
-        *((name, mf, "inverse_frequency") for name in LINEAR if name != "none"),
+        slow("none", mf, "fedavg"),
+        *(slow(name, mf, "inverse_frequency") for name in LINEAR if name != "none"),
     ],
 )
 def test_it_ends_where_the_plain_run_does(name, model, aggregation, data):
@@ -128,7 +128,10 @@ def test_it_survives_those_who_fall_silent_at_any_stage(data, monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [(Kind.REVEALED, "raise secure_neighbours"), (Kind.KEYS, "0 clients take part")],
+    [
+        (Kind.REVEALED, "raise secure_neighbours"),
+        slow(Kind.KEYS, "0 clients take part"),
+    ],
 )
 def test_with_too_few_left_a_round_fails_and_changes_nothing(
     kind, said, data, monkeypatch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -229,11 +229,9 @@ class Shard:
             If a message cannot be applied.
         """
         messages = iter(messages)
-        first = next(messages, None)
-        if first is None:
-            return
-        messages = chain([first], messages)
-        if self._maskers is not None and first.header.kind in TALKS:
+        first = list(islice(messages, 1))
+        messages = chain(first, messages)
+        if self._maskers is not None and first and first[0].header.kind in TALKS:
             yield from self._maskers.answer(messages)
             return
         self.settle(())  # what no receipt came for

@@ -80,7 +80,8 @@ class Server:
     introduction : Payload or None
         What each client is sent once, before its first downlink.
     invitations : ndarray of int64, shape (n_clients,)
-        How often each was invited, to rounds that failed too.
+        How often each was invited. Rounds that failed count too: what clients have
+        told cannot be taken back.
     seconds : Stopwatch
 
     Examples
