@@ -305,6 +305,11 @@ class Compressor(ABC):
     #: Whether every update arrives as it is; no budget of bytes binds it.
     lossless: ClassVar[bool] = False
 
+    #: Whether payloads add up. Of an update of all rows, fields booked as items then
+    #: are floats, and those of a sum of updates are the sums of theirs; other fields
+    #: are the same for every sender of a round. Secure aggregation needs that.
+    linear: ClassVar[bool] = False
+
     #: Bits that a value of the table takes, where every update arrives as it is.
     value_bits: ClassVar[int] = 32
 

@@ -64,6 +64,7 @@ class CoLR(Compressor):
     """
 
     heterogeneous = False
+    linear = True
 
     def validate(self, budget: Budget) -> None:
         """Require a rank of at least one."""

@@ -45,6 +45,7 @@ def check_compressor(
       plain types and tensors, copies;
     - another object decodes the bytes received, to rows of the update, increasing; at a
       low rate something of the update is left, all of it if ``lossless``;
+    - if it is ``linear``, payloads of two clients add up to one of their sum;
     - where all bytes are budgeted, the payload takes no more, or ``validate`` refuses.
 
     It is silent if all of this is so.
@@ -92,6 +93,8 @@ def check_compressor(
     generous = replace(nominal, compression_rate=_GENEROUS)
     for sender in (0, SERVER):
         _Check(make, generous, n_items, sender).fidelity()
+    if make().linear:
+        _Check(make, nominal, n_items, 0).adds_up()
 
 
 class _Check:
@@ -206,6 +209,25 @@ class _Check:
             f"decoding leaves an error of {error / energy:.3g} of the update's energy",
         )
         self._require(error == 0 or not sent.lossless, "it is not lossless")
+
+    def adds_up(self) -> None:
+        """Check that the payload of a sum is the sum of payloads of two clients."""
+        first, second = self._update, self._update_of(len(self._update), seed=1)
+        both = RowUpdate(first.ids, first.rows + second.rows)
+        with self._naming():
+            payloads = [
+                self._make().encode(update, self._budget, replace(self._ctx, sender=n))
+                for n, update in enumerate((first, second, both))
+            ]
+            one, other, whole = (payload.values() for payload in payloads)
+            added = payloads[0].with_values(one + other)
+        near = np.abs(one + other - whole).max() <= 1e-5 * np.abs(whole).max()
+        self._require(bool(near), "it is linear, but its values do not add up")
+        same = added.to_bytes() == payloads[2].with_values(one + other).to_bytes()
+        self._require(same, "it is linear, but other fields depend on the sender")
+        decoded, expected = self._decode(added), self._decode(payloads[2])
+        near = torch.allclose(decoded.rows, expected.rows, atol=1e-4, rtol=1e-3)
+        self._require(near, "it is linear, but a sum does not decode to the sum")
 
     def _decode(self, payload: Payload) -> RowUpdate:
         received = Payload.from_bytes(payload.to_bytes())

@@ -36,6 +36,7 @@ class NoCompression(Compressor):
     """
 
     lossless = True
+    linear = True
     table_values = None
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from recbole_fedras.compressor import Compressor
-from recbole_fedras.config import build, methods, rules, schema
+from recbole_fedras.config import build, methods, private, rules, schema
 from recbole_fedras.config.cut import cut
 from recbole_fedras.config.merge import MergedConfig
 from recbole_fedras.config.settings import (
@@ -94,6 +94,8 @@ class Config(MergedConfig):
             self.federation(), self.local_training(), self.local_training(True)
             self.make_methods(), self.deployment_settings()
             rules.check_federated(self)
+            private.check_privacy(self)
+            private.check_secure_aggregation(self)
             final.update(cut(self))
             rules.check_item_embedding(self, self._item_embedding_class)
 

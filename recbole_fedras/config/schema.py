@@ -29,10 +29,12 @@ from recbole_fedras.data.settings import DataSettings
 from recbole_fedras.federation.settings import (
     ALL_SAMPLES,
     BUDGETS,
+    SAMPLINGS,
     SERVER_OPTIMIZERS,
     USER_OPTIMIZERS,
     Federation,
     LocalTraining,
+    SecureAggregation,
     ServerOptimization,
 )
 from recbole_fedras.model.settings import ModelSettings
@@ -66,7 +68,17 @@ def federation(config: Keys) -> Federation:
         max_update_norm=read(config, "max_update_norm", _POSITIVE),
         report_loss=read(config, "report_loss", BOOLEAN),
         attack_share=read(config, "attack_share", _SHARE),
+        sampling=read(config, "sampling", one_of(*SAMPLINGS)),
+        secure=_secure_aggregation(config),
     )
+
+
+def _secure_aggregation(config: Keys) -> SecureAggregation | None:
+    found = SecureAggregation(
+        read(config, "secure_neighbours", integer(2)),
+        read(config, "secure_bound", _POSITIVE),
+    )
+    return found if read(config, "secure_aggregation", BOOLEAN) else None
 
 
 def local_training(config: Keys, warmup: bool) -> LocalTraining:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from recbole_fedras.errors import FederationError
 from recbole_fedras.federation.server.intake import Refusal
 from recbole_fedras.federation.server.server import Closed, Server
 from recbole_fedras.wire.ledger import Ledger
+from recbole_fedras.wire.message import Message
 from recbole_fedras.wire.transport import Transport
 
 
@@ -73,15 +75,20 @@ def run_round(
     FederationError
         If trusted clients answered, and none of them counted.
     """
-    ledger.open_round()
-    try:
-        invitations = ledger.through(server.invite())
-        for answer in transport.exchange(invitations, deadline):
+
+    def ask(messages: Iterable[Message]) -> None:
+        for answer in transport.exchange(ledger.through(messages), deadline):
             message = server.receive(answer)
             if message is None:
                 ledger.book_unread("uplink", answer.size)
             else:
                 ledger.book(message)
+
+    ledger.open_round()
+    try:
+        ask(server.invite())
+        for messages in server.follow_up():
+            ask(messages)
         closed = server.close()
         if trusted:
             _require_counted(closed, server.round - 1)

@@ -53,6 +53,7 @@ class Rounds(ABC):
     def go_on_from(self, other: Rounds) -> None:
         """Take over what other rounds have come to, but for their parameters."""
         self.ledger.load_state_dict(other.ledger.state_dict())
+        self.server.invitations[:] = other.server.invitations
 
     #: Whether the user has asked for an end: no one is waited for then.
     asked_to_end: Callable[[], bool] = staticmethod(lambda: False)

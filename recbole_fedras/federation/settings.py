@@ -10,6 +10,7 @@ ALL_SAMPLES = 2**62
 SERVER_OPTIMIZERS = ("sgd", "adam", "adagrad", "yogi")
 USER_OPTIMIZERS = ("sgd", "adam")
 BUDGETS = ("nominal", "wire")
+SAMPLINGS = ("fixed", "poisson")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,22 @@ class LocalTraining:
 
 
 @dataclass(frozen=True, slots=True)
+class SecureAggregation:
+    """How clients mask what the server may only see the sum of.
+
+    Attributes
+    ----------
+    neighbours : int
+        Clients that each shares masks with.
+    bound : float
+        Values of an update beyond it are cut.
+    """
+
+    neighbours: int
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
 class Federation:
     """Who takes part and how updates are combined.
 
@@ -98,6 +115,9 @@ class Federation:
     seed : int
     client_fraction : float
         Share of all eligible clients that form a round's cohort.
+    sampling : {'fixed', 'poisson'}
+        Whether a cohort has a fixed size, or each client takes part by itself with that
+        share as probability.
     compression_rates : tuple of float
         Of each bandwidth tier; one entry where all clients are alike.
     aggregation, replica : str
@@ -117,6 +137,8 @@ class Federation:
         Whether clients tell their training loss with an update.
     attack_share : float
         Share of the clients that are hostile, if there is an attack.
+    secure : SecureAggregation or None
+        None: the server sees each update.
     """
 
     seed: int
@@ -131,7 +153,11 @@ class Federation:
     max_update_norm: float = 1e6
     report_loss: bool = True
     attack_share: float = 0.0
+    sampling: str = "fixed"
+    secure: SecureAggregation | None = None
 
     def most_participants(self, n_clients: int) -> int:
         """Return how many clients a cohort has at most."""
+        if self.sampling == "poisson":
+            return n_clients
         return int(n_clients * self.client_fraction) + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -28,6 +28,14 @@ class SharedUpdate(NamedTuple):
         square = self.items.rows.double().square().sum()
         return float((square + self.theta.double().square().sum()).sqrt())
 
+    def clipped(self, bound: float) -> SharedUpdate:
+        """Return ``update min(1, bound / |update|)``."""
+        norm = self.norm()
+        if norm <= bound:
+            return self
+        rows = RowUpdate(self.items.ids, self.items.rows * (bound / norm))
+        return SharedUpdate(rows, self.theta * (bound / norm))
+
 
 class Transform:
     """Changes updates where they arise, before they are encoded or applied.
@@ -48,6 +56,10 @@ class Transform:
     >>> Halve().on_client(SharedUpdate(rows, torch.zeros(0)), ctx).norm()
     2.0
     """
+
+    #: Whether the number of a client's samples is as private as its update: messages
+    #: then say 1.
+    hides_samples: ClassVar[bool] = False
 
     def on_client(self, update: SharedUpdate, ctx: RoundContext) -> SharedUpdate:
         """Change a client's update, after local training and before error feedback.
@@ -99,9 +111,4 @@ class Clip(Transform):
 
     def on_client(self, update: SharedUpdate, ctx: RoundContext) -> SharedUpdate:
         """Return ``update min(1, clip_norm / |update|)``."""
-        norm = update.norm()
-        if norm <= self.clip_norm:
-            return update
-        scale = self.clip_norm / norm
-        rows = RowUpdate(update.items.ids, update.items.rows * scale)
-        return SharedUpdate(rows, update.theta * scale)
+        return update.clipped(self.clip_norm)

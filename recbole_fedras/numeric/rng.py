@@ -1,5 +1,6 @@
 """Separate, seeded random streams: no draw of one purpose ever shifts another."""
 
+import os
 from enum import IntEnum
 
 import numpy as np
@@ -21,6 +22,7 @@ class Stream(IntEnum):
     HASHES = 7
     NEWCOMERS = 8
     ATTACK = 9
+    PRIVACY = 12
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
@@ -95,6 +97,16 @@ def normals(key: np.uint64, rows: NDArray[np.int64], dim: int) -> NDArray[np.flo
     counters = np.uint64(0x9E3779B97F4A7C15) * np.arange(1, dim + 1, dtype=np.uint64)
     bits = _mixed(row_keys + counters) >> np.uint64(12)
     return np.asarray(ndtri((bits + 0.5) * 2.0**-52))  # neither 0 nor 1
+
+
+def system_normals(n: int) -> NDArray[np.float64]:
+    """Return n standard normal numbers that nobody can draw again.
+
+    They come from the operating system's generator, which is made for cryptography; no
+    seed is involved.
+    """
+    bits = np.frombuffer(os.urandom(8 * n), np.uint64) >> np.uint64(12)
+    return np.asarray(ndtri((bits + 0.5) * 2.0**-52))
 
 
 def _mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:

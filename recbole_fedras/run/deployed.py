@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from recbole.utils import init_seed
 
-from recbole_fedras.config import Config, compat, rules
+from recbole_fedras.config import Config, compat, private, rules
 from recbole_fedras.config.checkpoint import read_checkpoint
 from recbole_fedras.data.catalogue import Catalogue, number_clients
 from recbole_fedras.data.items import ItemData
@@ -124,6 +124,7 @@ def deploy(config: Config, links: Links) -> dict[str, Any]:
 
 def _require_deployable(config: Config) -> None:
     rules.require_sums(config, "a deployment")
+    private.check_deployed(config)
     if config.run_settings().checkpoint_step not in (None, 1):
         raise ConfigError(
             "checkpoint_step must be 1 in a deployment: shards do not go back"

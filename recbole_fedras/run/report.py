@@ -184,6 +184,7 @@ def result_table(result: dict[str, Any]) -> str:
         ),
         *((f"exposure {name}", f"{value:.4f}")
           for name, value in result.get("exposure", {}).items()),
+        *_privacy_lines(result.get("privacy")),
         *(
             (direction, f"{megabytes(cost[f'{direction}_bytes'])}; each time "
                         f"{each[f'{direction}_bytes'] / 1e3:,.1f} kB, "
@@ -198,6 +199,18 @@ def result_table(result: dict[str, Any]) -> str:
         *((f"seconds, {phase}", f"{value:.1f}") for phase, value in seconds.items()),
     ]  # fmt: skip
     return str(tabulate(lines, tablefmt="simple_outline", disable_numparse=True))
+
+
+def _privacy_lines(privacy: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if privacy is None:
+        return []
+    found = "no noise, no guarantee"
+    if privacy["epsilon"] is not None:
+        found = f"epsilon {privacy['epsilon']:.3g}, delta {privacy['delta']:.2g}"
+        found += ", to whoever does not know the seed" * (
+            privacy["noise_source"] == "seed"
+        )
+    return [(f"{privacy['mode']} privacy of users", found)]
 
 
 def megabytes(size: float) -> str:

@@ -10,6 +10,7 @@ from recbole_fedras.config.checkpoint import plain
 from recbole_fedras.data.dataset import client_data
 from recbole_fedras.run.cost import cost
 from recbole_fedras.run.exposure import exposure
+from recbole_fedras.run.privacy import privacy
 from recbole_fedras.run.report import RunFolder, result_table, seconds_by_phase
 from recbole_fedras.run.trainer import FederatedTrainer
 
@@ -66,6 +67,8 @@ def train_and_test(
     exposed = _exposed(trainer, train_data, saved)
     if exposed:
         result["exposure"] = exposed
+    if private := privacy(trainer.config, trainer.simulation):
+        result["privacy"] = private
     result |= {"seconds": seconds, "run_folder": str(folder.path)}
     if carried := trainer.simulation.carried():
         result["carried"] = carried

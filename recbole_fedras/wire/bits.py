@@ -43,6 +43,8 @@ def pack(values: Ints, bound: int) -> bytes:
             f"values to pack must lie in [0, {bound}), "
             f"got [{values.min()}, {values.max()}]"
         )
+    if width(bound) == 32:  # so they lie in memory as well
+        return values.astype("<u4").tobytes()
     # A column for each bit of the integers, lowest first, then eight bits to a byte.
     shifts = np.arange(width(bound), dtype=np.uint32)
     bits = (values.astype(np.uint32)[:, None] >> shifts) & 1  # (n, width)
@@ -63,6 +65,8 @@ def unpack(data: bytes, count: int, bound: int) -> Ints:
             f"{count} integers below {bound} take {packed_size(count, bound)} bytes, "
             f"got {len(data)}"
         )
+    if width(bound) == 32 and bound == 2**32:
+        return np.frombuffer(data, "<u4").astype(np.int64)
     # Back to a row of bits for each integer; their weights are the powers of two.
     n_bits = width(bound)
     bits = np.unpackbits(

@@ -12,11 +12,22 @@ DIRECTIONS = ("uplink", "downlink")
 
 _CATCH_UP = (Kind.CATCH_UP, Kind.TABLE)
 
+#: What secure aggregation says beside updates: bytes of these, no messages that count.
+_ASIDE = {
+    Kind.KEYS: "uplink",
+    Kind.SHARES: "uplink",
+    Kind.REVEALED: "uplink",
+    Kind.ROSTER: "downlink",
+    Kind.NOTES: "downlink",
+    Kind.SURVIVORS: "downlink",
+}
+
 
 class Ledger:
     """Bytes and messages by direction and part, of the current round and in all.
 
     What participants had missed (``CATCH_UP``, ``TABLE``) stands apart from downlinks.
+    What secure aggregation says beside updates is framing.
 
     Attributes
     ----------
@@ -42,6 +53,10 @@ class Ledger:
     def book(self, message: Message) -> None:
         """Book a message that is sent to, or comes from, one client."""
         kind = message.header.kind
+        if kind in _ASIDE:
+            self._round[f"{_ASIDE[kind]}_framing_bytes"] += len(message)
+            self._round[f"{_ASIDE[kind]}_bytes"] += len(message)
+            return
         if kind in _CATCH_UP:
             direction = "catch_up"
         else:

@@ -22,6 +22,11 @@ class Kind(IntEnum):
     client lacks; ``CATCH_UP``, a downlink of an earlier version; ``TABLE``, the whole
     item table in place of many of these; ``RECEIPT``, that its update has counted.
     From clients: ``UPDATE``.
+
+    With secure aggregation three talks more. A client answers its invitation by
+    ``KEYS``, ``ROSTER`` (its neighbours' keys) by ``SHARES``, ``NOTES`` (neighbours'
+    shares) by its masked ``UPDATE``, and ``SURVIVORS`` (whose updates have arrived) by
+    ``REVEALED``. Their bodies are no payloads, but see ``secure.notes``.
     """
 
     INTRODUCTION = 0
@@ -31,7 +36,16 @@ class Kind(IntEnum):
     TABLE = 4
     UPDATE = 5
     RECEIPT = 6
+    KEYS = 7
+    ROSTER = 8
+    SHARES = 9
+    NOTES = 10
+    SURVIVORS = 11
+    REVEALED = 12
 
+
+#: What secure aggregation says to clients beside a downlink.
+TALKS = (Kind.ROSTER, Kind.NOTES, Kind.SURVIVORS)
 
 _KINDS = frozenset(map(int, Kind))
 

@@ -102,6 +102,22 @@ class Payload:
         except ValueError as error:
             raise PayloadError(f"field {name!r}: {error}") from error
 
+    def values(self) -> NDArray[np.float32]:
+        """Return all floats that are booked as items, one field after the other."""
+        fields = [field for field in self._fields.values() if field.part == "items"]
+        return np.frombuffer(b"".join(field.data for field in fields), FLOAT32)
+
+    def with_values(self, values: NDArray[np.float32]) -> Payload:
+        """Return the payload with other floats in place of :meth:`values`."""
+        data, start, payload = values.astype(FLOAT32).tobytes(), 0, Payload()
+        for name, field in self._fields.items():
+            if field.part == "items":
+                stop = start + len(field.data)
+                field = _Field(field.shape, data[start:stop], field.part)
+                start = stop
+            payload._fields[name] = field
+        return payload
+
     def without(self, name: str) -> Payload:
         """Return the payload without a field, if it has that."""
         payload = Payload()

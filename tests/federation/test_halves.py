@@ -47,7 +47,7 @@ from recbole_fedras.federation.round import run_round
 from recbole_fedras.federation.server import intake
 from recbole_fedras.federation.server.aggregation import InverseFrequency
 from recbole_fedras.federation.server.intake import UNKNOWN
-from recbole_fedras.federation.settings import LocalTraining
+from recbole_fedras.federation.settings import LocalTraining, SecureAggregation
 from recbole_fedras.federation.sharded import share_out
 from recbole_fedras.federation.simulation import Simulation, make_server
 from recbole_fedras.model import MF
@@ -154,6 +154,7 @@ CASES = [
     ("FedRAS", "MF", {"uplink_feedback": True, "downlink_feedback": True}, TRAINING),
     ("TopK", "hash", {}, TRAINING),
     ("FedRAS", "rq", {"uplink_feedback": True}, TRAINING),
+    ("none", "MF", {"secure": SecureAggregation(4, 8.0)}, TRAINING),
 ]
 
 

@@ -315,6 +315,7 @@ def test_uplink_feedback_keeps_what_was_not_sent(name, data, monkeypatch):
 def state_of(simulation):
     """Everything in force; slots that nobody holds may have changed."""
     state = copy.deepcopy(simulation.state_dict())
+    del state["server"]["invitations"]  # what was asked cannot be taken back
     clients = range(N_CLIENTS)
     state["held"] = [held_by(simulation, client).clone() for client in clients]
     if simulation.shard.feedback is not None:
@@ -387,6 +388,7 @@ def test_a_round_that_fails_leaves_nothing(keys, where, data, monkeypatch):
         with pytest.raises((NonFiniteError, KeyboardInterrupt)):
             simulation.run_round()
     torch.testing.assert_close(state_of(simulation), before, rtol=0, atol=0)
+    assert simulation.server.invitations.sum() == 5 * N_CLIENTS // 2
     reports = [own.run_round() for own in (simulation, untouched)]
     assert reports[0].bytes == reports[1].bytes
     assert reports[0].loss == reports[1].loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,15 @@ from recbole_fedras.wire.message import Header, Kind, Message
 from recbole_fedras.wire.payload import Payload
 
 
+class Masks(Protocol):
+    """What masks updates; see :class:`recbole_fedras.federation.client.maskers`."""
+
+    def begin(
+        self, updates: CohortUpdate, ctxs: Sequence[RoundContext]
+    ) -> list[Message]:
+        """Keep what clients are to send; return their keys."""
+
+
 class Sender:
     """Makes messages of what clients have trained.
 
@@ -32,6 +42,8 @@ class Sender:
     seconds : Stopwatch
     hostile : ndarray of bool, shape (n_clients,)
         Clients that no transform binds.
+    maskers : Masks, optional
+        Keep updates until they are masked, and make keys the answer.
     """
 
     def __init__(
@@ -42,10 +54,12 @@ class Sender:
         feedback: UplinkFeedback | None,
         seconds: Stopwatch,
         hostile: NDArray[np.bool_],
+        maskers: Masks | None = None,
     ) -> None:
         self._agreement, self._uplink = agreement, uplink
         self._transforms, self._feedback = transforms, feedback
         self._seconds, self._hostile = seconds, hostile
+        self._maskers = maskers
 
     def answers(
         self, trained: Trained, round: int, base_of: Callable[[int], Tensor]
@@ -66,6 +80,8 @@ class Sender:
         ]
         with self._seconds("compression"):
             updates = self._transformed(trained.updates, ctxs)
+            if self._maskers is not None:
+                return self._maskers.begin(updates, ctxs)
             if self._feedback is not None:
                 self._feedback.add_to(updates)
             payloads = self._encoded(updates, ctxs)
@@ -109,6 +125,8 @@ class Sender:
             losses = [None] * len(losses)
         clients = trained.updates.clients.tolist()
         counts = trained.n_samples.tolist()
+        if any(transform.hides_samples for transform in self._transforms):
+            counts = [1] * len(counts)
         return [
             Message.of(
                 put_theta(payload, theta),

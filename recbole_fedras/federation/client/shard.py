@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.federation.transforms import Transform
 from recbole_fedras.numeric.stopwatch import Stopwatch
 from recbole_fedras.numeric.theta import Theta, flatten, unflatten
-from recbole_fedras.wire.message import Kind, Message
+from recbole_fedras.wire.message import TALKS, Kind, Message
 from recbole_fedras.wire.payload import PayloadError
 
 
@@ -173,6 +174,12 @@ class Shard:
             self.feedback = UplinkFeedback(agreement, len(self.clients))
         self.seconds = Stopwatch()
         self._attackers = Attackers(agreement, methods.attack)
+        self._maskers = None
+        if (secure := agreement.federation.secure) is not None:
+            # What it needs is there with the extra privacy only.
+            from recbole_fedras.federation.client.maskers import Maskers
+
+            self._maskers = Maskers(agreement, methods.uplink, secure)
         self._sender = Sender(
             agreement,
             methods.uplink,
@@ -180,6 +187,7 @@ class Shard:
             self.feedback,
             self.seconds,
             self._attackers.hostile,
+            self._maskers,
         )
         self._workspace = Workspace()
         self._pending: list[_Private] = []
@@ -220,6 +228,12 @@ class Shard:
         PayloadError
             If a message cannot be applied.
         """
+        messages = iter(messages)
+        first = list(islice(messages, 1))
+        messages = chain(first, messages)
+        if self._maskers is not None and first and first[0].header.kind in TALKS:
+            yield from self._maskers.answer(messages)
+            return
         self.settle(())  # what no receipt came for
         n_parts = 1 if self.embedding is None else self.embedding.n_parts
         for part in parts(

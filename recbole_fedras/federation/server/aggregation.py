@@ -11,7 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_fedras.compressor.base import REAL, RowUpdate, row_update
+from recbole_fedras.compressor.base import REAL, RoundContext, RowUpdate, row_update
 
 
 class Aggregator(ABC):
@@ -37,6 +37,32 @@ class Aggregator(ABC):
     #: ``FederatedRecommender.table_values``; None: anything.
     table_values: ClassVar[tuple[str, ...] | None] = (REAL,)
 
+    #: Whether sums over clients are all that it needs: it has ``add_sum``.
+    additive: ClassVar[bool] = False
+
+    #: Whether a round in which nobody's update counts is a round like others.
+    empty_rounds: ClassVar[bool] = False
+
+    @property
+    def secret_cohorts(self) -> bool:
+        """Whether cohorts must be such that nobody who knows the seed can tell them."""
+        return False
+
+    def expect(  # noqa: B027 - optional
+        self, ctx: RoundContext, n_clients: float, n_theta: int
+    ) -> None:
+        """Learn of the round before it begins.
+
+        Parameters
+        ----------
+        ctx : RoundContext
+            The server's, in this round.
+        n_clients : float
+            Clients of a cohort, in expectation.
+        n_theta : int
+            Values of the network.
+        """
+
     @abstractmethod
     def begin(self, table: Tensor) -> None:
         """Begin a round, forgetting one that was not finished.
@@ -57,6 +83,23 @@ class Aggregator(ABC):
         update : RowUpdate
         theta_change : Tensor, shape (n_theta,)
         """
+
+    def add_sum(
+        self, total: RowUpdate, counts: NDArray[np.float32], theta: Tensor, n: int
+    ) -> None:
+        """Add what n clients changed together, if it is ``additive``.
+
+        Parameters
+        ----------
+        total : RowUpdate
+            Sum of their updates.
+        counts : ndarray of float32, shape (n_items,)
+            Clients that trained each row.
+        theta : Tensor, shape (n_theta,)
+            Sum of the networks' changes.
+        n : int
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def result(self) -> tuple[RowUpdate, Tensor]:
@@ -88,6 +131,11 @@ class ThetaMean:
         self._total = change.clone() if self._total is None else self._total + change
         self._count += 1
 
+    def add_sum(self, change: Tensor, n: int) -> None:
+        """Add the sum of n clients' changes."""
+        self.add(change)
+        self._count += n - 1
+
     def result(self) -> Tensor:
         """Return the mean."""
         return torch.zeros(0) if self._total is None else self._total / self._count
@@ -95,6 +143,8 @@ class ThetaMean:
 
 class RowMean(Aggregator):
     """Mean of row-sparse updates; a subclass says over how many clients."""
+
+    additive = True
 
     def begin(self, table: Tensor) -> None:
         """Begin a round."""
@@ -108,6 +158,15 @@ class RowMean(Aggregator):
         _add_rows(self._total, self._counts, update.ids.numpy(), update.rows.numpy())
         self._n_clients += 1
         self._theta.add(theta_change)
+
+    def add_sum(
+        self, total: RowUpdate, counts: NDArray[np.float32], theta: Tensor, n: int
+    ) -> None:
+        """Add what n clients changed together."""
+        self._total[total.ids.numpy()] += total.rows.numpy()
+        self._counts += counts
+        self._n_clients += n
+        self._theta.add_sum(theta, n)
 
     @abstractmethod
     def _weights(self) -> NDArray[np.float32]:

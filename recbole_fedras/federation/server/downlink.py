@@ -100,10 +100,8 @@ class DownlinkPolicy(ABC):
         ``drift`` is how far, in the mean, participants' replicas are from the server's
         table now: ``|Q - replica| / |Q|``; without participants there is none.
         """
-        if not len(clients):
-            return self._figures
-        drift = np.mean([self._drift(client) for client in clients.tolist()])
-        return self._figures | {"drift": float(drift)}
+        drifts = [self._drift(client) for client in clients.tolist()]
+        return self._figures | ({"drift": float(np.mean(drifts))} if drifts else {})
 
     def _drift(self, client: int) -> float:
         return self._parameters.drift(self.mirror_of(client))

@@ -64,6 +64,9 @@ class Intake:
         Clients whose updates were added, increasing.
     """
 
+    #: What answers must be, at this time.
+    kind = Kind.UPDATE
+
     def __init__(
         self,
         agreement: Agreement,
@@ -93,16 +96,26 @@ class Intake:
         client = message.header.client
         try:
             self._check(message, answer)
+            self._accept(message)
         except PayloadError as error:
             self.refusals.append(Refusal(client, str(error)))
             return message
         self._answered.add(client)
-        self._waiting[client] = message
+        return message
+
+    def follow_up(self) -> Iterator[list[Message]]:
+        """Say what else clients are to be asked, one thing after the other: nothing.
+
+        What comes is to be taken in before the next.
+        """
+        yield from ()
+
+    def _accept(self, message: Message) -> None:
+        self._waiting[message.header.client] = message
         self._new_bytes += len(message)
         if self._new_bytes > WAITING_BYTES:
             self._add(list(self._in_order()))
             self._new_bytes = 0
-        return message
 
     def _read(self, answer: Answer) -> Message | None:
         """Parse the header; refuse what is no update, or larger than honest ones."""
@@ -111,9 +124,9 @@ class Intake:
             message = Message.from_parts(answer.head, answer.body)
             client = message.header.client
             message.require_size(self._agreement.most_bytes)
-            if message.header.kind is not Kind.UPDATE:
-                kind = message.header.kind.name
-                raise PayloadError(f"a message of kind {kind} is no update")
+            if message.header.kind is not self.kind:
+                kind, wanted = message.header.kind.name, self.kind.name.lower()
+                raise PayloadError(f"a message of kind {kind} is no {wanted}")
         except PayloadError as error:
             reason = f"from shard {answer.shard}: {error}"
             self.refusals.append(Refusal(client, reason))

@@ -33,3 +33,12 @@ def select_cohort(eligible: Ints, size: int, seed: int, round: int) -> Ints:
     """Draw a round's cohort uniformly without replacement; increasing."""
     rng = generator(seed, Stream.COHORT, round)
     return np.sort(rng.choice(eligible, size, replace=False))
+
+
+def sample_cohort(eligible: Ints, fraction: float, rng: np.random.Generator) -> Ints:
+    """Let each client take part with a probability of its own; increasing, or nobody.
+
+    That is Poisson sampling. No client's part depends on another's, which is what
+    privacy by sampling rests on.
+    """
+    return eligible[rng.random(len(eligible)) < fraction]

@@ -15,9 +15,14 @@ from recbole_fedras.federation.protocol import Agreement, Ints, receipt
 from recbole_fedras.federation.server.aggregation import Aggregator
 from recbole_fedras.federation.server.downlink import DownlinkPolicy
 from recbole_fedras.federation.server.intake import Intake, Refusal
-from recbole_fedras.federation.server.selection import cohort_size, select_cohort
+from recbole_fedras.federation.server.selection import (
+    cohort_size,
+    sample_cohort,
+    select_cohort,
+)
 from recbole_fedras.federation.server.state import SharedParameters
 from recbole_fedras.federation.transforms import SharedUpdate, Transform
+from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.numeric.stopwatch import Stopwatch
 from recbole_fedras.wire.message import Header, Kind, Message
 from recbole_fedras.wire.payload import Payload
@@ -73,6 +78,9 @@ class Server:
     aggregator : Aggregator
     introduction : Payload or None
         What each client is sent once, before its first downlink.
+    invitations : ndarray of int64, shape (n_clients,)
+        How often each was invited. Rounds that failed count too: what clients have
+        told cannot be taken back.
     seconds : Stopwatch
 
     Examples
@@ -118,6 +126,7 @@ class Server:
         fraction = agreement.federation.client_fraction
         self.cohort_size = cohort_size(len(eligible), fraction)
         self._introduced = np.zeros(agreement.n_clients, bool)
+        self.invitations = np.zeros(agreement.n_clients, np.int64)
         self._transforms = transforms
         self._states = self._states_of_parts()
         self.introduction: Payload | None = None
@@ -130,17 +139,13 @@ class Server:
 
     def invite(self) -> Iterator[Message]:
         """Draw a cohort; make what brings it up to date, client by client."""
-        seed, round = self._agreement.federation.seed, self.round
-        cohort = select_cohort(self.eligible, self.cohort_size, seed, round)
-        self._intake = Intake(
-            self._agreement,
-            self._uplink,
-            self._count,
-            round,
-            cohort,
-            self.policy.mirror_of,
-        )
+        round, cohort = self.round, self._draw_cohort()
+        self.invitations[cohort] += 1
+        self._intake = self._make_intake(cohort)
         self._cohort = cohort
+        expected = len(self.eligible) * self._agreement.federation.client_fraction
+        ctx = self._agreement.context(round)
+        self.aggregator.expect(ctx, expected, self._agreement.n_theta)
         self.aggregator.begin(self.parameters.item_table)
         introduction = self._sealed_introduction()
         newcomers = set(cohort[~self._introduced[cohort]].tolist())
@@ -151,6 +156,34 @@ class Server:
                 newcomers.remove(client)
                 yield introduction.to(client)
             yield message
+
+    def _make_intake(self, cohort: Ints) -> Intake:
+        agreement, round = self._agreement, self.round
+        if (secure := agreement.federation.secure) is not None:
+            # What it needs is there with the extra privacy only.
+            from recbole_fedras.federation.server.secure import SecureIntake
+
+            add = self.aggregator.add_sum
+            return SecureIntake(agreement, self._uplink, secure, add, round, cohort)
+        mirror_of, uplink = self.policy.mirror_of, self._uplink
+        return Intake(agreement, uplink, self._count, round, cohort, mirror_of)
+
+    def follow_up(self) -> Iterator[list[Message]]:
+        """Say what else clients are to be asked, one thing after the other.
+
+        Nothing, but with secure aggregation. What comes is received before the next.
+        """
+        return self._intake.follow_up()
+
+    def _draw_cohort(self) -> Ints:
+        federation, round = self._agreement.federation, self.round
+        if federation.sampling == "fixed":
+            size, seed = self.cohort_size, federation.seed
+            return select_cohort(self.eligible, size, seed, round)
+        rng = np.random.default_rng()
+        if not self.aggregator.secret_cohorts:
+            rng = generator(federation.seed, Stream.COHORT, round)
+        return sample_cohort(self.eligible, federation.client_fraction, rng)
 
     def _sealed_introduction(self) -> Message | None:
         if self.introduction is None:
@@ -186,12 +219,14 @@ class Server:
     def close(self) -> Closed:
         """Combine what has come, step, and publish; who did not answer is left out.
 
-        Without any update the server steps by zero, and publishes that.
+        Without any update the server steps by zero, and publishes that; unless the
+        aggregator has something to say of such a round.
         """
         with self.seconds("aggregation"):
             loss = self._intake.finish()
             counted = np.array(self._intake.counted, np.int64)
-            update = self._combined() if len(counted) else self._nothing()
+            some = len(counted) or self.aggregator.empty_rounds
+            update = self._combined() if some else self._nothing()
             change = self.parameters.step(*update)
         with self.seconds("compression"):
             self.policy.publish(change)
@@ -246,6 +281,7 @@ class Server:
             "policy": self.policy.state_dict(),
             "parts": self._states,
             "introduced": torch.from_numpy(self._introduced),
+            "invitations": torch.from_numpy(self.invitations),
             "introduction": introduction.to_bytes() if introduction else None,
         }
 
@@ -256,5 +292,6 @@ class Server:
         self._states = state["parts"]
         self._restore_parts()
         self._introduced[:] = state["introduced"].numpy()
+        self.invitations[:] = state["invitations"].numpy()
         if state["introduction"] is not None:
             self.introduction = Payload.from_bytes(state["introduction"])

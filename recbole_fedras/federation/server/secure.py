@@ -1,0 +1,140 @@
+"""What the server takes in with secure aggregation: keys, shares, and a sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recbole_fedras.compressor.base import Compressor, RowUpdate
+from recbole_fedras.errors import PayloadError
+from recbole_fedras.federation.masked import MaskedForm
+from recbole_fedras.federation.protocol import Agreement, Ints
+from recbole_fedras.federation.server.intake import Intake
+from recbole_fedras.federation.settings import SecureAggregation
+from recbole_fedras.numeric.rng import Stream, generator
+from recbole_fedras.secure.keys import KEY_BYTES
+from recbole_fedras.secure.notes import pack_blobs, unpack_blobs
+from recbole_fedras.secure.protocol import Public, SecureServer
+from recbole_fedras.wire.message import Header, Kind, Message
+
+AddSum = Callable[[RowUpdate, NDArray[np.float32], Tensor, int], None]
+
+
+class SecureIntake(Intake):
+    """The masked updates of one round; it can read their sum alone.
+
+    Whoever is silent at one stage is not asked at the next. An update counts once it
+    has come, even if its sender is silent afterwards. Single updates cannot be checked:
+    neither norms nor what an update does to a row.
+
+    Parameters
+    ----------
+    agreement : Agreement
+    uplink : Compressor
+    secure : SecureAggregation
+    add_sum : callable
+        ``Aggregator.add_sum``.
+    round : int
+    cohort : ndarray of int64, shape (n_invited,)
+    """
+
+    kind = Kind.KEYS
+
+    def __init__(
+        self,
+        agreement: Agreement,
+        uplink: Compressor,
+        secure: SecureAggregation,
+        add_sum: AddSum,
+        round: int,
+        cohort: Ints,
+    ) -> None:
+        super().__init__(agreement, uplink, _none_alone, round, cohort, _no_base)
+        self._add_sum, self._ctx = add_sum, agreement.context(round)
+        self._form = MaskedForm(agreement, uplink, secure.bound)
+        seed = agreement.federation.seed
+        self._n_words = self._form.n_words(self._ctx)
+        ring = int(generator(seed, Stream.PRIVACY, round).integers(2**62))
+        self._talk = SecureServer(self._n_words, secure.neighbours, ring)
+
+    def follow_up(self) -> Iterator[list[Message]]:
+        """Ask for shares, for masked updates, and for what takes masks away."""
+        talk = self._talk
+        talk.draw_graph()
+        rosters = {client: talk.roster_of(client) for client in talk.public}
+        yield self._ask(
+            Kind.ROSTER,
+            Kind.SHARES,
+            {
+                client: {other: b"".join(keys) for other, keys in roster.items()}
+                for client, roster in rosters.items()
+            },
+        )
+        notes = {client: talk.shares_for(client) for client in talk.dealers}
+        yield self._ask(Kind.NOTES, Kind.UPDATE, notes)
+        alive = {
+            client: {other: b"" for other in notes[client] if other in talk.masked}
+            for client in sorted(talk.masked)
+        }
+        yield self._ask(Kind.SURVIVORS, Kind.REVEALED, alive)
+
+    def _ask(
+        self, kind: Kind, answer: Kind, blobs: Mapping[int, Mapping[int, bytes]]
+    ) -> list[Message]:
+        """Make messages, and be ready for the one kind of answer."""
+        self.kind, self._invited, self._answered = answer, set(blobs), set()
+        version = self._round + 1
+        return [
+            Message(
+                Header(kind, self._round, client, version, self._round),
+                pack_blobs(own),
+            )
+            for client, own in blobs.items()
+        ]
+
+    def _accept(self, message: Message) -> None:
+        """Take note of an answer.
+
+        Raises
+        ------
+        PayloadError
+            If it is not of the form that it must have.
+        """
+        client, body, talk = message.header.client, message.body, self._talk
+        if self.kind is Kind.KEYS:
+            if len(body) != 2 * KEY_BYTES:
+                raise PayloadError("its public keys have another length")
+            talk.note_keys(client, Public(body[:KEY_BYTES], body[KEY_BYTES:]))
+        elif self.kind is Kind.SHARES:
+            talk.note_shares(client, unpack_blobs(body))
+        elif self.kind is Kind.UPDATE:
+            words = self._form.get(message.payload, self._n_words)
+            talk.note_masked(client, words)
+        else:
+            talk.note_revealed(client, unpack_blobs(body))
+
+    def finish(self) -> float | None:
+        """Add the sum of all updates that have come.
+
+        Raises
+        ------
+        FederationError
+            If too few are left to take masks away.
+        """
+        self.refusals.sort()
+        self.counted = sorted(self._talk.masked)
+        if self.counted:
+            found = self._form.sum_of(self._talk.total(), self._ctx)
+            self._add_sum(*found, len(self.counted))
+        return None
+
+
+def _none_alone(client: int, update: RowUpdate, theta: Tensor) -> None:
+    raise AssertionError("no update is seen alone")
+
+
+def _no_base(client: int) -> Tensor:
+    raise AssertionError("no update is decoded alone")
