@@ -6,6 +6,7 @@ import numpy as np
 
 from recbole_fedras.compressor.base import RoundContext, row_update
 from recbole_fedras.federation.transforms import SharedUpdate, Transform
+from recbole_fedras.numeric.rng import Stream, generator
 
 
 class PseudoItems(Transform):
@@ -58,14 +59,14 @@ class PseudoItems(Transform):
         if not len(ids):
             return update
         rows = update.items.rows.cpu().numpy()
-        generator = ctx.generator()
+        rng = generator(ctx.seed, Stream.PSEUDO_ITEMS, ctx.round, ctx.sender + 1)
         others = np.setdiff1d(np.arange(ctx.n_items), ids, assume_unique=True)
         size = min(self.n_pseudo_items, len(others))
-        drawn = generator.choice(others, size, replace=False)
+        drawn = rng.choice(others, size, replace=False)
         # A triangle R with R'R = n times the rows' covariance, of whatever rank.
         mean = rows.mean(axis=0, dtype=np.float64)
         triangle = np.linalg.qr(rows - mean, mode="r") / len(rows) ** 0.5
-        pseudo = mean + generator.standard_normal((size, len(triangle))) @ triangle
+        pseudo = mean + rng.standard_normal((size, len(triangle))) @ triangle
         together = np.concatenate([ids, drawn])
         order = np.argsort(together)
         values = np.concatenate([rows, pseudo])[order]

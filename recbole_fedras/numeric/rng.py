@@ -21,6 +21,7 @@ class Stream(IntEnum):
     HASHES = 7
     NEWCOMERS = 8
     ATTACK = 9
+    PSEUDO_ITEMS = 13
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
