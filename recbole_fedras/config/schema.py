@@ -66,6 +66,7 @@ def federation(config: Keys) -> Federation:
         max_update_norm=read(config, "max_update_norm", _POSITIVE),
         report_loss=read(config, "report_loss", BOOLEAN),
         attack_share=read(config, "attack_share", _SHARE),
+        client_seed=read(config, "client_seed", optional(SEED)),
     )
 
 

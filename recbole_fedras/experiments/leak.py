@@ -25,6 +25,8 @@ def leak(cell: Keys) -> Outcome:
     config = Config(config_dict=used_of(cell))
     if config["item_embedding"] != "full":
         refuse(config, "item_embedding", "full, for rows that are items' own")
+    if config["use_base"]:
+        refuse(config, "use_base", "False, for rows that are items' whole vectors")
     wiretap = Wiretap(attackers(config))
     with config.in_use(), log_of_its_own(config):
         outcome = kept(run(config, kind=wiretap))

@@ -7,6 +7,7 @@ from itertools import product
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from recbole_fedras.config import Config
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.experiments.compare import (
     cells_of,
@@ -15,7 +16,7 @@ from recbole_fedras.experiments.compare import (
     refuse_diverged,
 )
 from recbole_fedras.experiments.identity import Keys, Outcome
-from recbole_fedras.experiments.leak import leak
+from recbole_fedras.experiments.leak import attackers, leak
 from recbole_fedras.experiments.panels import save
 from recbole_fedras.experiments.privacy_figure import draw_privacy
 from recbole_fedras.experiments.provenance import note_of_other_code, other_code
@@ -93,6 +94,7 @@ def report_leaks(grid: Grid, keys: Keys, sweep: Sweep) -> list[Row]:
     NonFiniteError
         If a run diverged; the others are kept.
     """
+    attackers(Config(config_dict=keys))  # refuse others here
     labels = dict(_labelled(grid, SHORT | keys))
     cells = list(
         cells_of({str(key): of for key, of in labels.items()}, grid.seeds).values()

@@ -53,6 +53,7 @@ def draw_privacy(rows: Sequence[Row], xlabel: str | None) -> Figure:
                 marker = MARKERS[settings.index(row["setting"]) % len(MARKERS)]
                 look = style | {"marker": marker, "ms": size, "ls": "", "alpha": 0.7}
                 panel.plot(auc[_place(row)], row["ours"], **look)
+        panel.set_xlim(min(0.5, *auc.values()) - 0.02, 1.02)
     return with_legend(figure, _keys(rows, settings, most))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.stats import rankdata
 
 from recbole_fedras.data.clients import ClientData, Ints
 from recbole_fedras.experiments.inference.base import Attacker, Floats, Known, Seen
+from recbole_fedras.federation.client.training import LocalModel
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.wire.message import Message
@@ -38,10 +40,16 @@ class TappedSimulation(Simulation):
     """
 
     def __init__(self, listener: Listener, *args: Any) -> None:
+        # As it is before anybody trains: what everybody can draw from the seed.
+        model = copy.deepcopy(args[0])
         super().__init__(*args)
         self._listener, self._uplink = listener, copy.deepcopy(args[2].uplink)
-        training, model = self.shard.training, self.shard.model
-        self._known = Known(self.agreement, training, model)
+        public = replace(self.agreement.federation, client_seed=None)
+        self._known = Known(
+            replace(self.agreement, federation=public),
+            self.shard.training,
+            LocalModel(model.score, model.theta(), model.train_clients),
+        )
         draw = generator(self.agreement.federation.seed, Stream.CANDIDATES, WATCHED)
         watched = draw.permutation(self.server.eligible)[:WATCHED]
         self._watched = frozenset(watched.tolist())

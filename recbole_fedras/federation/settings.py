@@ -117,6 +117,9 @@ class Federation:
         Whether clients tell their training loss with an update.
     attack_share : float
         Share of the clients that are hostile, if there is an attack.
+    client_seed : int or None
+        Of what clients draw for themselves: negatives, and what transforms add. A
+        server need not know it; None: ``seed``, which it knows.
     """
 
     seed: int
@@ -131,6 +134,7 @@ class Federation:
     max_update_norm: float = 1e6
     report_loss: bool = True
     attack_share: float = 0.0
+    client_seed: int | None = None
 
     def most_participants(self, n_clients: int) -> int:
         """Return how many clients a cohort has at most."""

@@ -24,11 +24,11 @@ class Popularity(Attacker):
 
     def scores(self, seen: Seen, known: Known) -> Floats:
         """Return in how many of the others' updates each item has been."""
-        nothing = np.zeros(len(seen.base))
-        own = self._sent.setdefault(seen.header.client, nothing)
+        n_items, client = len(seen.base), seen.header.client
+        own = self._sent.setdefault(client, np.zeros(n_items))
         own[seen.update.ids.numpy()] += 1
         others = (sent for sent in self._sent.values() if sent is not own)
-        return sum(others, start=nothing)
+        return sum(others, start=np.zeros(n_items))
 
 
 class Presence(Attacker):
