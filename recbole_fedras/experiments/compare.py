@@ -65,7 +65,7 @@ def compare(
     NonFiniteError
         If a run diverged; the others are kept.
     """
-    cells = cells_of(methods_of(compressors, rates, keys), seeds)
+    cells = _cells(methods_of(compressors, rates, keys), seeds)
     check_cells([cell for of_method in cells.values() for cell in of_method], sweep)
     outcomes = iter(
         sweep.run([c for group in cells.values() for c in group], "Compare")
@@ -101,8 +101,7 @@ def methods_of(
     return methods
 
 
-def cells_of(methods: dict[str, Keys], seeds: Sequence[int]) -> dict[str, list[Keys]]:
-    """Return the keys of each method's runs, one for each seed."""
+def _cells(methods: dict[str, Keys], seeds: Sequence[int]) -> dict[str, list[Keys]]:
     return {
         label: [keys | {"seed": seed} for seed in dict.fromkeys(seeds)]
         for label, keys in methods.items()

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from recbole_fedras.config import Config
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.experiments.compare import (
-    cells_of,
     check_cells,
     methods_of,
     refuse_diverged,
@@ -38,8 +37,8 @@ _COMPARED = {
 _NOTE = (
     "AUC and precision (at a client's true count), over all items, of the attacker "
     "with the highest AUC; 0.5 and the share of a client's items are chance. "
-    "attackers/table.md has each attacker; what popularity finds, it finds without the "
-    "client's updates."
+    "auc/table.md and precision/table.md have each attacker; what popularity finds, it "
+    "finds without the client's updates."
 )
 
 
@@ -79,8 +78,8 @@ def report_leaks(grid: Grid, keys: Keys, sweep: Sweep) -> list[Row]:
     keys : dict
         Keys that all runs have in common; above :data:`SHORT`.
     sweep : Sweep
-        Whose folder is for runs, ``table.md``, ``.csv`` and ``.tex``, the same in
-        ``attackers/``, and the figure.
+        Whose folder is for runs, ``table.md``, ``.csv`` and ``.tex``, the same of each
+        attacker in ``auc/`` and ``precision/``, and the figure.
 
     Returns
     -------
@@ -96,15 +95,14 @@ def report_leaks(grid: Grid, keys: Keys, sweep: Sweep) -> list[Row]:
     """
     attackers(Config(config_dict=keys))  # refuse others here
     labels = dict(_labelled(grid, SHORT | keys))
-    cells = list(
-        cells_of({str(key): of for key, of in labels.items()}, grid.seeds).values()
-    )
-    check_cells([cell for group in cells for cell in group], sweep, leak)
-    outcomes = iter(sweep.run([c for group in cells for c in group], "Leak", leak))
-    runs = {
-        label: [next(outcomes) for _ in group]
-        for label, group in zip(labels, cells, strict=True)
+    cells = {
+        label: [own | {"seed": seed} for seed in dict.fromkeys(grid.seeds)]
+        for label, own in labels.items()
     }
+    every = [cell for of_label in cells.values() for cell in of_label]
+    check_cells(every, sweep, leak)
+    outcomes = iter(sweep.run(every, "Leak", leak))
+    runs = {label: [next(outcomes) for _ in group] for label, group in cells.items()}
     refuse_diverged({" ".join(map(str, label)): group for label, group in runs.items()})
     rows = [_row(label, group) for label, group in runs.items()]
     _write(rows, runs, sweep)
@@ -149,17 +147,14 @@ def _row(label: _Label, runs: list[Outcome]) -> Row:
     return row | {"other code": other_code(runs, leak)}
 
 
-def _of_attackers(label: _Label, runs: list[Outcome]) -> Iterator[Row]:
-    """Yield a row for each attacker."""
+def _by_attacker(of: str, label: _Label, runs: list[Outcome]) -> Row:
+    """Return one row: what each attacker finds, its AUC or precision."""
     measured = [run["result"]["test_result"] for run in runs]
-    for key in measured[0]:
-        if key.startswith("AUC "):
-            name = key[4:]
-            both = {"AUC": key, "precision": f"precision {name}"}
-            values = {
-                of: [one[of_key] for one in measured] for of, of_key in both.items()
-            }
-            yield label._asdict() | {"attacker": name} | _averaged(values)
+    keys = [key for key in measured[0] if key.startswith(f"{of} ")]
+    values = {
+        key.removeprefix(f"{of} "): [one[key] for one in measured] for key in keys
+    }
+    return label._asdict() | _averaged(values)
 
 
 def _averaged(values: dict[str, list[float]]) -> Row:
@@ -176,10 +171,11 @@ def _write(rows: list[Row], runs: dict[_Label, list[Outcome]], sweep: Sweep) -> 
     seeds = dict.fromkeys(str(run["config"]["seed"]) for run in every)
     title = f"{dataset}, seeds {', '.join(seeds)}"
     notes = [_NOTE, note_of_other_code(every, leak)]
-    of_each = [
-        row for label, group in runs.items() for row in _of_attackers(label, group)
-    ]
-    Table(f"Attackers: {title}", of_each).write(sweep.folder / "attackers")
+    for of in ("AUC", "precision"):
+        of_each = [_by_attacker(of, label, group) for label, group in runs.items()]
+        Table(f"{of} of each attacker: {title}", of_each).write(
+            sweep.folder / of.lower()
+        )
     Table(title, rows, "\n\n".join(filter(None, notes))).write(sweep.folder)
     points = [
         row

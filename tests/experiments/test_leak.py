@@ -222,9 +222,10 @@ def test_the_command_writes_tables_and_a_plot(workspace, in_process, capsys):
     methods, protections = ("none", "SVD 75 %"), ("none", "pseudo_items")
     assert labels == [(one, other) for one in methods for other in protections]
     assert float(rows[1]["uplink MB"]) > float(rows[0]["uplink MB"])
-    attackers = Path("leak/attackers/table.md").read_text()
-    assert f"| {keys.split('.')[-1].strip()} " in attackers
-    assert "| replay " in attackers
+    for of in ("auc", "precision"):
+        attackers = Path(f"leak/{of}/table.md").read_text()
+        assert f"| {keys.split('.')[-1].strip()} " in attackers
+        assert "| replay " in attackers
     assert Path("leak/leak.png").stat().st_size > 1000
     assert Path("leak/table.md").read_text() in capsys.readouterr().out
     assert main(command) == 0  # which runs nothing again

@@ -36,12 +36,13 @@ class Known(NamedTuple):
     model: LocalModel
 
     def n_interactions(self, header: Header) -> int:
-        """Return how many interactions a client has: an update's header tells."""
-        training = self.training
-        per_item = 2 * training.n_negatives if training.pairwise else None
-        per_item = per_item or 1 + training.n_negatives
-        samples = (header.n_samples or 0) * (1 + training.pairwise)
-        return samples // (per_item * training.local_epochs)
+        """Return how many interactions a client has, as an update's header tells.
+
+        It is 0 where the client hides its number of samples.
+        """
+        training, n = self.training, self.training.n_negatives
+        per_item = n if training.pairwise else 1 + n  # samples, or pairs
+        return (header.n_samples or 0) // (per_item * training.local_epochs)
 
 
 class Seen(NamedTuple):

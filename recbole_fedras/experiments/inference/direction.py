@@ -20,7 +20,7 @@ class Direction(Attacker):
     prediction less the label. So all rows of an update lie along one vector, its
     leading right singular vector: the client's items on one side, negatives on the
     other. Which side is which, the number of samples in the header tells: one side has
-    as many rows as the client has items.
+    as many rows as the client has items. If that is not told, it is the smaller one.
 
     Source: ours. That the server reconstructs interactions from uploaded gradients is
     known of matrix factorization with squared errors (Mai and Pang, "PrivMVMF", arXiv

@@ -40,10 +40,11 @@ class Shadow(Attacker):
 
     Notes
     -----
-    **Departures**: as many items are guessed as the client has, by its header, instead
-    of a fifth; a fifth of the items is settled at a time (0.9 in the code's settings);
-    each item is trained on once an epoch; the user starts with the deviation of the
-    table's values, in place of Xavier's; BPR's clients are trained with BCE.
+    **Departures**: as many items are guessed as the client has, by its header if that
+    tells, instead of a fifth; a fifth of the items is settled at a time (0.9 in the
+    code's settings); each item is trained on once an epoch; the user starts with the
+    deviation of the table's values, in place of Xavier's; BPR's clients are trained
+    with BCE.
     """
 
     def scores(self, seen: Seen, known: Known) -> Floats:
@@ -51,7 +52,9 @@ class Shadow(Attacker):
         n_rows, header = len(seen.update), seen.header
         seed = known.agreement.federation.seed
         rng = generator(seed, Stream.ATTACK, 1 + header.round, 1, header.client)
-        count = min(known.n_interactions(header), n_rows)
+        count = known.n_interactions(header) or n_rows // (
+            1 + known.training.n_negatives
+        )
         labels, settled = np.zeros(n_rows, bool), np.zeros(n_rows, bool)
         sent = seen.update.rows.double().cpu()
         while not settled.all():
