@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from recbole_fedras.config import Config, registry
+from recbole_fedras.config.methods import names_in
 from recbole_fedras.config.values import refuse
 from recbole_fedras.experiments.identity import Keys, Outcome
 from recbole_fedras.experiments.inference.base import Attacker
@@ -31,6 +32,8 @@ def leak(cell: Keys) -> Outcome:
     with config.in_use(), log_of_its_own(config):
         outcome = kept(run(config, kind=wiretap))
     found = wiretap.found()
+    if not found:
+        refuse(config, "epochs", "more: no client that is watched has taken part")
     measured = {
         "AUC": max(one.auc for one in found.values()),
         "precision": max(one.precision for one in found.values()),
@@ -43,8 +46,7 @@ def leak(cell: Keys) -> Outcome:
 
 def attackers(config: Config) -> dict[str, Attacker]:
     """Make the attackers that ship, and those of ``attacker_class``."""
-    own = config["attacker_class"] or []
-    own = [own] if isinstance(own, str) else own
+    own = names_in(config.resolved, "attacker_class")
     paths = registry.shipped("attacker")
     paths |= {path.rpartition(".")[2]: path for path in own}
     with config.in_use():

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from recbole_fedras.data.clients import ClientData, Ints
+from recbole_fedras.errors import PayloadError
 from recbole_fedras.experiments.inference.base import Attacker, Floats, Known, Seen
 from recbole_fedras.federation.client.training import LocalModel
-from recbole_fedras.federation.simulation import Simulation
+from recbole_fedras.federation.simulation import FederatedModel, Methods, Simulation
 from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.wire.message import Message
 from recbole_fedras.wire.transport import Answer, Transport
@@ -35,22 +36,31 @@ class TappedSimulation(Simulation):
     ----------
     listener : callable
         ``listener(known, seen)``.
-    *args
+    model, data, methods, *settings
         As for :class:`Simulation`.
     """
 
-    def __init__(self, listener: Listener, *args: Any) -> None:
+    def __init__(
+        self,
+        listener: Listener,
+        model: FederatedModel,
+        data: ClientData,
+        methods: Methods,
+        *settings: Any,
+    ) -> None:
         # As it is before anybody trains: what everybody can draw from the seed.
-        model = copy.deepcopy(args[0])
-        super().__init__(*args)
-        self._listener, self._uplink = listener, copy.deepcopy(args[2].uplink)
+        public_model = copy.deepcopy(model)
+        super().__init__(model, data, methods, *settings)
+        self._listener, self._uplink = listener, copy.deepcopy(methods.uplink)
         public = replace(self.agreement.federation, client_seed=None)
         self._known = Known(
             replace(self.agreement, federation=public),
             self.shard.training,
-            LocalModel(model.score, model.theta(), model.train_clients),
+            LocalModel(
+                public_model.score, public_model.theta(), public_model.train_clients
+            ),
         )
-        draw = generator(self.agreement.federation.seed, Stream.CANDIDATES, WATCHED)
+        draw = generator(self.agreement.federation.seed, Stream.ATTACK, 0, 3)
         watched = draw.permutation(self.server.eligible)[:WATCHED]
         self._watched = frozenset(watched.tolist())
         self._transport = _Tap(self._transport, self._read)
@@ -62,7 +72,10 @@ class TappedSimulation(Simulation):
             return
         base = self.server.policy.mirror_of(header.client)
         ctx = self.agreement.context(header.round, header.client, base=base)
-        update = self._uplink.decode(message.payload, ctx)
+        try:
+            update = self._uplink.decode(message.payload, ctx)
+        except PayloadError:
+            return  # which the server refuses
         seen = Seen(header, update, base, self.server.parameters.theta)
         self._listener(self._known, seen)
 

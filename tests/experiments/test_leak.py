@@ -238,6 +238,7 @@ def test_the_command_writes_tables_and_a_plot(workspace, in_process, capsys):
         (["--transforms=['clip']"], "transforms must not be set: that is what is"),
         (["--protections=pseudo"], "transforms='pseudo' is unknown; did you mean"),
         (["--negatives=0"], "an integer sample_num >= 1"),
+        (["--attacker_class=5"], "attacker_class=5 is not allowed; it must be a list"),
         (["--attacker_class=no.Such"], "attacker_class='no.Such' cannot be imported"),
     ],
 )
