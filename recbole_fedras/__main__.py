@@ -200,6 +200,51 @@ def _compare(argv: list[str]) -> None:
         )
 
 
+def _leak(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="recbole-fedras leak",
+        description="Measure how well attackers at the server recover what clients "
+        "interacted with, from the bytes that these send: AUC, precision, quality and "
+        "bytes in a table and a plot. Finished runs are kept.",
+        epilog="Any --key=value sets a key of the configuration of all runs; "
+        "--attacker_class=module.Class adds an attacker of yours. Unless you say "
+        "otherwise, runs have --epochs=100 --eval_step=20.",
+        allow_abbrev=False,
+    )
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--compressors", default="none TopK SVD KLT FedRAS", help="one or more names"
+    )
+    parser.add_argument("--compression_rates", default="0.9375", help="one or more")
+    parser.add_argument(
+        "--negatives", default="4", help="for each interaction and epoch, one or more"
+    )
+    parser.add_argument(
+        "--protections",
+        default="none pseudo_items",
+        help="none, or transforms by name, joined by + where several go together",
+    )
+    parser.add_argument("--seeds", default="2020", help="one or more")
+    _add_jobs(parser)
+    parser.add_argument("--output", default="leak", help="folder for runs and tables")
+    arguments, rest = parser.parse_known_args(argv)
+    from recbole_fedras.config import Config
+    from recbole_fedras.experiments.leak_report import Grid, report_leaks
+    from recbole_fedras.experiments.sweep import Sweep
+
+    shared = Config(arguments.model, arguments.dataset, files_of(arguments), argv=rest)
+    grid = Grid(
+        _several("compressors", arguments.compressors, str),
+        _several("compression_rates", arguments.compression_rates, float),
+        _several("negatives", arguments.negatives, int),
+        _several("protections", arguments.protections, str),
+        _several("seeds", arguments.seeds, int),
+    )
+    with shared.in_use():
+        sweep = Sweep(Path(arguments.output), arguments.jobs, arguments.redo)
+        report_leaks(grid, shared.external_config_dict, sweep)
+
+
 def _reproduce(argv: list[str]) -> None:
     from recbole_fedras.config import registry
 
@@ -337,6 +382,7 @@ def _vectors(argv: list[str]) -> None:
 _COMMANDS = {
     "compare": _compare,
     "deploy": _deploy,
+    "leak": _leak,
     "prepare": _prepare,
     "rate-distortion": _rate_distortion,
     "recommend": _recommend,

@@ -6,31 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from recbole.utils import init_seed
 
 from recbole_fedras.config import Config
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.run import ranks
 from recbole_fedras.run.finished import load_run
-from recbole_fedras.run.report import (
-    RunFolder,
-)
 from recbole_fedras.run.setup import (
-    data_digest,
     load_data,
     log_of_its_own,
-    prepare_data,
     require_effect,
     require_federated,
-    simulated,
     split_data,
 )
 from recbole_fedras.run.shards import be_a_rank, processes
-from recbole_fedras.run.trainer import FederatedTrainer
-from recbole_fedras.run.whole import begin, train_and_test
-from recbole_fedras.wire.links import Links
+from recbole_fedras.run.whole import run
 
 
 def run_recbole_fedras(
@@ -80,7 +70,7 @@ def run_recbole_fedras(
         be_a_rank(config)
         return {}
     with config.in_use(), log_of_its_own(config), processes(config) as links:
-        return _run(config, saved, links)
+        return run(config, saved, links)
 
 
 def objective_function(
@@ -145,26 +135,3 @@ def load_data_and_model(
     config = Config(dataset=dataset, config_dict=saved | everything)
     whole = load_data(config)
     return (config, finished.model, whole, *split_data(config, whole))
-
-
-def _run(config: Config, saved: bool, links: Links | None) -> dict[str, Any]:
-    settings = config.run_settings()
-    train_data, valid_data, test_data = prepare_data(config)
-    init_seed(settings.seed, settings.reproducibility)
-    network = config.make_model(train_data._dataset).to(settings.device)
-    make = simulated(config, train_data, links)
-    trainer = FederatedTrainer(config, network, make, data_digest(config))
-
-    folder = begin(trainer)
-    result = train_and_test(trainer, folder, (train_data, valid_data, test_data), saved)
-    _write_ranks(folder, trainer, test_data._dataset)
-    return result
-
-
-def _write_ranks(folder: RunFolder, trainer: FederatedTrainer, held_out: Any) -> None:
-    ranks = trainer.eval_collector.ranks
-    if ranks is None:
-        return
-    # Loaders take users by increasing id.
-    users = np.unique(held_out.inter_feat[held_out.uid_field].numpy())
-    folder.write_ranks(held_out.id2token(held_out.uid_field, users), ranks)

@@ -82,7 +82,7 @@ def find_parts(chosen: dict[str, Any]) -> Parts:
     """
     shipped = [
         (name, registry.find("transform", "transforms", name, None, Transform))
-        for name in _names(chosen, "transforms")
+        for name in names_in(chosen, "transforms")
     ]
     metrics = _users(chosen, "metric_class", AbstractMetric)
     for name, found in metrics:
@@ -96,7 +96,7 @@ def find_parts(chosen: dict[str, Any]) -> Parts:
     )
 
 
-def _names(chosen: dict[str, Any], key: str) -> list[str]:
+def names_in(chosen: dict[str, Any], key: str) -> list[str]:
     """Return a key's names: a list, one alone, or none."""
     names = chosen.get(key) or []
     names = [names] if isinstance(names, str) else names
@@ -109,7 +109,7 @@ def _users(chosen: dict[str, Any], key: str, base: type) -> list[tuple[str, type
     """Return names and classes of a key that holds paths."""
     return [
         (path.rpartition(".")[2], registry.load_class(key, path, base))
-        for path in _names(chosen, key)
+        for path in names_in(chosen, key)
     ]
 
 

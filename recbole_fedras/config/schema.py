@@ -70,6 +70,7 @@ def federation(config: Keys) -> Federation:
         attack_share=read(config, "attack_share", _SHARE),
         sampling=read(config, "sampling", one_of(*SAMPLINGS)),
         secure=_secure_aggregation(config),
+        client_seed=read(config, "client_seed", optional(SEED)),
     )
 
 

@@ -13,7 +13,7 @@ from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config, registry
 from recbole_fedras.errors import ConfigError, NonFiniteError
 from recbole_fedras.experiments import figures
-from recbole_fedras.experiments.identity import Keys, Outcome
+from recbole_fedras.experiments.identity import Keys, Measure, Outcome
 from recbole_fedras.experiments.outcome import train_and_test
 from recbole_fedras.experiments.panels import svg
 from recbole_fedras.experiments.provenance import note_of_other_code
@@ -65,13 +65,13 @@ def compare(
     NonFiniteError
         If a run diverged; the others are kept.
     """
-    cells = _cells(_methods(compressors, rates, keys), seeds)
-    _check([cell for of_method in cells.values() for cell in of_method], sweep)
+    cells = _cells(methods_of(compressors, rates, keys), seeds)
+    check_cells([cell for of_method in cells.values() for cell in of_method], sweep)
     outcomes = iter(
         sweep.run([c for group in cells.values() for c in group], "Compare")
     )
     runs = {label: [next(outcomes) for _ in group] for label, group in cells.items()}
-    _refuse_diverged(runs)
+    refuse_diverged(runs)
     first = next(iter(runs.values()))
     rows = [summary(label, group, first) for label, group in runs.items()]
     note = note_of_other_code(
@@ -86,7 +86,7 @@ def compare(
     return rows
 
 
-def _methods(
+def methods_of(
     compressors: Sequence[str], rates: Sequence[float], keys: Keys
 ) -> dict[str, Keys]:
     """Return the keys of each compressor at each rate, by what the table calls it."""
@@ -108,12 +108,14 @@ def _cells(methods: dict[str, Keys], seeds: Sequence[int]) -> dict[str, list[Key
     }
 
 
-def _check(cells: list[Keys], sweep: Sweep) -> None:
+def check_cells(
+    cells: list[Keys], sweep: Sweep, measure: Measure = train_and_test
+) -> None:
     """Refuse what could not run: keys of all, budgets of those that have not run."""
     missing = [
         Config(config_dict=cell)
         for cell in cells
-        if sweep.find(cell) is None and cell["seed"] == cells[0]["seed"]
+        if sweep.find(cell, measure) is None and cell["seed"] == cells[0]["seed"]
     ]
     if missing:
         train_data, _, _ = prepare_data(missing[0])
@@ -121,7 +123,8 @@ def _check(cells: list[Keys], sweep: Sweep) -> None:
             check_after_warmup(config, make_simulation(config, train_data, Simulation))
 
 
-def _refuse_diverged(runs: dict[str, list[Outcome]]) -> None:
+def refuse_diverged(runs: dict[str, list[Outcome]]) -> None:
+    """Raise a NonFiniteError for the first run that diverged."""
     for label, group in runs.items():
         for run in group:
             if run["result"] is None:

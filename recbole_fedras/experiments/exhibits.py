@@ -12,6 +12,7 @@ from recbole_fedras.config import registry
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.experiments.entries import Entry, entries_of
 from recbole_fedras.experiments.identity import Keys, Measure
+from recbole_fedras.experiments.leak import leak
 from recbole_fedras.experiments.measures import (
     group_sizes,
     information_loss,
@@ -25,6 +26,7 @@ _MEASURES: dict[str, Measure] = {
     "information_loss": information_loss,
     "group_sizes": group_sizes,
     "transfer_time": transfer_time,
+    "leak": leak,
 }
 
 #: Keys that not all runs of an exhibit can be given, and why.
@@ -53,14 +55,15 @@ class Exhibit:
     The file's keys: ``like``, another exhibit, if it only says in which keys and
     methods it differs from that; ``title``; ``measure``, if it is another than training
     and testing; ``figure``, the name of its x-axis, if it is one, and what ``drawn``
-    along it: ``settings``, ``metrics``, ``rounds`` or ``bytes``; ``metrics``;
-    ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and ``settings``, each a
-    label with keys, a setting's perhaps by dataset; ``learning_rates``, the grid for
-    methods that name none, perhaps by model, and ``tuning``, keys of the setting that
-    they are chosen in, perhaps by dataset, the first if it says none;
-    ``tuned_by_setting``, if each setting has learning rates of its own, chosen with its
-    keys and those of ``tuning``; ``jobs``, if only so many runs may be under way; and
-    ``paper``, values by dataset, model and method, a list for each setting.
+    along it: ``settings``, ``metrics``, ``rounds``, ``bytes`` or ``privacy``;
+    ``metrics``; ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and
+    ``settings``, each a label with keys, a setting's perhaps by dataset;
+    ``learning_rates``, the grid for methods that name none, perhaps by model, and
+    ``tuning``, keys of the setting that they are chosen in, perhaps by dataset, the
+    first if it says none; ``tuned_by_setting``, if each setting has learning rates of
+    its own, chosen with its keys and those of ``tuning``; ``jobs``, if only so many
+    runs may be under way; and ``paper``, values by dataset, model and method, a list
+    for each setting.
     """
 
     name: str

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recbole_fedras.config import Config
+from recbole_fedras.config import Config, registry
 from recbole_fedras.config.checkpoint import plain
 from recbole_fedras.data.digest import digest_of_dataset, digest_of_files
 
@@ -139,6 +139,8 @@ def _own_sources(config: Keys) -> Iterator[tuple[str, str]]:
     for key, paths in config.items():
         if key.endswith("_class") and paths:
             named = [paths] if isinstance(paths, str) else paths
+            for path in named:
+                registry.load_class(key, path, object)
             files = [file for file in map(_file, named) if PACKAGE not in file.parents]
             if digest := digest_of_files(files):
                 yield key, digest

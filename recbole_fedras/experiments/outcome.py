@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from recbole_fedras.config import Config
 from recbole_fedras.experiments.identity import Keys, Outcome
@@ -19,9 +20,17 @@ def train_and_test(keys: Keys) -> Outcome:
 
     Keys of the sweep's other methods are left out.
     """
+    return kept(run_recbole_fedras(config_dict=used_of(keys)))
+
+
+def used_of(keys: Keys) -> Keys:
+    """Leave out keys of methods that a run does not have."""
     unused = Config(config_dict=keys).unused
-    used = {key: value for key, value in keys.items() if key not in unused}
-    result = run_recbole_fedras(config_dict=used)
+    return {key: value for key, value in keys.items() if key not in unused}
+
+
+def kept(result: dict[str, Any]) -> Outcome:
+    """Return what is small of a run that has ended here."""
     run = Path(result.pop("run_folder"))
     curve = list(_curve(run / "rounds.csv"))
     return {"result": result, "curve": curve, "ranks": _ranks(run / "ranks.csv")}

@@ -16,6 +16,7 @@ from recbole_fedras.experiments.entries import Entry
 from recbole_fedras.experiments.exhibits import Exhibit
 from recbole_fedras.experiments.identity import Keys, Outcome
 from recbole_fedras.experiments.panels import save
+from recbole_fedras.experiments.privacy_figure import draw_privacy
 from recbole_fedras.experiments.provenance import note_of_other_code, other_code
 from recbole_fedras.experiments.summary import cost
 from recbole_fedras.experiments.sweep import Sweep
@@ -203,6 +204,7 @@ def _drawn(
     draw = {
         "bytes": figures.draw_bytes,
         "metrics": figures.draw_metrics,
+        "privacy": draw_privacy,
         "settings": figures.draw_settings,
     }
     return draw[exhibit.drawn](rows, exhibit.figure)

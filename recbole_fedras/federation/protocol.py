@@ -110,6 +110,13 @@ class Agreement:
         return block_of(self.federation.client_fraction)
 
     @property
+    def client_seed(self) -> int:
+        """Seed of what clients draw for themselves."""
+        federation = self.federation
+        own = federation.client_seed
+        return federation.seed if own is None else own
+
+    @property
     def most_bytes(self) -> int:
         """No honest message is larger: a larger one is refused unread."""
         return 2 * 4 * self.n_items * self.dim + 4 * self.n_theta + 2**16

@@ -139,6 +139,9 @@ class Federation:
         Share of the clients that are hostile, if there is an attack.
     secure : SecureAggregation or None
         None: the server sees each update.
+    client_seed : int or None
+        Of what clients draw for themselves: negatives, and what transforms add. A
+        server need not know it; None: ``seed``, which it knows.
     """
 
     seed: int
@@ -155,6 +158,7 @@ class Federation:
     attack_share: float = 0.0
     sampling: str = "fixed"
     secure: SecureAggregation | None = None
+    client_seed: int | None = None
 
     def most_participants(self, n_clients: int) -> int:
         """Return how many clients a cohort has at most."""

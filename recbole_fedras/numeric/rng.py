@@ -23,6 +23,7 @@ class Stream(IntEnum):
     NEWCOMERS = 8
     ATTACK = 9
     PRIVACY = 12
+    PSEUDO_ITEMS = 13
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:

@@ -34,6 +34,8 @@ SimulationKind = TypeVar("SimulationKind", bound=Simulation)
 Made = TypeVar("Made", bound=Rounds)
 #: Makes rounds of a model, what each client is sent once, and rounds completed before.
 MakeRounds = Callable[[FederatedRecommender, Payload | None, int], Made]
+#: A class of simulations, or what stands for it.
+MakeSimulation = Callable[..., Simulation]
 
 
 def prepare_data(config: Config) -> tuple[Any, Any, Any]:
@@ -167,7 +169,7 @@ def make_simulation(
 def simulate(
     config: Config,
     dataset: Any,
-    links: Links | None,
+    kind: MakeSimulation,
     model: FederatedRecommender,
     introduction: Payload | None = None,
     version: int = 0,
@@ -179,15 +181,14 @@ def simulate(
     config : Config
     dataset : FederatedDataset
         Of a training loader.
-    links : Links or None
-        To processes that train, in place of this one.
+    kind : callable
+        Simulation, or what takes its parameters and makes one.
     model : FederatedRecommender
     introduction : Payload, optional
         What each client is sent once.
     version : int
         Rounds completed before.
     """
-    kind = Simulation if links is None else partial(ShardedSimulation, links)
     return kind(
         model,
         client_data(dataset),
@@ -201,10 +202,25 @@ def simulate(
 
 
 def simulated(
-    config: Config, train_data: Any, links: Links | None = None
+    config: Config,
+    train_data: Any,
+    links: Links | None = None,
+    kind: MakeSimulation = Simulation,
 ) -> MakeRounds[Simulation]:
-    """Return what makes rounds of a training loader's interactions, on this machine."""
-    return partial(simulate, config, train_data._dataset, links)
+    """Return what makes rounds of a training loader's interactions, on this machine.
+
+    Parameters
+    ----------
+    config : Config
+    train_data : AbstractDataLoader
+    links : Links, optional
+        To processes that train, in place of this one; then there is one kind.
+    kind : callable
+        Simulation, or what takes its parameters and makes one.
+    """
+    if links is not None:
+        kind = partial(ShardedSimulation, links)
+    return partial(simulate, config, train_data._dataset, kind)
 
 
 def in_warmup(config: Config, model: FederatedRecommender) -> bool:

@@ -5,14 +5,70 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
+from recbole.utils import init_seed
+
 from recbole_fedras.config import Config
 from recbole_fedras.config.checkpoint import plain
 from recbole_fedras.data.dataset import client_data
+from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.run.cost import cost
 from recbole_fedras.run.exposure import exposure
 from recbole_fedras.run.privacy import privacy
 from recbole_fedras.run.report import RunFolder, result_table, seconds_by_phase
+from recbole_fedras.run.setup import (
+    MakeSimulation,
+    data_digest,
+    prepare_data,
+    simulated,
+)
 from recbole_fedras.run.trainer import FederatedTrainer
+from recbole_fedras.wire.links import Links
+
+
+def run(
+    config: Config,
+    saved: bool = True,
+    links: Links | None = None,
+    kind: MakeSimulation = Simulation,
+) -> dict[str, Any]:
+    """Run as configured, on this machine; the log is the caller's.
+
+    Parameters
+    ----------
+    config : Config
+    saved : bool
+        Whether to write checkpoints.
+    links : Links, optional
+        To processes that train, in place of this one.
+    kind : callable
+        Without these, Simulation or what takes its parameters and makes one.
+
+    Returns
+    -------
+    dict
+        What ``result.json`` holds.
+    """
+    settings = config.run_settings()
+    train_data, valid_data, test_data = prepare_data(config)
+    init_seed(settings.seed, settings.reproducibility)
+    network = config.make_model(train_data._dataset).to(settings.device)
+    make = simulated(config, train_data, links, kind)
+    trainer = FederatedTrainer(config, network, make, data_digest(config))
+
+    folder = begin(trainer)
+    result = train_and_test(trainer, folder, (train_data, valid_data, test_data), saved)
+    _write_ranks(folder, trainer, test_data._dataset)
+    return result
+
+
+def _write_ranks(folder: RunFolder, trainer: FederatedTrainer, held_out: Any) -> None:
+    ranks = trainer.eval_collector.ranks
+    if ranks is None:
+        return
+    # Loaders take users by increasing id.
+    users = np.unique(held_out.inter_feat[held_out.uid_field].numpy())
+    folder.write_ranks(held_out.id2token(held_out.uid_field, users), ranks)
 
 
 def begin(trainer: FederatedTrainer) -> RunFolder:

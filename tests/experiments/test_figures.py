@@ -8,6 +8,7 @@ import pytest
 from recbole_fedras.experiments import figures
 from recbole_fedras.experiments.exhibits import read_exhibit
 from recbole_fedras.experiments.panels import save, style_of, svg
+from recbole_fedras.experiments.privacy_figure import draw_privacy
 
 
 def row(dataset, method, metric, ours, setting="a", sd=0.1, paper=None):
@@ -57,6 +58,33 @@ def test_settings_may_differ_by_dataset():
     for entry in exhibit.entries:
         tuned = {key: entry.tuning[key] for key in ("item_rank", "hash_rows")}
         assert tuned == {"item_rank": 2, "hash_rows": sizes[entry.dataset, "1/16"]}
+
+
+def test_privacy_is_drawn_against_quality_and_bytes():
+    """Right is where attackers find more; four times the bytes are twice across."""
+    rows = [
+        row("x", method, metric, ours, setting)
+        | {"uplink MB": size, "downlink MB": size}
+        for method, setting, auc, hit, size in (
+            ("A", "bare", 1.0, 0.6, 8.0),
+            ("B", "bare", 0.9, 0.5, 2.0),
+            ("B", "noisy", 0.6, 0.4, 2.0),
+            ("A", "noisy", np.nan, np.nan, np.nan),
+        )
+        for metric, ours in (("AUC", auc), ("precision", 0.1), ("hit@10", hit))
+    ]
+    (panel,) = draw_privacy(rows, "AUC").axes
+    places = [
+        (float(line.get_xdata()[0]), float(line.get_ydata()[0]))
+        for line in panel.get_lines()
+    ]
+    assert places == [(1.0, 0.6), (0.9, 0.5), (0.6, 0.4)]
+    sizes = [line.get_markersize() for line in panel.get_lines()]
+    assert sizes[0] == pytest.approx(2 * sizes[1])
+    markers = [line.get_marker() for line in panel.get_lines()]
+    assert markers[0] == markers[1] != markers[2]
+    assert panel.get_ylabel() == "hit@10"
+    assert panel.get_xlim()[0] < 0.5
 
 
 def test_quality_is_drawn_against_bytes():

@@ -92,7 +92,7 @@ def draw_groups(
     if not whole:
         starts = 1 + np.flatnonzero(np.diff(clients // agreement.block))
         groups = np.split(clients, starts)
-    key = counter_key(agreement.federation.seed, Stream.SAMPLES, round)
+    key = counter_key(agreement.client_seed, Stream.SAMPLES, round)
 
     def draw(group: Ints) -> Samples:
         counts = (training.n_negatives, training.local_epochs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -101,8 +102,9 @@ class Sender:
         for index, ctx in enumerate(ctxs):
             update = SharedUpdate(updates[index], updates.theta[index])
             if not self._hostile[ctx.sender]:
+                private = replace(ctx, seed=self._agreement.client_seed)
                 for transform in self._transforms:
-                    update = transform.on_client(update, ctx)
+                    update = transform.on_client(update, private)
             changed.append(update)
         theta = torch.stack([update.theta for update in changed])
         rows = [update.items for update in changed]

@@ -1,0 +1,1 @@
+"""Attackers who infer, from what a client sends, what it has interacted with."""
