@@ -111,7 +111,7 @@ def _basis(rank: int, ctx: RoundContext, like: Tensor) -> Tensor:
     """Return B of the round, shape (rank, dim)."""
     # Sender and receiver make no difference to B: without them one entry of the cache
     # serves the whole cohort.
-    shared = replace(ctx, sender=SERVER, receiver=None, base=None)
+    shared = replace(ctx, sender=SERVER, receiver=None, base=None, downlink=None)
     return _draw_basis(rank, shared).to(like)
 
 

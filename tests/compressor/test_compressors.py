@@ -260,6 +260,7 @@ def test_bytes_equal_the_documented_formulas(n):
         "TopK": (4 * n * k, row_set_bytes(n) + -(-n * k * bits_for(DIM) // 8)),
         "SVD": (4 * r * (n + DIM), row_set_bytes(n)),
         "CoLR": (4 * n * r, row_set_bytes(n)),
+        "PowerSGD": (4 * r * (n + DIM), row_set_bytes(n)),
         "RankOne": (4 * (n + DIM), row_set_bytes(n)),
         "JointRec": (min(DIM, 4 * DIM // 4) * (n + DIM) + 16, row_set_bytes(n)),
         "EDEN": (
@@ -273,7 +274,9 @@ def test_bytes_equal_the_documented_formulas(n):
         ),
     }
     expected["CE"] = expected["FedRAS"]
-    assert {*expected, "KLT"} == set(NAMES)  # KLT's: below
+    expected["CountSketch"] = 4 * floor(N_ITEMS * DIM * 0.25), row_set_bytes(n)
+    others = {"KLT", "NNC", "RandomRows", "FCF-BTS"}  # in test_methods.py
+    assert {*expected, *others} == set(NAMES)
     for name, (items, ids) in expected.items():
         parts = through_the_wire(make(name), update, rate, False).part_bytes()
         assert (parts["items"], parts["ids"]) == (items, ids), name
