@@ -133,7 +133,7 @@ class SignOfMine(Compressor):
     ("arguments", "said"),
     [
         (["--compressor=fedras"], "did you mean 'FedRAS'"),
-        (["--compressor=Gzip"], "known: Base, BinaryCodes, CE, CoLR, EDEN, FedRAS, "),
+        (["--compressor=Gzip"], "known: Base, BinaryCodes, CE, CoLR, CountSketch, "),
         (["--model=MFF"], "did you mean 'MF'"),
         (["--model=bpr"], "model='bpr' is unknown"),
         (["--valid_metric=5"], "valid_metric=5 is not allowed; it must be a string"),

@@ -141,26 +141,29 @@ def _smallest_step(values: Floats, limit: int) -> tuple[np.float32, Bytes]:
     tiny = float(np.finfo(np.float32).tiny)
     most = float(np.abs(values).max(initial=0))
     finest = max(most * _FINEST, tiny)
-    # ``fits`` always does, at first as everything rounds to 0; ``too_fine`` never does.
-    too_fine, fits = finest / 2, max(2.5 * most, 2 * tiny)
+    # Steps that have proved too fine and coarse enough, and the bytes of their codes.
+    too_fine, too_many, fits = 0.0, 0, np.inf
     best: Bytes = np.zeros(0, np.uint8)
-    step = float(np.abs(values).mean())
+    step, target = float(np.abs(values).mean()), 0.998 * limit
     for _ in range(16):
-        if not too_fine < step < fits:
-            step = np.sqrt(too_fine * fits)
         step = float(np.float32(max(step, finest)))
         integers = np.rint(values / step).astype(np.int64)
         code = _code(integers, limit)
         if len(code) > limit:
-            too_fine = step
+            too_fine, too_many = step, len(code)
         else:
             fits, best = step, code
             if len(code) > 0.995 * limit or step == np.float32(finest):
                 break
-        # A step half as large costs a bit more for each integer that is not 0.
-        bits = 8 * (len(code) - 0.998 * limit) / max(np.count_nonzero(integers), 1)
-        step *= 2.0 ** min(max(bits, -8), 8)
-    return np.float32(fits), best
+        if too_many and np.isfinite(fits):
+            # Bytes fall about as the logarithm of the step grows: along a line.
+            share = (target - len(best)) / (too_many - len(best))
+            step = fits * (too_fine / fits) ** min(max(share, 0.05), 0.95)
+        else:
+            # A step half as large costs at least a bit for each integer but zeros.
+            bits = 8 * (len(code) - target) / max(np.count_nonzero(integers), 1)
+            step *= 2.0 ** min(max(bits, -4), 4)
+    return (np.float32(fits), best) if len(best) else (np.float32(1), best)
 
 
 def _code(integers: Ints, limit: int) -> Bytes:

@@ -262,6 +262,7 @@ def test_bytes_equal_the_documented_formulas(n):
         "CoLR": (4 * n * r, row_set_bytes(n)),
         "PowerSGD": (4 * r * (n + DIM), row_set_bytes(n)),
         "RankOne": (4 * (n + DIM), row_set_bytes(n)),
+        "SCoLR": (4 * n * r, row_set_bytes(n)),
         "JointRec": (min(DIM, 4 * DIM // 4) * (n + DIM) + 16, row_set_bytes(n)),
         "EDEN": (
             4 * bin(n * DIM).count("1") + n * DIM,
@@ -310,6 +311,9 @@ def test_a_budget_of_nothing_is_refused(name):
         ("FedRAS", {"clustering": "none"}),
         ("FedRAS", {"kmeans": "slow"}),
         ("FedRAS", {"kmeans_iterations": 0}),
+        ("FCF-BTS", {"bandit_alpha": 1.5}),
+        ("FCF-BTS", {"bandit_beta": 1.0}),
+        ("SCoLR", {"shared_rank": 0}),
     ],
 )
 def test_bad_hyper_parameters_are_refused_by_name(name, keys):

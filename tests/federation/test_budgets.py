@@ -20,9 +20,8 @@ from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.wire.message import Kind
 from recbole_fedras.wire.payload import Layout, Payload
 
-
 # They leave bytes over: all send alike, or what was chosen without the update.
-SPARING = {"none", "CoLR", "RankOne", "JointRec", "RandomRows", "FCF-BTS"}
+SPARING = {"none", "CoLR", "SCoLR", "RankOne", "JointRec", "RandomRows", "FCF-BTS"}
 
 
 def wire_budget(rate: float) -> Budget:
@@ -54,7 +53,7 @@ def test_bytes_meet_the_budget(name, keys, rates, counts):
         update = large_update(max(n, 1900))
         update = RowUpdate(update.ids[:n], update.rows[:n])
         # 2,000 scales are 8,000 bytes, a rank 8,000 and framing.
-        too_little = {"Quantize": 16_000, "CoLR": 8_000}
+        too_little = {"Quantize": 16_000, "CoLR": 8_000, "SCoLR": 8_000}
         if own.n_bytes <= too_little.get(name, 0):
             with pytest.raises(ValueError, match="budget=wire leaves a"):
                 compressor.validate(own)
