@@ -203,6 +203,8 @@ class SignOfMine(Compressor):
          "distribution: uniform"),
         (["--eval_args=full"], "eval_args='full' is not allowed; it must be a dict"),
         (["--metrics=[]"], "metrics=[] is not allowed"),
+        (["--report_contraction=True", "--n_shards=2"],
+         "report_contraction=True is not allowed; it must be False with n_shards"),
         (["--topk=[]"], "topk=[] is not allowed"),
         (["--metrics=['LogLoss']", "--valid_metric=LogLoss"], "metrics of rankings"),
         (["--save_dataloaders=True"], "save_dataloaders=True is not allowed"),
