@@ -57,7 +57,7 @@ class NNC(Compressor):
     rows of small norm most values are zero, and take a fraction of a bit. What
     :class:`~recbole_fedras.compressor.klt.KLT` gains by a rotation is not sought here.
 
-    The coder is of our own, some forty lines: a library that codes by contexts which
+    The coder is of our own, about a hundred lines: a library that codes by contexts which
     adapt after every bit (`nncodec`) brings its own formats and a C++ compiler with it;
     `constriction`, which KLT uses, wants all models of a call in advance.
 

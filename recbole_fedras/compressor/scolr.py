@@ -39,7 +39,10 @@ class SCoLR(Compressor):
     -----
     Everybody knows from the shared seed which columns these are, so they cost nothing.
     Of a downlink, tiers get the first r_u columns in one random order. What arrives is
-    a projection of what was sent; ``uplink_feedback`` keeps the rest.
+    a projection of what was sent; ``uplink_feedback`` keeps the rest. Columns that are
+    not sent count as zero in the mean over clients, so r should be no more than what
+    the widest tier sends: with 8 columns of which all send 2, steps are a quarter as
+    long.
 
     **Wire**: ``rows`` the n changed rows, ``factor`` float32 (n, r_u): ``4 n r_u +
     rows_size(n, N)`` bytes and framing.
