@@ -57,9 +57,9 @@ class NNC(Compressor):
     rows of small norm most values are zero, and take a fraction of a bit. What
     :class:`~recbole_fedras.compressor.klt.KLT` gains by a rotation is not sought here.
 
-    The coder is of our own, about a hundred lines: a library that codes by contexts which
-    adapt after every bit (`nncodec`) brings its own formats and a C++ compiler with it;
-    `constriction`, which KLT uses, wants all models of a call in advance.
+    The coder is of our own, about a hundred lines: a library that codes by contexts
+    which adapt after every bit (`nncodec`) brings its own formats and a C++ compiler
+    with it; `constriction`, which KLT uses, wants all models of a call in advance.
 
     **Wire**: ``rows`` the n changed rows, ``step`` float32, ``code`` the coder's bytes,
     booked as items: ``4 + len(code) + rows_size(n, N)`` bytes and framing. Updates for
