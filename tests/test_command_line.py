@@ -133,7 +133,7 @@ class SignOfMine(Compressor):
     ("arguments", "said"),
     [
         (["--compressor=fedras"], "did you mean 'FedRAS'"),
-        (["--compressor=Gzip"], "known: Base, BinaryCodes, CE, CoLR, EDEN, FedRAS, "),
+        (["--compressor=Gzip"], "known: Base, BinaryCodes, CE, CoLR, CountSketch, "),
         (["--model=MFF"], "did you mean 'MF'"),
         (["--model=bpr"], "model='bpr' is unknown"),
         (["--valid_metric=5"], "valid_metric=5 is not allowed; it must be a string"),
@@ -203,6 +203,8 @@ class SignOfMine(Compressor):
          "distribution: uniform"),
         (["--eval_args=full"], "eval_args='full' is not allowed; it must be a dict"),
         (["--metrics=[]"], "metrics=[] is not allowed"),
+        (["--report_contraction=True", "--n_shards=2"],
+         "report_contraction=True is not allowed; it must be False with n_shards"),
         (["--topk=[]"], "topk=[] is not allowed"),
         (["--metrics=['LogLoss']", "--valid_metric=LogLoss"], "metrics of rankings"),
         (["--save_dataloaders=True"], "save_dataloaders=True is not allowed"),

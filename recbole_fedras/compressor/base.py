@@ -223,6 +223,8 @@ class RoundContext:
         The client, if the server encodes for it alone.
     base : Tensor or None, shape (n_items, dim)
         The table that the update changes, if both ends know it; never to be written.
+    downlink : Payload or None
+        What a client was sent in this round, where that client encodes.
 
     Examples
     --------
@@ -243,6 +245,7 @@ class RoundContext:
     sender: int = SERVER
     receiver: int | None = None
     base: Tensor | None = None
+    downlink: Payload | None = None
 
     def base_rows(self, ids: Tensor) -> Tensor:
         """Return rows of the table that the update changes, shape (n, dim).
@@ -305,11 +308,6 @@ class Compressor(ABC):
     #: Whether every update arrives as it is; no budget of bytes binds it.
     lossless: ClassVar[bool] = False
 
-    #: Whether payloads add up. Of an update of all rows, fields booked as items then
-    #: are floats, and those of a sum of updates are the sums of theirs; other fields
-    #: are the same for every sender of a round. Secure aggregation needs that.
-    linear: ClassVar[bool] = False
-
     #: Bits that a value of the table takes, where every update arrives as it is.
     value_bits: ClassVar[int] = 32
 
@@ -319,6 +317,11 @@ class Compressor(ABC):
 
     #: Whether the method needs ``RoundContext.base``, the table that both ends know.
     needs_base: ClassVar[bool] = False
+
+    #: Whether payloads add up. Of an update of all rows, fields booked as items then
+    #: are floats, and those of a sum of updates are the sums of theirs; other fields
+    #: are the same for every sender of a round. Secure aggregation needs that.
+    linear: ClassVar[bool] = False
 
     #: Whether clients of one run may have different compression rates.
     heterogeneous: ClassVar[bool] = True

@@ -45,7 +45,8 @@ class CoLR(Compressor):
 
     **Departures**: the released code counts the elements of the upload only; here ids
     and the downlink are sent and counted too. Weight decay (5e-4 in the code) is not
-    applied. A cohort with unequal ranks is refused, as one B must serve all.
+    applied. A cohort with unequal ranks is refused, as one B must serve all: that is
+    what :class:`~recbole_fedras.compressor.scolr.SCoLR` is for.
 
     Examples
     --------
@@ -68,12 +69,12 @@ class CoLR(Compressor):
 
     def validate(self, budget: Budget) -> None:
         """Require a rank of at least one."""
-        budget.require("rank", _rank(budget))
+        budget.require("rank", common_rank(budget))
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Send A, the coordinates of the update in the rows of B."""
         # B B' = (d / r) I, so A = (r / d) (A B) B' for an update that is A B.
-        basis = _basis(_rank(budget), ctx, update.rows)
+        basis = shared_basis(common_rank(budget), ctx, update.rows)
         factor = update.rows @ basis.T * (len(basis) / ctx.dim)
         payload = put_update_rows(Payload(), update, ctx.n_items)
         return payload.put_floats("factor", factor.cpu().numpy())
@@ -84,17 +85,17 @@ class CoLR(Compressor):
         factor = torch.from_numpy(payload.floats("factor", len(ids), None).copy())
         if not 1 <= factor.shape[1] <= ctx.dim:
             raise PayloadError(f"rank {factor.shape[1]} is not in [1, {ctx.dim}]")
-        basis = _basis(factor.shape[1], ctx, factor)
+        basis = shared_basis(factor.shape[1], ctx, factor)
         return row_update(ids, (factor @ basis).numpy())
 
     def gradient_map(self, budget: Budget, ctx: RoundContext) -> Tensor:
         """Return ``sqrt(r / d) B' B``."""
         # A step of A by -lr sqrt(r / d) g B', seen in Q = Q_0 + A B.
-        basis = _basis(_rank(budget), ctx, torch.empty(0))
+        basis = shared_basis(common_rank(budget), ctx, torch.empty(0))
         return basis.T @ basis * sqrt(len(basis) / ctx.dim)
 
 
-def _rank(budget: Budget) -> int:
+def common_rank(budget: Budget) -> int:
     """Return everybody's rank: what fits if all rows change, or all but one."""
 
     def rank_of(n: int) -> int:
@@ -108,11 +109,11 @@ def _rank(budget: Budget) -> int:
     return budget.least(rank_of)
 
 
-def _basis(rank: int, ctx: RoundContext, like: Tensor) -> Tensor:
+def shared_basis(rank: int, ctx: RoundContext, like: Tensor) -> Tensor:
     """Return B of the round, shape (rank, dim)."""
     # Sender and receiver make no difference to B: without them one entry of the cache
     # serves the whole cohort.
-    shared = replace(ctx, sender=SERVER, receiver=None, base=None)
+    shared = replace(ctx, sender=SERVER, receiver=None, base=None, downlink=None)
     return _draw_basis(rank, shared).to(like)
 
 

@@ -1,6 +1,8 @@
 """SVD: the update's best approximation of a given rank travels as two factors."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -58,6 +60,8 @@ class SVD(Compressor):
     (1536, torch.Size([64, 32]))
     """
 
+    _right: ClassVar[str] = "right"  # name of the right factor's field
+
     def validate(self, budget: Budget) -> None:
         """Require a rank of at least one, of one row where all bytes are budgeted."""
 
@@ -71,17 +75,26 @@ class SVD(Compressor):
     def _rank(self, n: int, budget: Budget) -> int:
         return budget.most(budget.columns, budget.dim, partial(self._layout, n, budget))
 
-    @staticmethod
-    def _layout(n: int, budget: Budget, rank: int, extra: int = 0) -> Layout:
+    def _layout(self, n: int, budget: Budget, rank: int, extra: int = 0) -> Layout:
         """Return the layout, with the number of rows that have one more column."""
         whole = Layout().rows("rows", n, budget.n_items).floats("left", n, rank)
-        whole.floats("right", rank + bool(extra), budget.dim)
+        whole.floats(self._right, rank + bool(extra), budget.dim)
         if extra:
             whole.rows("extra", extra, n).floats("extra_values", extra)
         return whole
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Factorise and send both factors."""
+        return self._encode(update, budget, ctx, _singular)
+
+    def _encode(
+        self,
+        update: RowUpdate,
+        budget: Budget,
+        ctx: RoundContext,
+        factorise: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    ) -> Payload:
+        """Send factors (n, r) and (r, d), of as high a rank as there is room for."""
         # Factors that are no smaller than the rows would only lose.
         n = len(update)
         rank = self._rank(n, budget)
@@ -90,29 +103,26 @@ class SVD(Compressor):
         # What a whole rank leaves of the bytes goes to the rows where one more column
         # matters most. 0 where bytes are not what counts.
         extra = budget.most(0, n, partial(self._layout, n, budget, rank))
-        right = self._right(update.rows, rank + bool(extra))
-        left = (update.rows @ right.T).cpu().numpy()
+        factors = factorise(update.rows, rank + bool(extra))
+        left, right = (factor.cpu().numpy() for factor in factors)
         payload = put_update_rows(Payload(), update, ctx.n_items)
         payload.put_floats("left", left[:, :rank])
-        payload.put_floats("right", right.cpu().numpy())
+        payload.put_floats(self._right, right)
         if extra:
             which = largest(left[:, rank], extra)
             payload.put_rows("extra", which, n)
             payload.put_floats("extra_values", left[which, rank])
         return payload
 
-    def _right(self, rows: Tensor, rank: int) -> Tensor:
-        return leading_right_vectors(rows, rank)
-
     def decode(self, payload: Payload, ctx: RoundContext) -> RowUpdate:
         """Multiply the factors."""
         if "values" in payload:
             return raw_update(payload, ctx)
         ids = payload.rows("rows", ctx.n_items)
-        right = payload.floats("right", None, ctx.dim)
+        right = payload.floats(self._right, None, ctx.dim)
         rank = len(right) - ("extra" in payload)
         if not 0 <= rank <= ctx.dim:
-            raise PayloadError(f"field 'right': rank {rank} of {ctx.dim}")
+            raise PayloadError(f"field {self._right!r}: rank {rank} of {ctx.dim}")
         left = payload.floats("left", len(ids), rank)
         with np.errstate(over="ignore", invalid="ignore"):  # whatever was received
             rows = left @ right[:rank]
@@ -121,6 +131,12 @@ class SVD(Compressor):
                 values = payload.floats("extra_values", len(which))
                 rows[which] += values[:, None] * right[rank]
         return row_update(ids, rows)
+
+
+def _singular(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the factors U S and V'."""
+    right = leading_right_vectors(rows, rank)
+    return rows @ right.T, right
 
 
 def leading_right_vectors(rows: Tensor, rank: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from recbole.evaluator import metrics_dict
@@ -11,6 +11,7 @@ from recbole.evaluator.base_metric import AbstractMetric
 from torch import Tensor
 
 from recbole_fedras.compressor import Compressor
+from recbole_fedras.compressor.measured import Measured, Noted
 from recbole_fedras.config import build, registry
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.federation.attacks.base import Attack
@@ -173,7 +174,20 @@ def make_methods(config: Config, dataset: Any = None) -> Methods:
     if attack is not None and attack.targets and dataset is not None:
         attack.target_ids = _numbers(attack.targets, dataset)
     compressors = config.make_compressors()
+    if config["report_contraction"]:
+        compressors = _measured(*compressors)
     return Methods(*compressors, aggregator, policy, tuple(transforms), attack)
+
+
+def _measured(
+    uplink: Compressor, downlink: Compressor
+) -> tuple[Compressor, Compressor]:
+    """Let both note what they lose; the downlink's tells."""
+    noted = Noted()
+    return (
+        cast(Compressor, Measured(uplink, "uplink", noted)),
+        cast(Compressor, Measured(downlink, "downlink", noted)),
+    )
 
 
 def _numbers(tokens: Sequence[str], dataset: Any) -> Tensor:

@@ -47,6 +47,7 @@ def check_federated(config: Config) -> None:
     """Check what else a federated run depends on."""
     config.run_settings(), config.model_settings()
     config.data_settings(), config.evaluation_settings()
+    read(config, "report_contraction", BOOLEAN)
     _check_candidates(config)
     _check_metrics(config)
     _check_shards(config)
@@ -94,7 +95,10 @@ def _check_shards(config: Config) -> None:
 
 
 def require_sums(config: Config, why: str) -> None:
-    """Refuse metrics that are no means over users, and candidates drawn at each time.
+    """Refuse what the processes of a run cannot put together.
+
+    Those are metrics that are no means over users, candidates drawn at each time, and
+    what clients note for themselves.
 
     Raises
     ------
@@ -107,6 +111,8 @@ def require_sums(config: Config, why: str) -> None:
             refuse(config, "metrics", f"means over users with {why}, not {metric}")
     if config["eval_candidates"] != "fixed":
         refuse(config, "eval_candidates", f"fixed with {why}")
+    if config["report_contraction"]:
+        refuse(config, "report_contraction", f"False with {why}")
 
 
 def _has_lengths(metric: str) -> bool:

@@ -185,9 +185,15 @@ class FullSVD(SVD):
     Only to compare times with FedRAS (KDD 2025), Table 6, whose 5.70 s fit this way.
     """
 
-    def _right(self, rows: Tensor, rank: int) -> Tensor:
-        vectors = np.linalg.svd(rows.cpu().numpy(), full_matrices=True)[2]
-        return torch.from_numpy(vectors[:rank]).to(rows)
+    def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
+        """Factorise and send both factors."""
+
+        def factors(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+            vectors = np.linalg.svd(rows.cpu().numpy(), full_matrices=True)[2]
+            right = torch.from_numpy(vectors[:rank]).to(rows)
+            return rows @ right.T, right
+
+        return self._encode(update, budget, ctx, factors)
 
 
 def _train(

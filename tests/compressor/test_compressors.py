@@ -260,7 +260,9 @@ def test_bytes_equal_the_documented_formulas(n):
         "TopK": (4 * n * k, row_set_bytes(n) + -(-n * k * bits_for(DIM) // 8)),
         "SVD": (4 * r * (n + DIM), row_set_bytes(n)),
         "CoLR": (4 * n * r, row_set_bytes(n)),
+        "PowerSGD": (4 * r * (n + DIM), row_set_bytes(n)),
         "RankOne": (4 * (n + DIM), row_set_bytes(n)),
+        "SCoLR": (4 * n * r, row_set_bytes(n)),
         "JointRec": (min(DIM, 4 * DIM // 4) * (n + DIM) + 16, row_set_bytes(n)),
         "EDEN": (
             4 * bin(n * DIM).count("1") + n * DIM,
@@ -273,7 +275,9 @@ def test_bytes_equal_the_documented_formulas(n):
         ),
     }
     expected["CE"] = expected["FedRAS"]
-    assert {*expected, "KLT"} == set(NAMES)  # KLT's: below
+    expected["CountSketch"] = 4 * floor(N_ITEMS * DIM * 0.25), row_set_bytes(n)
+    others = {"KLT", "NNC", "RandomRows", "FCF-BTS"}  # in test_methods.py
+    assert {*expected, *others} == set(NAMES)
     for name, (items, ids) in expected.items():
         parts = through_the_wire(make(name), update, rate, False).part_bytes()
         assert (parts["items"], parts["ids"]) == (items, ids), name
@@ -307,6 +311,9 @@ def test_a_budget_of_nothing_is_refused(name):
         ("FedRAS", {"clustering": "none"}),
         ("FedRAS", {"kmeans": "slow"}),
         ("FedRAS", {"kmeans_iterations": 0}),
+        ("FCF-BTS", {"bandit_alpha": 1.5}),
+        ("FCF-BTS", {"bandit_beta": 1.0}),
+        ("SCoLR", {"shared_rank": 0}),
     ],
 )
 def test_bad_hyper_parameters_are_refused_by_name(name, keys):

@@ -284,6 +284,136 @@ def test_gains_and_directions_rebuild_each_row_along_its_own():
             )
 
 
+def error_of(payload, update, compressor):
+    decoded = compressor.decode(payload, CTX)
+    return float((table(decoded) - table(update)).square().sum())
+
+
+def test_powersgd_reaches_the_best_factors_round_by_round():
+    """Power iteration: each broadcast starts where the one before ended."""
+    update, own = make_update(50), budget(0.75)
+    best = error_of(SVD().encode(update, own, CTX), update, SVD())
+    server = make("PowerSGD")
+    payloads = [server.encode_broadcast(update, [own], CTX)[0] for _ in range(30)]
+    errors = [error_of(payload, update, server) for payload in payloads]
+    assert errors[0] > errors[1] > 1.0001 * best
+    assert errors[-1] == pytest.approx(best, rel=1e-4)
+
+
+def test_powersgd_clients_start_from_what_they_were_sent():
+    update, own = make_update(50), budget(0.75)
+    downlink, client = make("PowerSGD").encode(update, own, CTX), make("PowerSGD")
+    told = client.encode(update, own, replace(CTX, downlink=downlink))
+    start = downlink.floats("query", 2, DIM)
+    exact = update.rows.double().numpy()
+    left, _ = np.linalg.qr(exact @ start.T.astype(float))
+    approximation = left @ (left.T @ exact)
+    np.testing.assert_allclose(client.decode(told, CTX).rows, approximation, atol=1e-4)
+    other = make("SVD").encode(update, own, CTX)  # tells nothing of this method
+    untold = client.encode(update, own, replace(CTX, downlink=other))
+    assert untold.to_bytes() == downlink.to_bytes()
+
+
+@pytest.mark.parametrize("name", ["RandomRows", "FCF-BTS"])
+def test_clients_send_the_rows_that_the_server_chose(name):
+    update, own = make_update(50), budget(0.75)
+    downlink = make(name).encode_broadcast(make_update(40, 1), [own], CTX)[0]
+    chosen = downlink.rows("selected", N_ITEMS)
+    assert len(chosen) == 15
+    sent_down = make(name).decode(downlink, CTX).ids.tolist()
+    assert sent_down == sorted({*chosen} & {*make_update(40, 1).ids.tolist()})
+    payload = make(name).encode(update, own, replace(CTX, downlink=downlink))
+    decoded = make(name).decode(payload, CTX)
+    kept = np.isin(update.ids, chosen)
+    assert torch.equal(decoded.ids, update.ids[kept])
+    assert torch.equal(decoded.rows, update.rows[kept])
+    parts = payload.part_bytes()
+    expected = bits.rows_size(int(kept.sum()), N_ITEMS)
+    assert (parts["items"], parts["ids"]) == (4 * kept.sum() * DIM, expected)
+
+
+def test_bandit_prefers_rows_whose_gradients_change():
+    """Twelve of sixty rows change at every step, the others hardly."""
+    bandit, rng, counts = make("FCF-BTS"), np.random.default_rng(0), np.zeros(N_ITEMS)
+    for round in range(200):
+        rows = rng.standard_normal((N_ITEMS, DIM)) * 1e-3
+        rows[:12] *= 1e3
+        update = RowUpdate(torch.arange(N_ITEMS), torch.from_numpy(rows).float())
+        ctx = replace(CTX, round=round)
+        payload = bandit.encode_broadcast(update, [budget(0.75)], ctx)[0]
+        counts[payload.rows("selected", N_ITEMS)] += round >= 100
+    assert counts.sum() == 1500
+    assert counts[:12].min() > 90  # of 100
+    assert counts[12:].min() > 0  # it goes on exploring
+
+
+def test_count_sketches_add_up_and_project():
+    own, sketcher = budget(0.75), make("CountSketch")
+    assert sketcher.linear
+    one, other = make_update(N_ITEMS, 1), make_update(N_ITEMS, 2)
+    both = RowUpdate(one.ids, one.rows + other.rows)
+    payloads = [
+        sketcher.encode(update, own, replace(CTX, sender=sender))
+        for sender, update in enumerate((one, other, both))
+    ]
+    sketches = [payload.floats("sketch", None) for payload in payloads]
+    assert len(sketches[0]) == floor(N_ITEMS * DIM * 0.25)
+    np.testing.assert_allclose(sketches[0] + sketches[1], sketches[2], atol=1e-4)
+    # A projection: what is lost is orthogonal to what arrives, and an update that
+    # arrives wholly is left as it is.
+    arrived = sketcher.decode(payloads[0], CTX)
+    lost = one.rows - arrived.rows
+    assert abs(float((lost * arrived.rows).sum())) < 1e-3 * float(one.rows.norm())
+    again = sketcher.decode(sketcher.encode(arrived, own, CTX), CTX)
+    torch.testing.assert_close(again.rows, arrived.rows)
+
+
+def test_nnc_rounds_to_the_step_and_learns_what_is_usual():
+    update, nnc = large_update(), make("NNC")
+    message = sent(nnc.encode(update, LARGE, LARGE_CTX))
+    assert 0.99 * 4 * LARGE.values < message.part_bytes()["items"] <= 4 * LARGE.values
+    step = float(message.payload.floats("step", 1)[0])
+    decoded = nnc.decode(message.payload, LARGE_CTX).rows.double().numpy()
+    integers = decoded / step
+    np.testing.assert_allclose(integers, integers.round(), atol=1e-4)
+    assert np.abs(update.rows.numpy() - decoded).max() < 0.5001 * step
+    # Rows of unequal norms take less than the entropy of all integers together.
+    counts = np.unique(integers.round(), return_counts=True)[1]
+    shares = counts / counts.sum()
+    entropy = -(counts * np.log2(shares)).sum() / 8
+    assert message.part_bytes()["items"] < 0.97 * entropy
+
+
+@pytest.mark.parametrize("size", [0, 1, 700])
+def test_binary_coder_inverts_itself(size):
+    from recbole_fedras.compressor.nnc import _code, _read
+
+    rng = np.random.default_rng(size)
+    integers = np.rint(rng.laplace(size=size) * 10.0 ** rng.uniform(-2, 4, size))
+    integers = integers.astype(np.int64).clip(-(2**15), 2**15)
+    code, read = _code(integers, 4000), np.zeros(size, np.int64)
+    assert not integers.any() or _read(code, read)
+    np.testing.assert_array_equal(read, integers)
+    assert not _read(np.zeros(40, np.uint8), read) or not size  # ones without an end
+
+
+def test_scolr_clients_send_columns_of_one_factor():
+    scolr, rank = make("SCoLR", shared_rank=4), 4
+    mapping = scolr.gradient_map(budget(0.5), CTX)
+    assert torch.equal(mapping, scolr.gradient_map(budget(0.75), CTX))
+    update = RowUpdate(make_update(50).ids, make_update(50).rows @ mapping)
+    total = torch.zeros_like(update.rows)
+    for sender in range(200):
+        ctx = replace(CTX, sender=sender)
+        payload = scolr.encode(update, budget(0.75), ctx)
+        assert payload.floats("factor", 50, 2).shape == (50, 2)
+        total += scolr.decode(payload, ctx).rows / 200
+    # Half of the columns at random: half of the update in the mean, all at its rank.
+    assert (total - update.rows / 2).norm() < 0.1 * update.rows.norm()
+    whole = scolr.decode(scolr.encode(update, budget(1 - rank / DIM), CTX), CTX).rows
+    torch.testing.assert_close(whole, update.rows, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_jointrec_rounds_each_factor_without_bias():
     update = large_update()

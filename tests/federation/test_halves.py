@@ -151,6 +151,8 @@ CASES = [
     ("KLT", "MF", {"replica": "personal"}, TRAINING),
     ("KLT", "MF", {"downlink_feedback": True, "rates": (0.5, 0.75)}, TRAINING),
     slow("FedRAS", "MF", {"rates": (0.5, 0.75)}, TRAINING),
+    slow("SCoLR", "MF", {"rates": (0.5, 0.75)}, TRAINING),
+    slow("PowerSGD", "NCF", {"uplink_feedback": True}, TRAINING),
     ("FedRAS", "MF", {"uplink_feedback": True, "downlink_feedback": True}, TRAINING),
     ("TopK", "hash", {}, TRAINING),
     ("FedRAS", "rq", {"uplink_feedback": True}, TRAINING),

@@ -8,9 +8,11 @@ import torch
 from methods import NAMES, make
 from population import (
     N_CLIENTS,
+    N_ITEMS,
     TRAINING,
     mf,
     ncf,
+    note_messages,
     samples_of,
     simulate,
     tables,
@@ -26,6 +28,7 @@ from recbole_fedras.federation.client import cohort
 from recbole_fedras.federation.server.aggregation import FedAvg, InverseFrequency
 from recbole_fedras.federation.server.selection import select_cohort
 from recbole_fedras.federation.settings import LocalTraining
+from recbole_fedras.wire.message import Kind
 
 
 @pytest.mark.parametrize("make_model", [mf, ncf])
@@ -164,6 +167,26 @@ def test_rounds_change_only_the_cohorts_private_rows_and_book_every_byte(
     assert torch.equal(
         simulation.shard.replicas.theta, simulation.server.parameters.theta
     )
+
+
+@pytest.mark.parametrize("replica", ["broadcast", "stale", "personal"])
+def test_clients_send_of_the_rows_that_they_were_told(replica, data, monkeypatch):
+    """A client encodes with what it was sent in this very round at hand."""
+    simulation = simulate(mf(), data, make("RandomRows"), replica=replica)
+    for _ in range(4):
+        booked = note_messages(simulation, monkeypatch)
+        simulation.run_round()
+        told, n_rows = {}, 0
+        for message in booked:
+            client, payload = message.header.client, message.payload
+            if message.header.kind in (Kind.DOWNLINK, Kind.PERSONAL):
+                told[client] = set(payload.rows("selected", N_ITEMS).tolist())
+            elif message.header.kind is Kind.UPDATE:
+                rows = payload.rows("rows", N_ITEMS).tolist()
+                assert set(rows) <= told.pop(client)
+                n_rows += len(rows)
+        assert not told
+        assert n_rows
 
 
 def test_replica_of_an_exact_compressor_is_the_servers_table(data):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -63,7 +63,11 @@ class Sender:
         self._maskers = maskers
 
     def answers(
-        self, trained: Trained, round: int, base_of: Callable[[int], Tensor]
+        self,
+        trained: Trained,
+        round: int,
+        base_of: Callable[[int], Tensor],
+        downlink_of: Mapping[int, Payload],
     ) -> list[Message]:
         """Return each client's message, in their order.
 
@@ -73,11 +77,15 @@ class Sender:
         round : int
         base_of : callable
             ``base_of(client)``: the table that it trained from.
+        downlink_of : mapping of int to Payload
+            What each client was sent last.
         """
-        clients = trained.updates.clients.tolist()
         ctxs = [
-            self._agreement.context(round, client, base=base_of(client))
-            for client in clients
+            replace(
+                self._agreement.context(round, client, base=base_of(client)),
+                downlink=downlink_of[client],
+            )
+            for client in trained.updates.clients.tolist()
         ]
         with self._seconds("compression"):
             updates = self._transformed(trained.updates, ctxs)

@@ -249,10 +249,12 @@ class Shard:
             clients = np.array([invitation[0].header.client for invitation in part])
             self._require_local(clients)
             round = part[0][-1].header.round
+            newest = [invitation[-1].payload for invitation in part]
             trained = self._train(clients, round)
             private = _Private(round, clients, trained.user_rows, trained.user_states)
             self._pending.append(private)
-            yield from self._sender.answers(trained, round, self._base_of)
+            downlinks = dict(zip(clients.tolist(), newest, strict=True))
+            yield from self._sender.answers(trained, round, self._base_of, downlinks)
 
     def _require_local(self, clients: Ints) -> None:
         """Refuse what is for another shard's clients.
