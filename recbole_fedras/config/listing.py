@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import shutil
+import textwrap
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tabulate import tabulate
+
 from recbole_fedras.config import registry
+from recbole_fedras.errors import ConfigError
 
 
 class Row(NamedTuple):
@@ -18,6 +25,72 @@ class Row(NamedTuple):
     name: str
     what: str
     keys: str
+    path: str
+
+
+def listed(chosen: Sequence[str], config_files: Sequence[str]) -> str:
+    """Return what ``--list`` prints, no wider than the terminal.
+
+    Parameters
+    ----------
+    chosen : sequence of str
+        Nothing: all kinds, a line each name. A kind: its names with their keys. A kind
+        and a name: all that the class says of itself.
+    config_files : sequence of str
+
+    Raises
+    ------
+    ConfigError
+        If there is no such kind or name.
+    """
+    rows = listing(config_files)
+    width = shutil.get_terminal_size().columns
+    if not chosen:
+        return "\n\n".join(
+            f"{kind}\n{_lines([row for row in rows if row.kind == kind], width)}"
+            for kind in dict.fromkeys(row.kind for row in rows)
+        )
+    kind, *names = chosen
+    if len(names) > 1:
+        raise ConfigError(f"--list takes a kind and a name, not {' '.join(chosen)}")
+    rows = [row for row in rows if row.kind == kind]
+    if not rows:
+        raise _unknown("kind", kind, list(registry.GIVEN))
+    if not names:
+        columns = [(row.name, row.what, row.keys) for row in rows]
+        sizes = [None, max(20, width // 2 - 12), max(20, width // 2 - 12)]
+        headers = (kind, "what", "keys")
+        return tabulate(columns, headers=headers, maxcolwidths=sizes)
+    for row in rows:
+        if row.name == names[0]:
+            return _page(row)
+    raise _unknown(kind, names[0], [row.name for row in rows])
+
+
+def _lines(rows: Sequence[Row], width: int) -> str:
+    longest = max(len(row.name) for row in rows)
+    room = max(width - longest - 4, 20)
+    whats = [textwrap.shorten(row.what, room, placeholder=" ...") for row in rows]
+    return "\n".join(
+        f"  {row.name:{longest}}  {what}" for row, what in zip(rows, whats, strict=True)
+    )
+
+
+def _unknown(what: str, given: str, known: list[str]) -> ConfigError:
+    near = get_close_matches(given, known, n=1)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    return ConfigError(f"there is no {what} {given!r}; {meant}{', '.join(known)}")
+
+
+def _page(row: Row) -> str:
+    """Say all that is known of a name: its keys, its source, its class's docstring."""
+    module, _, name = row.path.rpartition(".")
+    found = _find(module, name) if row.path else None
+    text = (ast.get_docstring(found[1]) or "") if found else row.what
+    head = [f"{row.kind}: {row.name}", f"keys: {row.keys or 'none of its own'}"]
+    if row.path:
+        head.append(f"class: {row.path}")
+    return "\n".join([*head, "", inspect.cleandoc(text)])
 
 
 def listing(config_files: Sequence[str]) -> list[Row]:
@@ -29,10 +102,11 @@ def listing(config_files: Sequence[str]) -> list[Row]:
             given |= registry.read_yaml(file)
         for kind, n_given in registry.GIVEN.items():
             for name, of_yaml in _named(kind, given):
+                path = str(of_yaml.get(f"{kind}_class", ""))
                 what, parameters = _about(kind, of_yaml)
                 keys = dict([*parameters.items()][n_given:]) | of_yaml
                 shown = ", ".join(f"{key}={value}" for key, value in keys.items())
-                rows.append(Row(kind, name, what, shown))
+                rows.append(Row(kind, name, what, shown, path))
     return rows
 
 

@@ -46,9 +46,8 @@ def made_by(measure: Measure) -> dict[str, Any]:
 
 
 def _matters(path: Path) -> bool:
-    return path.parent.name not in ("experiments", "experiment") and (
-        path.name != "__main__.py"
-    )
+    around = ("commands", "experiments", "experiment")
+    return path.parent.name not in around and path.name != "__main__.py"
 
 
 def _commit() -> str | None:
