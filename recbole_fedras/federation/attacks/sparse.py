@@ -11,7 +11,10 @@ from torch import Tensor
 
 from recbole_fedras.compressor.base import CohortUpdate
 from recbole_fedras.federation.attacks.base import Attack, Known
-from recbole_fedras.federation.attacks.untargeted import require_strength
+from recbole_fedras.federation.attacks.untargeted import (
+    require_count,
+    require_strength,
+)
 
 
 class ALIE(Attack):
@@ -103,10 +106,7 @@ class Spattack(Attack):
         self, attack_strength: float = 1.0, attack_items: int | None = None
     ) -> None:
         require_strength(attack_strength)
-        if attack_items is not None and (
-            type(attack_items) is not int or attack_items < 1
-        ):
-            raise ValueError(f"attack_items={attack_items!r} must be at least 1")
+        require_count("attack_items", attack_items)
         self.strength, self.n_items = float(attack_strength), attack_items
 
     def on_updates(self, updates: CohortUpdate, known: Known) -> CohortUpdate:

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from numba import njit
 from numpy.typing import NDArray
-from scipy.sparse import bsr_array, csr_array
 from torch import Tensor
 
 from recbole_fedras.compressor.base import RowUpdate, row_update
+from recbole_fedras.federation.clipping import bounded, lengths, require_quantile
 from recbole_fedras.federation.server.aggregation import Aggregator, InverseFrequency
+from recbole_fedras.federation.transforms import SharedUpdate
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -34,6 +35,25 @@ class _Kept(Aggregator):
         self._updates.append(update)
         self._thetas.append(theta_change)
 
+    def _by_item(self) -> tuple[Ints, Ints, Ints, Floats]:
+        """Put all clients' rows in order of their items, clients in order within.
+
+        Returns
+        -------
+        order : ndarray of int64, shape (n_rows,)
+            Where each row was, of all updates one behind the other.
+        ids : ndarray of int64, shape (n_trained,)
+            Items that anybody trained.
+        offsets : ndarray of int64, shape (n_trained + 1,)
+            The rows of ``ids[i]`` are ``rows[offsets[i]:offsets[i + 1]]``.
+        rows : ndarray of float32, shape (n_rows, dim)
+        """
+        ids = np.concatenate([update.ids.numpy() for update in self._updates])
+        rows = np.concatenate([update.rows.numpy() for update in self._updates])
+        order = np.argsort(ids, kind="stable")
+        found, counts = np.unique(ids, return_counts=True)
+        return order, found, np.concatenate([[0], np.cumsum(counts)]), rows[order]
+
 
 class _RowWise(_Kept):
     """Combines each row over the clients that trained it, and the network over all.
@@ -45,12 +65,8 @@ class _RowWise(_Kept):
 
     def result(self) -> tuple[RowUpdate, Tensor]:
         """Combine row by row."""
-        ids = np.concatenate([update.ids.numpy() for update in self._updates])
-        rows = np.concatenate([update.rows.numpy() for update in self._updates])
-        order = np.argsort(ids, kind="stable")
-        found, counts = np.unique(ids, return_counts=True)
-        offsets = np.concatenate([[0], np.cumsum(counts)])
-        combined = self._combined(rows[order], offsets)
+        _, found, offsets, rows = self._by_item()
+        combined = self._combined(rows, offsets)
         thetas = torch.stack(self._thetas).numpy()
         theta = self._combined(thetas, np.array([0, len(thetas)]))[0]
         self.begin(self._table)
@@ -147,7 +163,11 @@ class Krum(_Kept):
     as pairs are in the mean. By whole updates, zeros and all, honest clients with many
     items would be the outliers. A row that one client trained stays as it is if that
     client does. With an ``outlier_factor``, of the f only those go whose score is more
-    than so many times the median: without an attack, nearly nobody.
+    than so many times the median: without an attack, nearly nobody. With a
+    ``row_bound_quantile``, rows of those that stay, and their networks, are scaled down
+    to a bound: an attack on few rows is not seen in a whole update. The bound is that
+    quantile, over those that stay, of the norm of a client's longest row, and of its
+    network's change.
 
     Parameters
     ----------
@@ -155,22 +175,35 @@ class Krum(_Kept):
         At least 0 and below 0.5.
     outlier_factor : float or None
         At least 1; None: all f go, as in the source.
+    row_bound_quantile : float or None
+        Above 0 and at most 1; None: nothing is scaled, as in the source.
     """
 
     def __init__(
-        self, hostile_share: float = 0.2, outlier_factor: float | None = None
+        self,
+        hostile_share: float = 0.2,
+        outlier_factor: float | None = None,
+        row_bound_quantile: float | None = None,
     ) -> None:
         self._hostile_share = _share("hostile_share", hostile_share, 0.5)
         if outlier_factor is not None and not outlier_factor >= 1:
             raise ValueError(f"outlier_factor={outlier_factor!r} must be at least 1")
         self._outlier_factor = outlier_factor
+        if row_bound_quantile is not None:
+            require_quantile("row_bound_quantile", row_bound_quantile)
+        self._quantile = row_bound_quantile
 
     def result(self) -> tuple[RowUpdate, Tensor]:
         """Choose clients, and return the mean of theirs."""
+        chosen = self._chosen()
+        kept = [SharedUpdate(self._updates[i], self._thetas[i]) for i in chosen]
+        if self._quantile is not None:
+            bounds = np.quantile([*map(lengths, kept)], self._quantile, axis=0)
+            kept = [bounded(update, *bounds.tolist()) for update in kept]
         mean = InverseFrequency()
         mean.begin(self._table)
-        for index in self._chosen():
-            mean.add(self._clients[index], self._updates[index], self._thetas[index])
+        for index, update in zip(chosen, kept, strict=True):
+            mean.add(self._clients[index], *update)
         self.begin(self._table)
         return mean.result()
 
@@ -189,29 +222,14 @@ class Krum(_Kept):
 
     def _distances(self) -> NDArray[np.float64]:
         """Mean squared difference of any two clients, shape (n, n)."""
-        counts = [len(update) for update in self._updates]
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        ids = np.concatenate([update.ids.numpy() for update in self._updates])
-        rows = np.concatenate([update.rows.numpy() for update in self._updates])
-        rows = rows.astype(np.float64)
-        n_items, dim = self._table.shape
-        shape = len(counts), n_items
-
-        def of_items(values: NDArray[np.float64]) -> csr_array:
-            return csr_array((values, ids, starts), shape)
-
-        trained = of_items(np.ones(len(ids)))
-        # |a - b|^2 over common rows is |a|^2 and |b|^2 there, less twice a . b.
-        squares = (of_items(np.square(rows).sum(axis=1)) @ trained.T).toarray()
-        wide = len(counts), n_items * dim
-        values = bsr_array((rows[:, None], ids, starts), wide)  # blocks: (1, dim)
-        total = squares + squares.T - 2 * (values @ values.T).toarray()
-        n_values = dim * (trained @ trained.T).toarray()
-        thetas = torch.stack(self._thetas).double().numpy()
-        norms = np.square(thetas).sum(axis=1)
-        total += norms[:, None] + norms - 2 * thetas @ thetas.T
-        n_values += thetas.shape[1]
-        return _means(total.clip(min=0), n_values)
+        n = len(self._updates)
+        total, counts = np.zeros((2, n, n))
+        clients = np.repeat(np.arange(n), [len(update) for update in self._updates])
+        order, _, offsets, rows = self._by_item()
+        _compare(rows, clients[order], offsets, total, counts)
+        thetas = torch.stack(self._thetas).numpy()
+        _compare(thetas, np.arange(n), np.array([0, n]), total, counts)
+        return _means(total + total.T, counts + counts.T)
 
 
 def _means(
@@ -222,6 +240,31 @@ def _means(
     means: NDArray[np.float64] = total / np.maximum(counts, 1)
     means[~known] = means[known].mean() if known.any() else 0.0
     return means
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc"})  # else sums are not vectorised
+def _compare(
+    rows: Floats,
+    clients: Ints,
+    offsets: Ints,
+    total: NDArray[np.float64],
+    counts: NDArray[np.float64],
+) -> None:
+    """Add squared differences of any two clients on each row that both have.
+
+    Beneath the diagonal: clients of a row come in increasing order. Differences, not
+    products: what is large and alike must not cancel.
+    """
+    for g in range(len(offsets) - 1):
+        for a in range(offsets[g], offsets[g + 1]):
+            one, totals, compared = rows[a], total[clients[a]], counts[clients[a]]
+            for b in range(offsets[g], a):
+                other = rows[b]
+                square = np.float32(0)
+                for d in range(len(one)):
+                    square += (one[d] - other[d]) * (one[d] - other[d])
+                totals[clients[b]] += square
+                compared[clients[b]] += len(one)
 
 
 @njit(nogil=True, cache=True)
