@@ -88,8 +88,9 @@ class ClipToQuantile(_Quantiles):
     """Scales a client's whole update down to a quantile of the norms of earlier ones.
 
     Source: Andrew, Thakkar, McMahan and Ramaswamy, "Differentially Private Learning
-    with Adaptive Clipping" (NeurIPS 2021): the bound follows a quantile of unclipped
-    norms. **Departures**: the quantile is exact, of the round before, and not private.
+    with Adaptive Clipping" (NeurIPS 2021), of which we read the first page: the bound
+    is a quantile of unclipped norms, followed online, with privacy. **Departures**: the
+    quantile is exact, of the round before, and not private.
 
     Parameters
     ----------

@@ -21,10 +21,11 @@ class ALIE(Attack):
     """Stays within the spread of honest updates: mean - z deviations, of every value.
 
     Source: Baruch, Baruch and Goldberg, "A Little Is Enough: Circumventing Defenses For
-    Distributed Learning" (NeurIPS 2019). Attackers estimate mean and standard deviation
-    of each value from what they themselves have trained. With n clients in a cohort, m
-    of them hostile, ``s = floor(n / 2 + 1) - m`` honest ones must be further out than
-    they, so ``z = Phi^-1((n - m - s) / (n - m))``, where that is positive.
+    Distributed Learning" (NeurIPS 2019), as implementations have it. Attackers estimate
+    mean and standard deviation of each value from what they themselves have trained.
+    With n clients in a cohort, m of them hostile, ``s = floor(n / 2 + 1) - m`` honest
+    ones must be further out than they, so ``z = Phi^-1((n - m - s) / (n - m))``, where
+    that is positive.
 
     **Departures**: updates are sparse. Mean and deviation of a row are over the
     attackers that trained it, and all attackers send all rows that any of them trained;

@@ -89,7 +89,8 @@ class TrimmedMean(_RowWise):
     """Mean of each value without its largest and its smallest ones.
 
     Source: Yin, Chen, Ramchandran and Bartlett, "Byzantine-Robust Distributed Learning:
-    Towards Optimal Statistical Rates" (ICML 2018). Of n clients that trained a row,
+    Towards Optimal Statistical Rates" (ICML 2018), of which we read the introduction,
+    and the rule as implementations have it. Of n clients that trained a row,
     ``ceil(trim_share n)`` values go on either side, but the middle one or two stay.
 
     **Departures**: updates are sparse, so n is another one for each row. Of one client
@@ -134,7 +135,8 @@ class GeometricMedian(_RowWise):
     """The row nearest to those of all clients that trained it, by sum of distances.
 
     Source: Pillutla, Kakade and Harchaoui, "Robust Aggregation for Federated Learning"
-    (IEEE Transactions on Signal Processing, 2022), by Weiszfeld's algorithm, smoothed.
+    (IEEE Transactions on Signal Processing, 2022), of which we read the abstract, by
+    Weiszfeld's algorithm, smoothed.
 
     **Departures**: row by row, and of the network, instead of whole updates, which
     share few rows; clients have equal weights. Of one client its row is taken, of two
@@ -153,10 +155,11 @@ class Krum(_Kept):
     """Leaves out the clients whose updates are furthest from others'; then the mean.
 
     Source: Blanchard, El Mhamdi, Guerraoui and Stainer, "Machine Learning with
-    Adversaries: Byzantine Tolerant Gradient Descent" (NIPS 2017), multi-Krum. Of n
-    clients, ``f = floor(hostile_share n)`` may be hostile. A client's score is the sum
-    of squared distances to the n - f - 2 clients nearest to it; the n - f lowest stay.
-    Rows of those are averaged over the clients that trained them (FedRAS, section 4.4).
+    Adversaries: Byzantine Tolerant Gradient Descent" (NIPS 2017), multi-Krum, as
+    implementations have it. Of n clients, ``f = floor(hostile_share n)`` may be
+    hostile. A client's score is the sum of squared distances to the n - f - 2 clients
+    nearest to it; the n - f lowest stay. Rows of those are averaged over the clients
+    that trained them (FedRAS, section 4.4).
 
     **Departures**: two clients are compared on the rows that both trained, and on the
     network, by the mean square over these; those without a common row are as far apart
