@@ -12,9 +12,9 @@ from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.errors import FederationError
 from recbole_fedras.federation.clipping import ClipRows, ClipToQuantile
 from recbole_fedras.federation.server.aggregation import InverseFrequency
+from recbole_fedras.federation.server.krum import Krum
 from recbole_fedras.federation.server.robust import (
     GeometricMedian,
-    Krum,
     Median,
     TrimmedMean,
 )
@@ -160,6 +160,17 @@ def test_with_a_factor_krum_leaves_out_what_stands_out_only():
     for factor in (0.9, float("nan")):
         with pytest.raises(ValueError, match=r"outlier_factor=.* must be at least 1"):
             Krum(0.2, outlier_factor=factor)
+
+
+def test_krum_does_not_take_a_client_alone_with_its_rows_for_an_attacker():
+    honest, hostile = updates_of(16), updates_of(2, 1, mean=1e4)
+    alone = RowUpdate(torch.tensor([N_ITEMS]), torch.ones(1, DIM))
+    updates = [update for update, _ in [*honest, (alone, None), *hostile]]
+    krum = Krum(0.2, outlier_factor=5.0)  # three may go
+    krum.begin(torch.zeros(N_ITEMS + 1, DIM))
+    for client, update in enumerate(updates):
+        krum.add(client, update, torch.zeros(0))
+    assert N_ITEMS in krum.result()[0].ids
 
 
 def test_krum_bounds_rows_of_those_that_stay():
