@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from statistics import mean, stdev
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,9 +107,8 @@ def _draw_groups(
         places = [groups.index(row[label]) + index * width for row in chosen]
         values, deviations = _bars(chosen)
         panel.bar(places, values, width, yerr=deviations, capsize=3, label=method)
-    middle = 0.4 - width / 2
-    panel.set_xticks([place + middle for place in range(len(groups))], groups)
-    panel.tick_params(axis="x", labelsize="x-small")
+    middles = [place + 0.4 - width / 2 for place in range(len(groups))]
+    panel.set_xticks(middles, [fill(group, 12) for group in groups], fontsize="x-small")
 
 
 def draw_curves(
