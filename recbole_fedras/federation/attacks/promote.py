@@ -28,12 +28,12 @@ class Promote(Attack):
     direction whose mean cosine with so many of them is the largest. Nobody tells a
     client what is popular; it takes the items that score highest with itself.
 
-    Sources: PipAttack (Zhang et al., WSDM 2022, of which we read the abstract) promotes
-    explicitly, and makes a target's embedding like those of popular items, whose
-    popularity it knows. PIECK-IPE (Zhang et al., "Preventing the Popular Item Embedding
-    Based Attack in Federated Recommendations", ICDE 2024; abstract and published code)
-    finds popular items by itself, as those whose rows change most from one round to the
-    next, and raises the weighted mean cosine with them by its gradient.
+    Sources: PipAttack (Zhang et al., WSDM 2022, of which we read the abstract) gives
+    targets the characteristics of popular items. PIECK-IPE (Zhang et al., "Preventing
+    the Popular Item Embedding Based Attack in Federated Recommendations", ICDE 2024;
+    abstract and published code) finds popular items by itself, as those whose rows
+    change most from one round to the next, and raises the weighted mean cosine with
+    them by its gradient.
     **Departures**: here it is negatives, four a positive, that change rows most, so the
     longest rows are those of the least popular items, and popular is what scores high.
     Cosines have equal weights, and the step goes straight to where their mean is

@@ -66,6 +66,7 @@ class Krum(Kept):
         kept = [SharedUpdate(self._updates[i], self._thetas[i]) for i in chosen]
         if self._quantile is not None:
             bounds = np.quantile([*map(lengths, kept)], self._quantile, axis=0)
+            bounds[bounds == 0] = np.inf  # a network may pass no gradient on, at first
             kept = [bounded(update, *bounds.tolist()) for update in kept]
         mean = InverseFrequency()
         mean.begin(self._table)
