@@ -108,7 +108,7 @@ def _draw_groups(
         values, deviations = _bars(chosen)
         panel.bar(places, values, width, yerr=deviations, capsize=3, label=method)
     middles = [place + 0.4 - width / 2 for place in range(len(groups))]
-    panel.set_xticks(middles, [fill(group, 12) for group in groups], fontsize="x-small")
+    panel.set_xticks(middles, [fill(group, 14) for group in groups], fontsize="x-small")
 
 
 def draw_curves(
