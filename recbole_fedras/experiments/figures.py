@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from statistics import mean, stdev
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,22 +74,41 @@ def draw_bytes(rows: Sequence[Row], xlabel: str | None) -> Figure:
     return with_legend(figure, _keys_of_points(rows, settings))
 
 
+def draw_bars(rows: Sequence[Row], xlabel: str | None) -> Figure:
+    """Draw each metric as bars, a group of methods for each of an exhibit's settings.
+
+    For settings that are no numbers: a line between them would say nothing.
+    """
+    figure, every = panels_of(rows, xlabel, (7, 3))
+    for panel, shown in every:
+        _draw_groups(panel, shown, "setting", distinct(row["method"] for row in rows))
+    return with_legend(figure)
+
+
 def draw_metrics(rows: Sequence[Row], xlabel: str | None) -> Figure:
     """Draw metrics side by side, but for those that the paper prints a number of."""
     rows = [row for row in rows if row["paper"] is None]
     methods = distinct(row["method"] for row in rows)
     figure, every = panels(distinct(row["dataset"] for row in rows), [""], xlabel)
-    width = 0.8 / len(methods)
     for (dataset, _), panel in every:
-        for index, method in enumerate(methods):
-            label = {"dataset": dataset, "method": method}
-            chosen = [row for row in rows if label.items() <= row.items()]
-            places = np.arange(len(chosen)) + index * width
-            values, deviations = _bars(chosen)
-            panel.bar(places, values, width, yerr=deviations, capsize=3, label=method)
-            names = [row["metric"] for row in chosen]
-            panel.set_xticks(np.arange(len(chosen)), names, fontsize="x-small")
+        shown = [row for row in rows if row["dataset"] == dataset]
+        _draw_groups(panel, shown, "metric", methods)
     return with_legend(figure)
+
+
+def _draw_groups(
+    panel: Axes, rows: Sequence[Row], label: str, methods: Sequence[str]
+) -> None:
+    """Draw a group of bars for each value of a label, a bar for each method in it."""
+    groups = distinct(row[label] for row in rows)
+    width = 0.8 / len(methods)
+    for index, method in enumerate(methods):
+        chosen = [row for row in rows if row["method"] == method]
+        places = [groups.index(row[label]) + index * width for row in chosen]
+        values, deviations = _bars(chosen)
+        panel.bar(places, values, width, yerr=deviations, capsize=3, label=method)
+    middles = [place + 0.4 - width / 2 for place in range(len(groups))]
+    panel.set_xticks(middles, [fill(group, 14) for group in groups], fontsize="x-small")
 
 
 def draw_curves(

@@ -165,7 +165,7 @@ def _best_rate(rates: list[float], tried: list[Outcome]) -> float:
 def _rows(
     exhibit: Exhibit, entry: Entry, runs: list[Outcome], learning_rate: float
 ) -> Iterator[Row]:
-    """Yield a row for each metric of an entry."""
+    """Yield a row for each metric of an entry that its runs have."""
     results = [run["result"] for run in runs if run["result"]]
     labels = {
         key: getattr(entry, key) for key in ("dataset", "model", "method", "setting")
@@ -175,8 +175,11 @@ def _rows(
         "diverged": len(runs) - len(results),
         "other code": other_code(runs, exhibit.measure),
     }
+    found = [result["test_result"] | result.get("exposure", {}) for result in results]
     for index, metric in enumerate(exhibit.metrics):
-        values = [result["test_result"][metric] for result in results]
+        values = [measured[metric] for measured in found if metric in measured]
+        if found and not values:  # who attacks without a target exposes none
+            continue
         paper = None if entry.paper is None else entry.paper[index]
         yield labels | {"metric": metric} | _quality(values, paper) | rest
 
@@ -202,6 +205,7 @@ def _drawn(
         ]
         return figures.draw_curves(curves, exhibit.metrics, exhibit.figure)
     draw = {
+        "bars": figures.draw_bars,
         "bytes": figures.draw_bytes,
         "metrics": figures.draw_metrics,
         "privacy": draw_privacy,

@@ -12,6 +12,43 @@ from recbole_fedras.compressor.base import RoundContext, RowUpdate
 from recbole_fedras.federation.transforms import SharedUpdate, Transform
 
 
+def require_quantile(key: str, quantile: float) -> None:
+    """Refuse what is no quantile, or the smallest of all.
+
+    Raises
+    ------
+    ValueError
+        That names it.
+    """
+    if type(quantile) not in (int, float) or not 0 < quantile <= 1:
+        raise ValueError(f"{key}={quantile!r} must be above 0 and at most 1")
+
+
+def lengths(update: SharedUpdate) -> tuple[float, float]:
+    """Return the norms of the longest row, and of the network's change."""
+    norms = update.items.rows.norm(dim=1)
+    return float(norms.max()) if len(norms) else 0.0, float(update.theta.norm())
+
+
+def bounded(update: SharedUpdate, of_row: float, of_theta: float) -> SharedUpdate:
+    """Scale each row, and the network's change, down to a norm where it is larger.
+
+    Examples
+    --------
+    >>> rows = RowUpdate(torch.tensor([3, 5]), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+    >>> bounded(SharedUpdate(rows, torch.ones(1)), 2.5, 4.0).items.rows.tolist()
+    [[1.5, 2.0], [0.0, 1.0]]
+    """
+    items, theta = update
+    scaled = items.rows * _factor(items.rows, of_row)
+    return SharedUpdate(RowUpdate(items.ids, scaled), theta * _factor(theta, of_theta))
+
+
+def _factor(values: Tensor, bound: float) -> Tensor:
+    norms = values.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+    return torch.clamp(bound / norms, max=1.0)
+
+
 class _Quantiles(Transform):
     """Holds bounds, each a quantile over clients of the round before.
 
@@ -21,8 +58,7 @@ class _Quantiles(Transform):
     """
 
     def __init__(self, key: str, quantile: float) -> None:
-        if type(quantile) not in (int, float) or not 0 < quantile <= 1:
-            raise ValueError(f"{key}={quantile!r} must be above 0 and at most 1")
+        require_quantile(key, quantile)
         self._quantile = float(quantile)
         self._bounds: list[float] = []
         self._norms: list[list[float]] = []
@@ -52,8 +88,9 @@ class ClipToQuantile(_Quantiles):
     """Scales a client's whole update down to a quantile of the norms of earlier ones.
 
     Source: Andrew, Thakkar, McMahan and Ramaswamy, "Differentially Private Learning
-    with Adaptive Clipping" (NeurIPS 2021): the bound follows a quantile of unclipped
-    norms. **Departures**: the quantile is exact, of the round before, and not private.
+    with Adaptive Clipping" (NeurIPS 2021), of which we read the first page: the bound
+    is a quantile of unclipped norms, followed online, with privacy. **Departures**: the
+    quantile is exact, of the round before, and not private.
 
     Parameters
     ----------
@@ -75,11 +112,16 @@ class ClipToQuantile(_Quantiles):
 
 
 class ClipRows(_Quantiles):
-    """Scales each row of a client's update down to what rows of earlier ones were.
+    """Scales each row of a client's update down to the largest rows of earlier ones.
 
-    A client's rows count by their median norm, so one that sends many rows moves the
-    bound no more than one that sends few. The network has a bound of its own. Nothing
-    depends on how many clients trained a row: it holds for one as for a hundred.
+    Clients count by the norm of their largest row, of which the bound is a quantile: a
+    client that sends many rows moves it no more than one that sends few. The network
+    has a bound of its own. Nothing depends on how many clients trained a row: it holds
+    for one as for a hundred.
+
+    Ours. Honest clients differ in how long most of their rows are, items and negatives,
+    but little in how long the longest is: a bound on that costs next to nothing, and
+    what pushes a row has to push it further.
 
     Parameters
     ----------
@@ -92,14 +134,4 @@ class ClipRows(_Quantiles):
 
     def on_arrival(self, update: SharedUpdate, ctx: RoundContext) -> SharedUpdate:
         """Scale rows, and the network's change."""
-        norms = update.items.rows.norm(dim=1)
-        typical = float(norms.median()) if len(norms) else 0.0
-        of_theta = float(update.theta.norm())
-        bound, theta_bound = self._note(typical, of_theta)
-        rows = update.items.rows * _factors(norms, bound)[:, None]
-        theta = update.theta * min(1.0, theta_bound / max(of_theta, 1e-30))
-        return SharedUpdate(RowUpdate(update.items.ids, rows), theta)
-
-
-def _factors(norms: Tensor, bound: float) -> Tensor:
-    return torch.clamp(bound / norms.clamp(min=1e-30), max=1.0)
+        return bounded(update, *self._note(*lengths(update)))

@@ -119,6 +119,21 @@ def test_metrics_without_a_number_of_the_paper_are_drawn_as_bars():
     assert [label.get_text() for label in panel.get_xticklabels()] == ["1", "2"]
 
 
+def test_settings_that_are_no_numbers_are_groups_of_bars():
+    rows = [
+        row("x", method, "hit@10", value, setting)
+        for method, value, setting in (
+            ("A", 0.5, "calm"), ("A", 0.25, "attack"), ("B", 0.75, "attack")
+        )
+    ]  # fmt: skip
+    figure = figures.draw_bars(rows, "attack")
+    (panel,) = figure.axes
+    bars = [(round(bar.get_x(), 2), bar.get_height()) for bar in panel.patches]
+    assert bars == [(-0.2, 0.5), (0.8, 0.25), (1.2, 0.75)]  # B has no calm
+    assert list(panel.get_xticks()) == pytest.approx([0.2, 1.2])
+    assert [text.get_text() for text in panel.get_xticklabels()] == ["calm", "attack"]
+
+
 def test_curves_are_means_over_seeds():
     curves = [
         figures.Curve("x", "A", [{"round": 9, "valid_hit@10": value}])

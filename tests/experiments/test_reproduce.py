@@ -14,7 +14,7 @@ from recbole_fedras.config import Config
 from recbole_fedras.experiments.entries import Entry
 from recbole_fedras.experiments.exhibits import Exhibit
 from recbole_fedras.experiments.identity import identity_of
-from recbole_fedras.experiments.reproduce import reproduce
+from recbole_fedras.experiments.reproduce import _rows, reproduce
 from recbole_fedras.experiments.runs import Runs
 from recbole_fedras.experiments.sweep import Sweep
 
@@ -97,3 +97,24 @@ def test_runs_that_we_publish_are_found():
             assert run["made"].keys() & {"added", "commit"}
             assert runs.find(identity_of(run)) == run
             assert run["result"] is None or run["result"]["test_result"]
+
+
+def test_exposure_is_a_metric_of_runs_that_have_it():
+    """Of a diverged entry, which has no metric at all, all are shown as missing."""
+    sent = {"uplink_bytes": 1, "downlink_bytes": 1, "catch_up_bytes": 0}
+    sent |= {"dense_bytes": 4, "wire_compression_rate": 0.5}
+    pushed, calm, lost = (
+        Entry("tiny", "MF", "none", setting, {}, {}, [0.1], (setting,), None)
+        for setting in ("pushed", "calm", "lost")
+    )
+    exhibit = Exhibit("mine", "Mine", ["hit@10", "er@10"], [pushed, calm, lost])
+    quality = {"test_result": {"hit@10": 0.5}, "communication": sent}
+
+    def rows_of(entry, result):
+        run = {"result": result, "made": {"code": None, "commit": "abc"}}
+        return {row["metric"]: row["ours"] for row in _rows(exhibit, entry, [run], 0.1)}
+
+    exposed = quality | {"exposure": {"er@10": 0.25}}
+    assert rows_of(pushed, exposed) == {"hit@10": 0.5, "er@10": 0.25}
+    assert rows_of(calm, quality) == {"hit@10": 0.5}
+    assert all(np.isnan(value) for value in rows_of(lost, None).values())

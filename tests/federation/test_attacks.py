@@ -45,15 +45,16 @@ SHARE = 0.3  # of twelve clients: four
 HOSTILE = draw_attackers(1, N_CLIENTS, SHARE)
 
 
-def promote() -> Promote:
-    attack = Promote(["a", "b"], attack_strength=3.0)
+def promote(**keys) -> Promote:
+    attack = Promote(["a", "b"], attack_strength=3.0, **keys)
     attack.target_ids = torch.tensor([2, 7])
     return attack
 
 
 ALONE = {
     "sign_flip": SignFlip, "scaling": Scaling, "noise": Noise, "label_flip": LabelFlip,
-    "promote": promote, "spattack": lambda: Spattack(0.5, attack_items=9),
+    "promote": promote, "look": lambda: promote(attack_popular=3, attack_covert=True),
+    "spattack": lambda: Spattack(0.5, attack_items=9),
 }  # fmt: skip
 
 
@@ -300,6 +301,44 @@ def test_promotion_rises_the_score_of_a_network_too():
         assert not change.any()
 
 
+@pytest.mark.parametrize("make_model", [mf, ncf])
+def test_targets_look_like_what_scores_high_with_the_attacker(make_model):
+    simulation = hostile_simulation(make_model, promote(attack_popular=3))
+    model, users = make_model(), simulation.shard.user_rows
+    table = simulation.server.parameters.item_table.clone()
+    theta = {name: value[None] for name, value in model.theta().items()}
+    messages = sent(simulation)
+    others = np.setdiff1d(np.arange(N_ITEMS), [2, 7])
+    longest = float(table[others].norm(dim=1).max())
+    for client in np.flatnonzero(HOSTILE):
+        scores = model.score(users[client][None, None], table[others][None], theta)[0]
+        popular = table[others[scores.topk(3).indices]]
+        ids, rows, _ = messages[int(client)]
+        aimed = table[ids] + rows
+        torch.testing.assert_close(aimed.norm(dim=1), torch.full((2,), 3 * longest))
+
+        def likeness(point, popular=popular):
+            return float(torch.cosine_similarity(popular, point[None]).mean())
+
+        best = likeness(aimed[0])
+        for other in (*popular, popular.mean(dim=0)):
+            assert likeness(other) <= best + 1e-6
+
+
+def test_a_covert_promoter_sends_what_it_trained_beside_its_targets():
+    honest = sent(hostile_simulation(ncf, None))
+    alone = sent(hostile_simulation(ncf, promote()))
+    covert = sent(hostile_simulation(ncf, promote(attack_covert=True)))
+    for client in np.flatnonzero(HOSTILE).tolist():
+        ids, rows, theta = covert[client]
+        assert np.array_equal(ids, np.union1d(honest[client][0], [2, 7]))
+        pushed = np.isin(ids, [2, 7])
+        assert torch.equal(rows[pushed], alone[client][1])
+        kept = ~np.isin(honest[client][0], [2, 7])
+        assert torch.equal(rows[~pushed], honest[client][1][kept])
+        assert torch.equal(theta, honest[client][2])
+
+
 def test_spattack_sends_one_row_per_item_from_everybody_for_ever():
     simulation = hostile_simulation(mf, Spattack(0.5, attack_items=9))
     rounds = [sent(simulation) for _ in range(2)]
@@ -338,6 +377,10 @@ def test_targets_are_named():
     assert Promote([50, "a"]).targets == ["50", "a"]
     with pytest.raises(ValueError, match="attack_target must name at least one"):
         Promote([])
+    with pytest.raises(ValueError, match="attack_popular=0 must be at least 1"):
+        Promote("50", attack_popular=0)
+    with pytest.raises(ValueError, match="attack_covert=1 must be True or False"):
+        Promote("50", attack_covert=1)
 
 
 def test_an_attack_of_ones_own_needs_one_method():

@@ -12,9 +12,9 @@ from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.errors import FederationError
 from recbole_fedras.federation.clipping import ClipRows, ClipToQuantile
 from recbole_fedras.federation.server.aggregation import InverseFrequency
+from recbole_fedras.federation.server.krum import Krum
 from recbole_fedras.federation.server.robust import (
     GeometricMedian,
-    Krum,
     Median,
     TrimmedMean,
 )
@@ -162,6 +162,47 @@ def test_with_a_factor_krum_leaves_out_what_stands_out_only():
             Krum(0.2, outlier_factor=factor)
 
 
+def test_krum_does_not_take_a_client_alone_with_its_rows_for_an_attacker():
+    honest, hostile = updates_of(16), updates_of(2, 1, mean=1e4)
+    alone = RowUpdate(torch.tensor([N_ITEMS]), torch.ones(1, DIM))
+    updates = [update for update, _ in [*honest, (alone, None), *hostile]]
+    krum = Krum(0.2, outlier_factor=5.0)  # three may go
+    krum.begin(torch.zeros(N_ITEMS + 1, DIM))
+    for client, update in enumerate(updates):
+        krum.add(client, update, torch.zeros(0))
+    assert N_ITEMS in krum.result()[0].ids
+
+
+def test_krum_bounds_rows_of_those_that_stay():
+    """One row out of place is nothing in a whole update, but no longer than others."""
+    honest, hostile = updates_of(16), updates_of(4, 1, mean=9.0)
+    covert, theta = updates_of(1, 2)[0]
+    pushed = RowUpdate(covert.ids, covert.rows.clone())
+    pushed.rows[0] *= 8
+    mixed = [*honest, (pushed, theta), *hostile]
+    longest = [
+        float(rows.norm(dim=1).max())
+        for rows in (update.rows for update, _ in mixed[:17])
+    ]
+    bound = float(np.median(longest))
+    assert longest[-1] > 3 * bound
+    scaled = [
+        RowUpdate(
+            one.ids, one.rows * (bound / one.rows.norm(dim=1)).clamp(max=1)[:, None]
+        )
+        for one, _ in mixed[:17]
+    ]
+    expected, _ = combined(InverseFrequency(), [(one, theta) for one in scaled])
+    keys = {"hostile_share": 4.5 / 21, "row_bound_quantile": 0.5}
+    found, change = combined(Krum(**keys), mixed)
+    torch.testing.assert_close(found.rows, expected.rows)
+    of_theta = float(np.median([float(one.norm()) for _, one in mixed[:17]]))
+    thetas = [one * min(1.0, of_theta / float(one.norm())) for _, one in mixed[:17]]
+    torch.testing.assert_close(change, torch.stack(thetas).mean(dim=0))
+    with pytest.raises(ValueError, match=r"row_bound_quantile=0 must be above 0"):
+        Krum(row_bound_quantile=0)
+
+
 def test_krum_compares_on_common_rows_and_networks():
     krum = Krum(0.2)
     updates = updates_of(6)
@@ -170,7 +211,7 @@ def test_krum_compares_on_common_rows_and_networks():
         krum.add(client, update, theta)
     distances = krum._distances()
     for a, (one, of_one) in enumerate(updates):
-        for b, (other, of_other) in enumerate(updates):
+        for b, (other, of_other) in enumerate(updates[:a]):
             common = np.intersect1d(one.ids, other.ids)
             pairs = [
                 (of_one - of_other).numpy(),
@@ -180,7 +221,8 @@ def test_krum_compares_on_common_rows_and_networks():
                 ),
             ]
             expected = np.square(np.concatenate(pairs)).mean()
-            assert distances[a, b] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+            assert distances[a, b] == pytest.approx(expected, rel=1e-5)
+            assert distances[b, a] == distances[a, b]
 
 
 def test_krum_without_anything_in_common_is_the_mean():
@@ -246,7 +288,7 @@ def test_whole_updates_are_clipped_to_the_median_of_the_round_before():
 def test_rows_are_clipped_each_and_networks_by_themselves():
     clip, updates = ClipRows(0.5), updates_of(9)
     arrived(clip, updates)
-    bound = np.median([float(one.rows.norm(dim=1).median()) for one, _ in updates])
+    bound = np.median([float(one.rows.norm(dim=1).max()) for one, _ in updates])
     of_theta = np.median([float(theta.norm()) for _, theta in updates])
     one = RowUpdate(torch.tensor([1, 2]), torch.tensor([[9.0] * DIM, [1e-3] * DIM]))
     update = clip.on_arrival(SharedUpdate(one, torch.full((N_THETA,), 7.0)), CTX)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from conftest import ROOT, TINY, rounds_of
+from conftest import TINY, rounds_of
 
 from recbole_fedras.config import registry
 from recbole_fedras.quick_start import run_recbole_fedras
@@ -39,15 +37,15 @@ def test_every_defence_changes_what_is_learnt_and_holds(workspace):
         assert found[-1] < spoilt[-1], defence
 
 
-def test_the_documented_attack_hides_its_target_among_honest_rows(workspace):
-    pages = (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8")
-    code = pages.split("```python\n# covert.py\n")[1].split("```")[0]
-    keys = pages.split("```yaml\nattack_class")[1].split("```")[0]
-    Path("covert.py").write_text(code)
-    Path("covert.yaml").write_text(f"attack_class{keys}".replace("1184", "i3"))
-    exposed = {}
-    for share in (0.0, 0.4):
-        argv = [*TINY, "--compressor=none", f"--attack_share={share}"]
-        result = run_recbole_fedras(config_file_list=["covert.yaml"], argv=argv)
-        exposed[share] = result["exposure"]
-    assert exposed[0.4]["er@10"] > exposed[0.0]["er@10"]
+def test_a_covert_target_is_exposed_unless_rows_are_bounded(workspace):
+    attack = ["--attack=promote", "--attack_covert=true", "--attack_target=i3"]
+    krum = ["--aggregation=krum", "--hostile_share=0"]  # nobody is left out
+
+    def exposed(*argv: str) -> float:
+        argv = (*TINY, "--compressor=none", *attack, *krum, *argv)
+        return run_recbole_fedras(argv=list(argv))["exposure"]["er@10"]
+
+    calm, found = exposed("--attack_share=0.0"), exposed("--attack_share=0.4")
+    bounded = exposed("--attack_share=0.4", "--row_bound_quantile=0.5")
+    assert found > 2 * calm
+    assert bounded < found

@@ -11,17 +11,21 @@ from torch import Tensor
 
 from recbole_fedras.compressor.base import CohortUpdate
 from recbole_fedras.federation.attacks.base import Attack, Known
-from recbole_fedras.federation.attacks.untargeted import require_strength
+from recbole_fedras.federation.attacks.untargeted import (
+    require_count,
+    require_strength,
+)
 
 
 class ALIE(Attack):
     """Stays within the spread of honest updates: mean - z deviations, of every value.
 
     Source: Baruch, Baruch and Goldberg, "A Little Is Enough: Circumventing Defenses For
-    Distributed Learning" (NeurIPS 2019). Attackers estimate mean and standard deviation
-    of each value from what they themselves have trained. With n clients in a cohort, m
-    of them hostile, ``s = floor(n / 2 + 1) - m`` honest ones must be further out than
-    they, so ``z = Phi^-1((n - m - s) / (n - m))``, where that is positive.
+    Distributed Learning" (NeurIPS 2019), as implementations have it. Attackers estimate
+    mean and standard deviation of each value from what they themselves have trained.
+    With n clients in a cohort, m of them hostile, ``s = floor(n / 2 + 1) - m`` honest
+    ones must be further out than they, so ``z = Phi^-1((n - m - s) / (n - m))``, where
+    that is positive.
 
     **Departures**: updates are sparse. Mean and deviation of a row are over the
     attackers that trained it, and all attackers send all rows that any of them trained;
@@ -103,10 +107,7 @@ class Spattack(Attack):
         self, attack_strength: float = 1.0, attack_items: int | None = None
     ) -> None:
         require_strength(attack_strength)
-        if attack_items is not None and (
-            type(attack_items) is not int or attack_items < 1
-        ):
-            raise ValueError(f"attack_items={attack_items!r} must be at least 1")
+        require_count("attack_items", attack_items)
         self.strength, self.n_items = float(attack_strength), attack_items
 
     def on_updates(self, updates: CohortUpdate, known: Known) -> CohortUpdate:

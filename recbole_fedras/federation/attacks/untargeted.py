@@ -22,6 +22,18 @@ def require_strength(strength: float | None) -> None:
         raise ValueError(f"attack_strength={strength!r} must be a positive number")
 
 
+def require_count(key: str, count: int | None) -> None:
+    """Refuse what is no number of items; None is none.
+
+    Raises
+    ------
+    ValueError
+        That names it.
+    """
+    if count is not None and (type(count) is not int or count < 1):
+        raise ValueError(f"{key}={count!r} must be at least 1")
+
+
 class Scaling(Attack):
     """Sends ``attack_strength`` times the update.
 

@@ -8,17 +8,16 @@ import numpy as np
 import torch
 from numba import njit
 from numpy.typing import NDArray
-from scipy.sparse import bsr_array, csr_array
 from torch import Tensor
 
 from recbole_fedras.compressor.base import RowUpdate, row_update
-from recbole_fedras.federation.server.aggregation import Aggregator, InverseFrequency
+from recbole_fedras.federation.server.aggregation import Aggregator
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
-class _Kept(Aggregator):
+class Kept(Aggregator):
     """Keeps the updates of a round until all have come."""
 
     def begin(self, table: Tensor) -> None:
@@ -34,8 +33,27 @@ class _Kept(Aggregator):
         self._updates.append(update)
         self._thetas.append(theta_change)
 
+    def by_item(self) -> tuple[Ints, Ints, Ints, Floats]:
+        """Put all clients' rows in order of their items, clients in order within.
 
-class _RowWise(_Kept):
+        Returns
+        -------
+        order : ndarray of int64, shape (n_rows,)
+            Where each row was, of all updates one behind the other.
+        ids : ndarray of int64, shape (n_trained,)
+            Items that anybody trained.
+        offsets : ndarray of int64, shape (n_trained + 1,)
+            The rows of ``ids[i]`` are ``rows[offsets[i]:offsets[i + 1]]``.
+        rows : ndarray of float32, shape (n_rows, dim)
+        """
+        ids = np.concatenate([update.ids.numpy() for update in self._updates])
+        rows = np.concatenate([update.rows.numpy() for update in self._updates])
+        order = np.argsort(ids, kind="stable")
+        found, counts = np.unique(ids, return_counts=True)
+        return order, found, np.concatenate([[0], np.cumsum(counts)]), rows[order]
+
+
+class _RowWise(Kept):
     """Combines each row over the clients that trained it, and the network over all.
 
     As with the plain mean, what defends a row is the number of clients that trained it:
@@ -45,12 +63,8 @@ class _RowWise(_Kept):
 
     def result(self) -> tuple[RowUpdate, Tensor]:
         """Combine row by row."""
-        ids = np.concatenate([update.ids.numpy() for update in self._updates])
-        rows = np.concatenate([update.rows.numpy() for update in self._updates])
-        order = np.argsort(ids, kind="stable")
-        found, counts = np.unique(ids, return_counts=True)
-        offsets = np.concatenate([[0], np.cumsum(counts)])
-        combined = self._combined(rows[order], offsets)
+        _, found, offsets, rows = self.by_item()
+        combined = self._combined(rows, offsets)
         thetas = torch.stack(self._thetas).numpy()
         theta = self._combined(thetas, np.array([0, len(thetas)]))[0]
         self.begin(self._table)
@@ -63,7 +77,14 @@ class _RowWise(_Kept):
         """Combine ``rows[offsets[g]:offsets[g + 1]]`` for each g, shape (n, dim)."""
 
 
-def _share(key: str, share: float, most: float) -> float:
+def require_share(key: str, share: float, most: float) -> float:
+    """Return a share, if it is at least 0 and below ``most``.
+
+    Raises
+    ------
+    ValueError
+        That names it.
+    """
     if type(share) not in (int, float) or not 0 <= share < most:
         raise ValueError(f"{key}={share!r} must be at least 0 and below {most}")
     return float(share)
@@ -73,7 +94,8 @@ class TrimmedMean(_RowWise):
     """Mean of each value without its largest and its smallest ones.
 
     Source: Yin, Chen, Ramchandran and Bartlett, "Byzantine-Robust Distributed Learning:
-    Towards Optimal Statistical Rates" (ICML 2018). Of n clients that trained a row,
+    Towards Optimal Statistical Rates" (ICML 2018), of which we read the introduction,
+    and the rule as implementations have it. Of n clients that trained a row,
     ``ceil(trim_share n)`` values go on either side, but the middle one or two stay.
 
     **Departures**: updates are sparse, so n is another one for each row. Of one client
@@ -97,7 +119,7 @@ class TrimmedMean(_RowWise):
     """
 
     def __init__(self, trim_share: float = 0.2) -> None:
-        self._trim_share = _share("trim_share", trim_share, 0.5)
+        self._trim_share = require_share("trim_share", trim_share, 0.5)
 
     def _combined(self, rows: Floats, offsets: Ints) -> Floats:
         return _trimmed(rows, offsets, self._trim_share)
@@ -118,7 +140,8 @@ class GeometricMedian(_RowWise):
     """The row nearest to those of all clients that trained it, by sum of distances.
 
     Source: Pillutla, Kakade and Harchaoui, "Robust Aggregation for Federated Learning"
-    (IEEE Transactions on Signal Processing, 2022), by Weiszfeld's algorithm, smoothed.
+    (IEEE Transactions on Signal Processing, 2022), of which we read the abstract, by
+    Weiszfeld's algorithm, smoothed.
 
     **Departures**: row by row, and of the network, instead of whole updates, which
     share few rows; clients have equal weights. Of one client its row is taken, of two
@@ -131,97 +154,6 @@ class GeometricMedian(_RowWise):
 
 #: Enough for a row's change to settle to about a thousandth of its norm.
 WEISZFELD_STEPS = 32
-
-
-class Krum(_Kept):
-    """Leaves out the clients whose updates are furthest from others'; then the mean.
-
-    Source: Blanchard, El Mhamdi, Guerraoui and Stainer, "Machine Learning with
-    Adversaries: Byzantine Tolerant Gradient Descent" (NIPS 2017), multi-Krum. Of n
-    clients, ``f = floor(hostile_share n)`` may be hostile. A client's score is the sum
-    of squared distances to the n - f - 2 clients nearest to it; the n - f lowest stay.
-    Rows of those are averaged over the clients that trained them (FedRAS, section 4.4).
-
-    **Departures**: two clients are compared on the rows that both trained, and on the
-    network, by the mean square over these; those without a common row are as far apart
-    as pairs are in the mean. By whole updates, zeros and all, honest clients with many
-    items would be the outliers. A row that one client trained stays as it is if that
-    client does. With an ``outlier_factor``, of the f only those go whose score is more
-    than so many times the median: without an attack, nearly nobody.
-
-    Parameters
-    ----------
-    hostile_share : float
-        At least 0 and below 0.5.
-    outlier_factor : float or None
-        At least 1; None: all f go, as in the source.
-    """
-
-    def __init__(
-        self, hostile_share: float = 0.2, outlier_factor: float | None = None
-    ) -> None:
-        self._hostile_share = _share("hostile_share", hostile_share, 0.5)
-        if outlier_factor is not None and not outlier_factor >= 1:
-            raise ValueError(f"outlier_factor={outlier_factor!r} must be at least 1")
-        self._outlier_factor = outlier_factor
-
-    def result(self) -> tuple[RowUpdate, Tensor]:
-        """Choose clients, and return the mean of theirs."""
-        mean = InverseFrequency()
-        mean.begin(self._table)
-        for index in self._chosen():
-            mean.add(self._clients[index], self._updates[index], self._thetas[index])
-        self.begin(self._table)
-        return mean.result()
-
-    def _chosen(self) -> list[int]:
-        n = len(self._clients)
-        n_hostile = int(self._hostile_share * n + 1e-9)
-        distances = self._distances()
-        np.fill_diagonal(distances, np.inf)
-        nearest = np.sort(distances, axis=1)[:, : max(n - n_hostile - 2, 1)]
-        scores = nearest.sum(axis=1)
-        chosen = np.zeros(n, bool)
-        chosen[np.argsort(scores, kind="stable")[: n - n_hostile]] = True
-        if self._outlier_factor is not None:
-            chosen |= scores <= self._outlier_factor * np.median(scores)
-        return [index for index in range(n) if chosen[index]]
-
-    def _distances(self) -> NDArray[np.float64]:
-        """Mean squared difference of any two clients, shape (n, n)."""
-        counts = [len(update) for update in self._updates]
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        ids = np.concatenate([update.ids.numpy() for update in self._updates])
-        rows = np.concatenate([update.rows.numpy() for update in self._updates])
-        rows = rows.astype(np.float64)
-        n_items, dim = self._table.shape
-        shape = len(counts), n_items
-
-        def of_items(values: NDArray[np.float64]) -> csr_array:
-            return csr_array((values, ids, starts), shape)
-
-        trained = of_items(np.ones(len(ids)))
-        # |a - b|^2 over common rows is |a|^2 and |b|^2 there, less twice a . b.
-        squares = (of_items(np.square(rows).sum(axis=1)) @ trained.T).toarray()
-        wide = len(counts), n_items * dim
-        values = bsr_array((rows[:, None], ids, starts), wide)  # blocks: (1, dim)
-        total = squares + squares.T - 2 * (values @ values.T).toarray()
-        n_values = dim * (trained @ trained.T).toarray()
-        thetas = torch.stack(self._thetas).double().numpy()
-        norms = np.square(thetas).sum(axis=1)
-        total += norms[:, None] + norms - 2 * thetas @ thetas.T
-        n_values += thetas.shape[1]
-        return _means(total.clip(min=0), n_values)
-
-
-def _means(
-    total: NDArray[np.float64], counts: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Divide sums by counts; where there is nothing to compare, take the mean pair."""
-    known = counts > 0
-    means: NDArray[np.float64] = total / np.maximum(counts, 1)
-    means[~known] = means[known].mean() if known.any() else 0.0
-    return means
 
 
 @njit(nogil=True, cache=True)
