@@ -27,6 +27,13 @@ from recbole_fedras.federation.server.aggregation import Aggregator
 if TYPE_CHECKING:
     from recbole_fedras.config.config import Config
 
+#: Keys that say nothing of a run in no described world.
+OF_A_WORLD = (
+    "device_gflops", "availability", "activity_correlation", "dropout",
+    "over_selection", "server_seconds", "uplink_joules_per_mb",
+    "downlink_joules_per_mb", "joules_per_gflop",
+)  # fmt: skip
+
 _Carrier = type[Compressor] | type[Aggregator]
 _CARRIERS: dict[str, _Carrier] = {"compressor": Compressor, "aggregation": Aggregator}
 
@@ -149,6 +156,7 @@ def check_methods(config: Config) -> None:
         _check_table_values(config, "compressor", key, name, compressor_class)
     _check_table_values(config, "aggregation", "aggregation", *config.parts.aggregation)
     _check_attack(config)
+    _check_world(config)
     for key, allowed in config.model_class.requires.items():
         if config[key] not in allowed:
             names = " or ".join(map(str, allowed))
@@ -165,6 +173,16 @@ def _check_attack(config: Config) -> None:
         refuse(config, "item_embedding", allowed)
     if found.colluding and config["n_shards"] != 1:
         refuse(config, "n_shards", f"1 with attack={name}, whose attackers collude")
+
+
+def _check_world(config: Config) -> None:
+    """Refuse what only a clock, or a world, can decide, where there is none."""
+    if config.parts.world is not None:
+        return
+    defaults = registry.read_properties(".", "overall")
+    for key in OF_A_WORLD:
+        if config[key] != defaults[key]:
+            refuse(config, key, f"{defaults[key]} without a world (docs/time.md)")
 
 
 def _check_policy(config: Config) -> None:

@@ -31,6 +31,7 @@ from recbole_fedras.federation.settings import (
     BUDGETS,
     SERVER_OPTIMIZERS,
     USER_OPTIMIZERS,
+    Conditions,
     Federation,
     LocalTraining,
     ServerOptimization,
@@ -39,6 +40,7 @@ from recbole_fedras.model.settings import ModelSettings
 from recbole_fedras.wire.ledger import DIRECTIONS
 
 _POSITIVE = number(above=0)
+_NOT_NEGATIVE = number(at_least=0)
 _SHARE = number(at_least=0, below=1)
 
 #: RecBole's keys that leave interactions out, and their values that leave out none.
@@ -66,6 +68,27 @@ def federation(config: Keys) -> Federation:
         max_update_norm=read(config, "max_update_norm", _POSITIVE),
         report_loss=read(config, "report_loss", BOOLEAN),
         attack_share=read(config, "attack_share", _SHARE),
+        over_selection=read(config, "over_selection", number(at_least=1)),
+    )
+
+
+def conditions(config: Keys) -> Conditions:
+    """Return what a described world has in common for all its clients."""
+    mb = 1e6
+    return Conditions(
+        uplink=mb * read(config, "uplink_mb_per_s", _POSITIVE),
+        downlink=mb * read(config, "downlink_mb_per_s", _POSITIVE),
+        flops=1e9 * read(config, "device_gflops", _POSITIVE),
+        availability=read(config, "availability", number(above=0, at_most=1)),
+        activity_correlation=read(
+            config, "activity_correlation", number(at_least=-1, at_most=1)
+        ),
+        dropout=read(config, "dropout", _SHARE),
+        deadline=read(config, "deadline", optional(_POSITIVE)),
+        server_seconds=read(config, "server_seconds", _NOT_NEGATIVE),
+        uplink_joules=read(config, "uplink_joules_per_mb", _NOT_NEGATIVE) / mb,
+        downlink_joules=read(config, "downlink_joules_per_mb", _NOT_NEGATIVE) / mb,
+        flop_joules=read(config, "joules_per_gflop", _NOT_NEGATIVE) / 1e9,
     )
 
 

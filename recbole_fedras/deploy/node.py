@@ -34,7 +34,8 @@ _CHANGES = {"participate", "refresh", "settle"}
 #: Keys that name files to read or write, besides those of each machine.
 _FILES = {
     "benchmark_filename", "config_files", "dataloaders_save_path", "dataset_save_path",
-    "preload_weight", "resume", "save_dataloaders", "save_dataset",
+    "preload_weight", "resume", "save_dataloaders", "save_dataset", "world",
+    "world_trace",
 }  # fmt: skip
 
 

@@ -109,8 +109,9 @@ class Resolver:
         ConfigError
             If it is not one.
         """
+        of_place = _of_place(cell)
         given = {
-            key: plain(value) for key, value in cell.items() if key not in LOCAL | SHOWN
+            key: plain(value) for key, value in cell.items() if key not in of_place
         }
         free = {key: value for key, value in given.items() if key in _FREE}
         fixed = {key: plain(value) for key, value in cell.items() if key not in _FREE}
@@ -125,7 +126,7 @@ class Resolver:
         kept = given | {  # of what is given, a checkpoint to resume is not resolved
             key: value
             for key, value in config.resolved.items()
-            if key not in LOCAL | SHOWN
+            if key not in _of_place(cell)
         }
         run = config.run_settings()
         place = (run.data_path, run.dataset)
@@ -133,6 +134,13 @@ class Resolver:
             self._data[place] = digest_of_dataset(*place)
         sources = dict(_own_sources(kept))
         return Identity(given, kept, measure.__name__, sources, self._data[place])
+
+
+def _of_place(cell: Keys) -> set[str]:
+    """Return keys that change no result; a world's deadline does."""
+    of_place = LOCAL | SHOWN
+    in_world = cell.get("world") or cell.get("world_class")
+    return of_place - {"deadline"} if in_world else of_place
 
 
 def _own_sources(config: Keys) -> Iterator[tuple[str, str]]:

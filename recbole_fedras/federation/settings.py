@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import ceil
 
 #: A size of batches that no client's samples fill.
 ALL_SAMPLES = 2**62
@@ -117,6 +118,8 @@ class Federation:
         Whether clients tell their training loss with an update.
     attack_share : float
         Share of the clients that are hostile, if there is an attack.
+    over_selection : float
+        Clients invited for each that is wanted; the last to answer are left out.
     """
 
     seed: int
@@ -131,7 +134,52 @@ class Federation:
     max_update_norm: float = 1e6
     report_loss: bool = True
     attack_share: float = 0.0
+    over_selection: float = 1.0
 
     def most_participants(self, n_clients: int) -> int:
         """Return how many clients a cohort has at most."""
-        return int(n_clients * self.client_fraction) + 1
+        wanted = int(n_clients * self.client_fraction) + 1
+        return wanted if self.over_selection == 1 else self.invited(wanted)
+
+    def invited(self, wanted: int) -> int:
+        """Return how many clients are invited so that so many are in time."""
+        return ceil(wanted * self.over_selection - 1e-9)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a described world has in common for all its clients (docs/time.md).
+
+    Attributes
+    ----------
+    uplink, downlink : float
+        Usual speed of a link, bytes a second.
+    flops : float
+        Usual speed of a device, operations a second that training reaches.
+    availability : float
+        Probability that a client is there when a round begins.
+    activity_correlation : float
+        Of a client's activity and the speed of its link, from -1 to 1.
+    dropout : float
+        Probability that a client that was invited is lost before it uploads.
+    deadline : float or None
+        Seconds that a round waits for answers.
+    server_seconds : float
+        That the server takes for a round.
+    uplink_joules, downlink_joules : float
+        That a client's radio takes for a byte.
+    flop_joules : float
+        That a client's processor takes for an operation.
+    """
+
+    uplink: float
+    downlink: float
+    flops: float
+    availability: float = 1.0
+    activity_correlation: float = 0.0
+    dropout: float = 0.0
+    deadline: float | None = None
+    server_seconds: float = 0.0
+    uplink_joules: float = 0.0
+    downlink_joules: float = 0.0
+    flop_joules: float = 0.0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedras.compressor.base import Compressor, RowUpdate
@@ -74,6 +75,10 @@ class Server:
     aggregator : Aggregator
     introduction : Payload or None
         What each client is sent once, before its first downlink.
+    present : callable or None
+        ``present(round)``: which clients can be invited, shape (n_clients,); None: all.
+    cohort_size : int
+        Updates that a round is to rest on.
     seconds : Stopwatch
 
     Examples
@@ -122,6 +127,7 @@ class Server:
         self._transforms = transforms
         self._states = self._states_of_parts()
         self.introduction: Payload | None = None
+        self.present: Callable[[int], NDArray[np.bool_]] | None = None
         self.seconds = Stopwatch()
 
     @property
@@ -131,8 +137,7 @@ class Server:
 
     def invite(self) -> Iterator[Message]:
         """Draw a cohort; make what brings it up to date, client by client."""
-        seed, round = self._agreement.federation.seed, self.round
-        cohort = select_cohort(self.eligible, self.cohort_size, seed, round)
+        round, cohort = self.round, self._draw_cohort()
         self._intake = Intake(
             self._agreement,
             self._uplink,
@@ -152,6 +157,14 @@ class Server:
                 newcomers.remove(client)
                 yield introduction.to(client)
             yield message
+
+    def _draw_cohort(self) -> Ints:
+        """Draw whom to invite, of those who are there."""
+        federation, there = self._agreement.federation, self.eligible
+        if self.present is not None:
+            there = there[self.present(self.round)[there]]
+        size = min(federation.invited(self.cohort_size), len(there))
+        return select_cohort(there, size, federation.seed, self.round)
 
     def _sealed_introduction(self) -> Message | None:
         if self.introduction is None:
