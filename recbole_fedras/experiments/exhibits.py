@@ -56,12 +56,13 @@ class Exhibit:
     methods it differs from that; ``title``; ``measure``, if it is another than training
     and testing; ``figure``, the name of its x-axis, if it is one, and what ``drawn``
     along it: ``settings``, ``metrics``, ``rounds``, ``hours`` or ``bytes``;
-    ``metrics``; ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and ``settings``, each a
-    label with keys, a setting's perhaps by dataset; ``learning_rates``, the grid for
-    methods that name none, perhaps by model, and ``tuning``, keys of the setting that
-    they are chosen in, perhaps by dataset, the first if it says none;
-    ``tuned_by_setting``, if each setting has learning rates of its own, chosen with its
-    keys and those of ``tuning``; ``jobs``, if only so many runs may be under way; and
+    ``metrics``; ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and
+    ``settings``, each a label with keys, a setting's perhaps by dataset;
+    ``learning_rates``, the grid for methods that name none, perhaps by model, and
+    ``tuning``, keys of the setting that they are chosen in, perhaps by dataset, the
+    first if it says none; ``tuned_by_setting``, if each setting has learning rates of
+    its own, chosen with its keys and those of ``tuning``; ``jobs``, if only so many
+    runs may be under way; and
     ``paper``, values by dataset, model and method, a list for each setting.
     """
 

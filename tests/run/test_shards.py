@@ -31,12 +31,18 @@ HOSTILE = {
     "aggregation": "krum", "transforms": ["clip_rows"],
 }  # fmt: skip
 FULL = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}
+WORLD = {
+    "world": "lognormal", "activity_correlation": 0.5, "bandwidth": [0.5, 0.75],
+    "compressor": "SVD", "uplink_mb_per_s": 0.01, "deadline": 0.5, "dropout": 0.1,
+    "over_selection": 1.2, "n_jobs": 2,
+}  # fmt: skip
 WARM = {"item_embedding": "rq", "rq_codes": 8, "warmup_rounds": 2}
 CASES = [
     slow("NCF", {"replica": "personal", "uplink_feedback": True}),
     ("NCF", {"compressor": "KLT", "bandwidth": [0.5, 0.75], "user_optimizer": "adam"}),
     ("MF", WARM | {"user_optimizer": "adam", "checkpoint_step": 9}),
     ("NCF", HOSTILE),
+    ("MF", WORLD),
     slow("MF", {}),
     slow("MF", {"replica": "stale", "compressor": "TopK"}),
     slow("MF", {"preset": "best", "compression_rate": 0.1}),
@@ -85,7 +91,8 @@ def assert_same(first, second) -> None:
     """Results, rounds, ranks and checkpoints are alike, but for seconds and places."""
     for key in ("test_result", "best_valid_result", "communication", "rounds"):
         assert first[key] == second[key], key
-    assert first.get("exposure") == second.get("exposure")
+    for key in ("exposure", "world", "groups"):
+        assert first.get(key) == second.get(key), key
     rows = [
         [
             {key: row[key] for key in row if not key.startswith("seconds")}
