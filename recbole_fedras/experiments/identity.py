@@ -27,6 +27,9 @@ SHOWN = {
     "n_jobs", "n_shards", "show_progress", "state", "wandb_project",
 }  # fmt: skip
 
+#: Keys that name a file which is neither of the dataset nor a class.
+_READ = {"world_trace"}
+
 #: Keys on whose value no other key's default depends.
 _FREE = {"seed", "learning_rate"}
 
@@ -49,7 +52,8 @@ class Identity(NamedTuple):
     measure : str
         What is done with them.
     sources : dict of str to str
-        Digests of the files of one's own classes, by the key that names one.
+        Digests of the files of one's own classes, and of others that are read, by the
+        key that names one.
     data : str or None
         Digest of the dataset's files; None where they are not.
     """
@@ -150,6 +154,8 @@ def _own_sources(config: Keys) -> Iterator[tuple[str, str]]:
             files = [file for file in map(_file, named) if PACKAGE not in file.parents]
             if digest := digest_of_files(files):
                 yield key, digest
+        elif key in _READ and paths:
+            yield key, digest_of_files([Path(paths)]) or ""
 
 
 def _file(path: str) -> Path:

@@ -88,9 +88,7 @@ class ShardedSimulation(Simulation):
         parts = share_out(data.n_clients, self.agreement.block, len(names))
         self._clients_of = clients_of = dict(zip(names, parts, strict=True))
         self._links = LinkTransport(links, clients_of, strict=True)
-        self._transport = self._links
-        if methods.world is not None:
-            self._enter(methods.world, training)
+        self._carry_by(self._links, methods.world, training)
         begun = {"version": version, "embedding": model.embedding is not None}
         if self.tiers is not None:
             begun["tiers"] = self.tiers.tolist()

@@ -228,6 +228,8 @@ class Simulation(Rounds):
     server : Server
     shard : Shard
     ledger : Ledger
+    tiers : ndarray of int64, shape (n_clients,), or None
+        Clients' bandwidth tiers, if a world says them.
 
     Raises
     ------
@@ -249,6 +251,9 @@ class Simulation(Rounds):
     >>> simulation.round, report.n_clients, report.bytes["uplink_messages"]
     (1, 2, 2)
     """
+
+    _transport: Transport
+    _world: WorldTransport | None
 
     def __init__(
         self,
@@ -273,18 +278,20 @@ class Simulation(Rounds):
         self.shard = make_shard(agreement, model, data, methods, training)
         self.embedding, self.n_items = model.embedding, data.n_items
         self.ledger = Ledger()
-        self._transport: Transport = MemoryTransport(self.shard)
-        self._world: WorldTransport | None = None
-        if world is not None:
-            self._enter(world, training)
+        self._carry_by(MemoryTransport(self.shard), world, training)
 
-    def _enter(self, world: Described, training: LocalTraining) -> None:
-        """Let all that is sent pass through a world."""
+    def _carry_by(
+        self, transport: Transport, world: Described | None, training: LocalTraining
+    ) -> None:
+        """Let messages be carried, through a world if there is one."""
+        self._transport, self._world = transport, None
+        if world is None:
+            return
         n_parts = 1 if self.embedding is None else self.embedding.n_parts
         population = world.population(self.data, self.agreement, training, n_parts)
         self.server.present = population.present
         wanted = self.server.cohort_size
-        self._world = WorldTransport(self._transport, population, wanted, self.ledger)
+        self._world = WorldTransport(transport, population, wanted, self.ledger)
         self._transport = self._world
 
     def run_round(self) -> RoundReport:

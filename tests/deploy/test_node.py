@@ -213,8 +213,12 @@ def _begun(parts) -> str:
 
 
 @pytest.mark.parametrize(
-    "key", ["data_path", "resume", "save_dataset", "benchmark_filename", "config_files"]
-)
+    "key",
+    [
+        "data_path", "resume", "save_dataset", "benchmark_filename", "config_files",
+        "world_trace",
+    ],
+)  # fmt: skip
 def test_a_server_does_not_say_which_files_a_node_reads(parts, key):
     about = {"protocol": PROTOCOL, "version": "1", "run": "a", "keys": {key: "x"}}
     answer = _answer(parts, [Step("hello", value=about)])

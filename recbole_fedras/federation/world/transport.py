@@ -106,11 +106,10 @@ class WorldTransport:
         deadline = population.conditions.deadline
         timeline = unfold(work, devices, min(self._wanted, len(clients)), deadline)
         if not timeline.in_time.any():
-            first, conditions = timeline.arrival.min(), population.conditions
             raise FederationError(
                 f"of {len(clients)} clients invited, {work.dropped.sum()} dropped out "
-                f"and nobody was in time, the first after {first:.4g} s: raise "
-                f"deadline={deadline}, or lower dropout={conditions.dropout}"
+                f"and nobody was in time: raise deadline={deadline}, or lower dropout="
+                f"{population.conditions.dropout}"
             )
         return timeline
 
