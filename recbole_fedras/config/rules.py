@@ -9,6 +9,7 @@ from recbole.evaluator.base_metric import TopkMetric
 from recbole.utils import EvaluatorType
 
 from recbole_fedras.compressor import Compressor
+from recbole_fedras.compressor.base import REAL
 from recbole_fedras.config import registry
 from recbole_fedras.config.forms import (
     BOOLEAN,
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 #: Keys that say nothing of a run in no described world.
 OF_A_WORLD = (
     "device_gflops", "availability", "activity_correlation", "dropout",
-    "over_selection", "server_seconds", "uplink_joules_per_mb",
-    "downlink_joules_per_mb", "joules_per_gflop",
+    "over_selection", "staleness_window", "staleness_exponent", "server_seconds",
+    "uplink_joules_per_mb", "downlink_joules_per_mb", "joules_per_gflop",
 )  # fmt: skip
 
 _Carrier = type[Compressor] | type[Aggregator]
@@ -178,11 +179,39 @@ def _check_attack(config: Config) -> None:
 def _check_world(config: Config) -> None:
     """Refuse what only a clock, or a world, can decide, where there is none."""
     if config.parts.world is not None:
+        _check_staleness(config)
         return
     defaults = registry.read_properties(".", "overall")
     for key in OF_A_WORLD:
         if config[key] != defaults[key]:
             refuse(config, key, f"{defaults[key]} without a world (docs/time.md)")
+
+
+def _check_staleness(config: Config) -> None:
+    """Refuse what goes by a table, or residuals, that others change while one works."""
+    if not config["staleness_window"]:
+        return
+    name, compressor = config.compressors["uplink"]
+    if not config.parts.replica[1].shared:
+        refuse(config, "replica", "broadcast with staleness_window")
+    for key in ("uplink_feedback", "use_base"):
+        if config[key]:
+            refuse(config, key, "False with staleness_window")
+    if config["item_embedding"] != "full":
+        refuse(config, "item_embedding", "full with staleness_window")
+    if config.model_class.table_values != REAL:
+        allowed = f"0 with model={config.model}, whose updates have no weights"
+        refuse(config, "staleness_window", allowed)
+    if config["over_selection"] == 1 and config["deadline"] is None:
+        allowed = (
+            "more than 1, or a deadline set, with staleness_window: nobody is late"
+        )
+        refuse(config, "over_selection", allowed)
+    if compressor.needs_base:
+        raise ConfigError(
+            f"staleness_window must be 0 with {name} for the uplink, which needs to "
+            "know the table that a client has trained from"
+        )
 
 
 def _check_policy(config: Config) -> None:

@@ -69,6 +69,8 @@ def federation(config: Keys) -> Federation:
         report_loss=read(config, "report_loss", BOOLEAN),
         attack_share=read(config, "attack_share", _SHARE),
         over_selection=read(config, "over_selection", number(at_least=1)),
+        staleness_window=read(config, "staleness_window", integer(0)),
+        staleness_exponent=read(config, "staleness_exponent", _NOT_NEGATIVE),
     )
 
 

@@ -119,7 +119,11 @@ class Federation:
     attack_share : float
         Share of the clients that are hostile, if there is an attack.
     over_selection : float
-        Clients invited for each that is wanted; the last to answer are left out.
+        Clients at work for each update that is wanted.
+    staleness_window : int
+        Versions that an update may be behind when it comes; 0: who is late is left out.
+    staleness_exponent : float
+        An update that is n versions behind has the weight ``(1 + n) ** -exponent``.
     """
 
     seed: int
@@ -135,6 +139,8 @@ class Federation:
     report_loss: bool = True
     attack_share: float = 0.0
     over_selection: float = 1.0
+    staleness_window: int = 0
+    staleness_exponent: float = 0.5
 
     def most_participants(self, n_clients: int) -> int:
         """Return how many clients a cohort has at most."""
@@ -142,8 +148,12 @@ class Federation:
         return wanted if self.over_selection == 1 else self.invited(wanted)
 
     def invited(self, wanted: int) -> int:
-        """Return how many clients are invited so that so many are in time."""
+        """Return how many clients are at work so that so many are in time."""
         return ceil(wanted * self.over_selection - 1e-9)
+
+    def weight(self, staleness: int) -> float:
+        """Return the weight of an update that is so many versions behind."""
+        return float((1 + staleness) ** -self.staleness_exponent)
 
 
 @dataclass(frozen=True, slots=True)

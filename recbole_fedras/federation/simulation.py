@@ -32,7 +32,7 @@ from recbole_fedras.federation.server.state import SharedParameters
 from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.federation.transforms import Transform
 from recbole_fedras.federation.world.population import Described
-from recbole_fedras.federation.world.transport import WorldTransport
+from recbole_fedras.federation.world.transport import Pace, WorldTransport
 from recbole_fedras.numeric.parallel import threads
 from recbole_fedras.numeric.theta import Theta, flatten, unflatten
 from recbole_fedras.wire.ledger import Ledger
@@ -289,10 +289,11 @@ class Simulation(Rounds):
             return
         n_parts = 1 if self.embedding is None else self.embedding.n_parts
         population = world.population(self.data, self.agreement, training, n_parts)
-        self.server.present = population.present
-        wanted = self.server.cohort_size
-        self._world = WorldTransport(transport, population, wanted, self.ledger)
-        self._transport = self._world
+        federation, wanted = self.agreement.federation, self.server.cohort_size
+        at_once, window = federation.invited(wanted), federation.staleness_window
+        pace = Pace(wanted, at_once, window)
+        self._world = WorldTransport(transport, population, pace, self.ledger)
+        self._transport, self.server.guests = self._world, self._world.guests
 
     def run_round(self) -> RoundReport:
         """Run a round; then bring shared tables up to date, as evaluation sees them.
@@ -374,7 +375,7 @@ class Simulation(Rounds):
         before = cast("Simulation", other)
         self.shard.user_states = before.shard.user_states
         if self._world is not None:
-            self._world.load_state_dict(before.in_world())
+            self._world.totals = before.in_world()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next round depends on."""
@@ -383,7 +384,11 @@ class Simulation(Rounds):
             "shard": self.shard.state_dict(),
             "ledger": self.ledger.state_dict(),
         }
-        return state if self._world is None else state | {"world": self.in_world()}
+        return (
+            state
+            if self._world is None
+            else state | {"world": self._world.state_dict()}
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""

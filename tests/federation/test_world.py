@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -42,7 +43,7 @@ def cohort(dropped=(False, False, False)) -> tuple[Work, Devices]:
     """Three clients: 2 s to receive; 4, 2, 1 s to train; 5 s to send."""
     one = np.ones(3)
     devices = Devices(10 * one, 100 * one, np.array([1.0, 2.0, 4.0]), one)
-    return Work(np.full(3, 200), 4 * one, np.full(3, 50), np.array(dropped)), devices
+    return Work(0 * one, 200 * one, 4 * one, 50 * one, np.array(dropped)), devices
 
 
 @pytest.mark.parametrize(
@@ -147,8 +148,9 @@ def test_operations_and_memory_by_hand():
 # Rounds.
 
 
-def simulation(world: World | None, fraction=1.0, over_selection=1.0, **conditions):
-    settings = federation(fraction, over_selection=over_selection)
+def simulation(world: World | None, fraction=1.0, over=1.0, window=0, **conditions):
+    keys = {"over_selection": over, "staleness_window": window}
+    settings = federation(fraction, **keys)
     methods = ready_methods(NoCompression(), settings)
     if world is not None:
         described = Described(world, Conditions(*USUAL, **conditions))
@@ -227,7 +229,7 @@ def test_who_is_late_has_sent_what_had_left_it(monkeypatch):
 def test_over_selection_takes_the_first_to_answer(monkeypatch):
     whole = simulation(Lognormal())
     times = whole._world._population.devices
-    made = simulation(Lognormal(), fraction=0.5, over_selection=2.0)
+    made = simulation(Lognormal(), fraction=0.5, over=2.0)
     rest = updates_of(made, monkeypatch)
     assert len(rest) == N_CLIENTS // 2
     assert made.in_world()["late"] == N_CLIENTS - len(rest)
@@ -268,3 +270,119 @@ def test_slower_links_have_higher_rates():
     assert np.bincount(tiers).tolist() == [4, 4, 4]
     assert (np.diff(tiers[np.argsort(links)]) <= 0).all()
     assert described.tiers(make_data(), federation()) is None
+
+
+# Rounds that do not wait.
+
+
+def test_who_was_invited_before_is_ahead_by_what_has_passed():
+    work, devices = cohort()
+    ahead = work._replace(begun=np.array([-9.0, 0.0, 0.0]))
+    found = unfold(ahead, devices, wanted=2)
+    assert found.arrival.tolist() == [2, 9, 8]
+    assert (found.seconds, found.in_time.tolist()) == (8, [True, False, True])
+    assert found.received.tolist() == [200, 200, 200]
+    assert found.sent.tolist() == [50, 40, 50]
+    there = work._replace(begun=np.array([-20.0, -20.0, 0.0]))
+    assert unfold(there, devices, wanted=2).seconds == 0
+
+
+def asynchronous(**conditions) -> Simulation:
+    """Three updates a round, of nine clients at work; links differ by e^2."""
+    return simulation(Lognormal(2.0), 0.25, over=3.0, window=2, **conditions)
+
+
+def test_late_updates_count_within_the_window_and_are_booked(monkeypatch):
+    made, before = asynchronous(), asynchronous().shard.user_rows
+    messages = note_messages(made, monkeypatch)
+    begun: dict[int, int] = {}  # client, and the round that it was last invited to
+    staleness, n_late = [], 0
+    for round in range(8):
+        del messages[:]
+        rows = made.shard.user_rows.clone()
+        report = made.run_round()
+        for message in messages:
+            client, kind = message.header.client, message.header.kind
+            if kind is Kind.DOWNLINK:
+                begun[client] = round
+            elif kind is Kind.UPDATE:
+                header = message.header
+                assert (
+                    header.round == header.base == header.version - 1 == begun[client]
+                )
+                assert made.server.policy.version_of[client] == header.round
+                staleness.append(round - header.round)
+        counted = sorted(
+            m.header.client for m in messages if m.header.kind is Kind.UPDATE
+        )
+        assert len(counted) == report.n_clients == 3
+        told = [m.header for m in messages if m.header.kind is Kind.RECEIPT]
+        assert [(h.client, h.round) for h in told] == [(c, begun[c]) for c in counted]
+        changed = (made.shard.user_rows != rows).any(dim=1).nonzero().flatten().tolist()
+        assert changed == counted
+        n_late += report.metrics["late"]
+        assert report.metrics["at_work"] == 9 - 3 - report.metrics["late"]
+        of_round = sum(len(m) for m in messages if m.header.kind is Kind.UPDATE)
+        broken_off = report.bytes["uplink_bytes"] - of_round
+        assert broken_off >= 0 if report.metrics["late"] else broken_off == 0
+    assert set(staleness) == {0, 1, 2}
+    assert n_late > 0
+    assert not torch.equal(made.shard.user_rows, before)
+
+
+def test_an_old_update_has_less_weight(monkeypatch):
+    made = asynchronous()
+    added: list[tuple[int, float]] = []
+    add = made.server.aggregator.add
+
+    def note(client, update, theta_change):
+        added.append((client, float(update.rows.norm())))
+        add(client, update, theta_change)
+
+    monkeypatch.setattr(made.server.aggregator, "add", note)
+    messages = note_messages(made, monkeypatch)
+    for round in range(4):
+        del messages[:], added[:]
+        made.run_round()
+        for message in messages:
+            if message.header.kind is Kind.UPDATE:
+                ctx = made.agreement.context(message.header.round)
+                whole = NoCompression().decode(message.payload, ctx).rows.norm()
+                weight = (1 + round - message.header.round) ** -0.5
+                expected = pytest.approx(float(whole) * weight, rel=1e-5)
+                assert dict(added)[message.header.client] == expected
+
+
+def test_a_run_with_clients_at_work_goes_on_with_the_same_bits(monkeypatch):
+    whole, half, resumed = (asynchronous(dropout=0.2) for _ in range(3))
+    for _ in range(6):
+        whole.run_round()
+    for _ in range(3):
+        half.run_round()
+    state = copy.deepcopy(half.state_dict())
+    assert state["server"]["at_work"]
+    assert state["world"]["flights"]
+    resumed.load_state_dict(state)
+    for _ in range(3):
+        resumed.run_round()
+    assert resumed.in_world() == whole.in_world()
+    assert resumed.ledger.totals == whole.ledger.totals
+    tables = [made.server.parameters.item_table for made in (whole, resumed)]
+    assert torch.equal(*tables)
+    assert torch.equal(whole.shard.user_rows, resumed.shard.user_rows)
+
+
+def test_a_round_that_fails_leaves_those_at_work(monkeypatch):
+    whole, made = asynchronous(), asynchronous()
+    for _ in range(2):
+        whole.run_round()
+        made.run_round()
+    with monkeypatch.context() as broken:
+        broken.setattr(made.server, "close", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            made.run_round()
+    for _ in range(3):
+        whole.run_round()
+        made.run_round()
+    assert whole.in_world() == made.in_world()
+    assert torch.equal(whole.shard.user_rows, made.shard.user_rows)

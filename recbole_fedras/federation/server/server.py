@@ -75,8 +75,9 @@ class Server:
     aggregator : Aggregator
     introduction : Payload or None
         What each client is sent once, before its first downlink.
-    present : callable or None
-        ``present(round)``: which clients can be invited, shape (n_clients,); None: all.
+    guests : callable or None
+        ``guests(round)``: which clients can be invited, shape (n_clients,), and how
+        many are, if there are so many; None: all, and ``cohort_size``.
     cohort_size : int
         Updates that a round is to rest on.
     seconds : Stopwatch
@@ -127,7 +128,10 @@ class Server:
         self._transforms = transforms
         self._states = self._states_of_parts()
         self.introduction: Payload | None = None
-        self.present: Callable[[int], NDArray[np.bool_]] | None = None
+        self.guests: Callable[[int], tuple[NDArray[np.bool_], int]] | None = None
+        # Who may answer, and the round that each was invited to: in force, to be.
+        self._at_work: dict[int, int] = {}
+        self._invited: dict[int, int] = {}
         self.seconds = Stopwatch()
 
     @property
@@ -138,15 +142,15 @@ class Server:
     def invite(self) -> Iterator[Message]:
         """Draw a cohort; make what brings it up to date, client by client."""
         round, cohort = self.round, self._draw_cohort()
+        self._invited = self._at_work | dict.fromkeys(cohort.tolist(), round)
         self._intake = Intake(
             self._agreement,
             self._uplink,
             self._count,
             round,
-            cohort,
+            self._invited,
             self.policy.mirror_of,
         )
-        self._cohort = cohort
         self.aggregator.begin(self.parameters.item_table)
         introduction = self._sealed_introduction()
         newcomers = set(cohort[~self._introduced[cohort]].tolist())
@@ -160,11 +164,12 @@ class Server:
 
     def _draw_cohort(self) -> Ints:
         """Draw whom to invite, of those who are there."""
-        federation, there = self._agreement.federation, self.eligible
-        if self.present is not None:
-            there = there[self.present(self.round)[there]]
-        size = min(federation.invited(self.cohort_size), len(there))
-        return select_cohort(there, size, federation.seed, self.round)
+        there, size = self.eligible, self.cohort_size
+        if self.guests is not None:
+            free, size = self.guests(self.round)
+            there = there[free[there]]
+        seed = self._agreement.federation.seed
+        return select_cohort(there, min(size, len(there)), seed, self.round)
 
     def _sealed_introduction(self) -> Message | None:
         if self.introduction is None:
@@ -188,13 +193,17 @@ class Server:
             return self._intake.take(answer)
 
     def _count(self, client: int, update: RowUpdate, theta_change: Tensor) -> None:
-        """Add a client's update, after what transforms make of it."""
+        """Add a client's update, after what transforms make of it, by its weight."""
         if self._transforms:
             ctx = self._agreement.context(self.round, client)
             arrived = SharedUpdate(update, theta_change)
             for transform in self._transforms:
                 arrived = transform.on_arrival(arrived, ctx)
             update, theta_change = arrived
+        if staleness := self.round - self._invited[client]:
+            weight = self._agreement.federation.weight(staleness)
+            update = RowUpdate(update.ids, weight * update.rows)
+            theta_change = weight * theta_change
         self.aggregator.add(client, update, theta_change)
 
     def close(self) -> Closed:
@@ -219,22 +228,22 @@ class Server:
             self.policy.publish(change)
             self.policy.prepare()
         self._counted, self._next_states = counted, self._states_of_parts()
-        return Closed(counted, len(self._cohort), self._intake.refusals, loss)
+        return Closed(counted, len(self._invited), self._intake.refusals, loss)
 
     def _nobody(self) -> FederationError:
         refusals = "; ".join(
             f"client {client}: {reason}" for client, reason in self._intake.refusals[:3]
         )
         return FederationError(
-            f"round {self.round}: of {len(self._cohort)} clients invited, none sent an "
-            f"update that counts ({refusals or 'none answered'}); where norms are the "
-            "reason, lower learning_rate or raise max_update_norm"
+            f"round {self.round}: of {len(self._invited)} clients invited, none sent "
+            f"an update that counts ({refusals or 'none answered'}); where norms are "
+            "the reason, lower learning_rate or raise max_update_norm"
         )
 
     def receipts(self) -> list[Message]:
         """Make the messages by which clients learn that they have counted."""
-        round = self.round - 1
-        return [receipt(round, client) for client in self._counted.tolist()]
+        counted = self._counted.tolist()
+        return [receipt(self._invited[client], client) for client in counted]
 
     def _parts(self) -> list[Aggregator | Transform]:
         return [self.aggregator, *self._transforms]
@@ -251,7 +260,17 @@ class Server:
         self._states = self._next_states
         self._introduced[self._counted] = True
         self.policy.commit(self._counted)
+        counted = set(self._counted.tolist())
+        for client in counted:
+            if self._invited[client] < self.round - 1:  # it holds what it was sent then
+                self.policy.version_of[client] = self._invited[client]
         self.parameters.commit()
+        oldest = self.round - self._agreement.federation.staleness_window
+        self._at_work = {
+            client: round
+            for client, round in self._invited.items()
+            if round >= oldest and client not in counted
+        }
 
     def rollback(self) -> None:
         """Return to the state before the round."""
@@ -268,7 +287,7 @@ class Server:
             "parts": self._states,
             "introduced": torch.from_numpy(self._introduced),
             "introduction": introduction.to_bytes() if introduction else None,
-        }
+        } | ({"at_work": self._at_work} if self._at_work else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
@@ -277,5 +296,6 @@ class Server:
         self._states = state["parts"]
         self._restore_parts()
         self._introduced[:] = state["introduced"].numpy()
+        self._at_work = state.get("at_work", {})
         if state["introduction"] is not None:
             self.introduction = Payload.from_bytes(state["introduction"])

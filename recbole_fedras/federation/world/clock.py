@@ -17,6 +17,8 @@ class Work(NamedTuple):
 
     Attributes
     ----------
+    begun : ndarray of float64
+        When it was invited; 0 is the begin of the round, others were before.
     downlink : ndarray of int64
         Bytes that it is sent.
     flops : ndarray of float64
@@ -27,6 +29,7 @@ class Work(NamedTuple):
         Whether it is lost before it uploads.
     """
 
+    begun: Floats
     downlink: Ints
     flops: Floats
     uplink: Ints
@@ -40,8 +43,8 @@ class Timeline(NamedTuple):
     ----------
     seconds : float
         From the first byte sent until the server closes.
-    arrival : ndarray of float64
-        When the update is there; inf: never.
+    arrival, ended : ndarray of float64
+        When the update is there, inf: never; and when the client is done or lost.
     in_time : ndarray of bool
         Whose updates were there.
     received, sent : ndarray of int64
@@ -52,6 +55,7 @@ class Timeline(NamedTuple):
 
     seconds: float
     arrival: Floats
+    ended: Floats
     in_time: Bools
     received: Ints
     sent: Ints
@@ -82,14 +86,14 @@ def unfold(
     >>> one = np.ones(3)
     >>> devices = Devices(10 * one, 100 * one, np.array([1.0, 2.0, 4.0]), one)
     >>> nobody = np.zeros(3, bool)
-    >>> work = Work(np.full(3, 200), np.full(3, 4.0), np.full(3, 50), nobody)
+    >>> work = Work(0 * one, 200 * one, 4 * one, 50 * one, nobody)
     >>> done = unfold(work, devices, wanted=3, deadline=9.5)
     >>> done.arrival.tolist(), done.seconds
     ([11.0, 9.0, 8.0], 9.5)
     >>> done.in_time.tolist(), done.sent.tolist()
     ([False, True, True], [35, 50, 50])
     """
-    received_at = work.downlink / devices.downlink
+    received_at = work.begun + work.downlink / devices.downlink
     trained_at = received_at + work.flops / devices.flops
     arrival = trained_at + work.uplink / devices.uplink
     ended = np.where(work.dropped, trained_at, arrival)
@@ -97,17 +101,19 @@ def unfold(
     order = np.argsort(arrival, kind="stable")[:wanted]
     enough = len(order) == wanted and np.isfinite(arrival[order[-1]])
     close = arrival[order[-1]] if enough else ended.max()
+    close = max(close, 0.0)
     if deadline is not None:
         close = min(close, deadline)
     in_time = np.zeros(len(arrival), bool)
     in_time[order] = arrival[order] <= close
     sent = np.clip((close - trained_at) * devices.uplink, 0, work.uplink)
     sent = np.where(in_time, work.uplink, np.where(work.dropped, 0, np.floor(sent)))
-    received = np.clip(close * devices.downlink, 0, work.downlink)
+    received = np.clip((close - work.begun) * devices.downlink, 0, work.downlink)
     trained = np.clip((close - received_at) * devices.flops, 0, work.flops)
     return Timeline(
         float(close),
         arrival,
+        ended,
         in_time,
         received.astype(np.int64),
         sent.astype(np.int64),
