@@ -56,6 +56,11 @@ def test_a_run_in_a_world_says_what_it_took_and_goes_on(run, workspace, capsys):
         ({"world": "logarithmic"}, "world='logarithmic' is unknown; did you mean"),
         ({"world": "trace"}, "world_trace must be set: world='trace' has no default"),
         ({"world": "trace", "world_trace": "x.csv"}, "world_trace='x.csv' cannot be"),
+        ({"world": "constant", "staleness_window": 1}, "over_selection=1.0 is not all"),
+        (
+            {"world": "constant", "staleness_window": 1, "replica": "personal"},
+            "replica='personal' is not allowed; it must be broadcast with staleness",
+        ),
         ({"world": "two_classes", "slow_share": 2}, "slow_share=2 must be from 0 to 1"),
     ],
 )
