@@ -83,6 +83,7 @@ def test_hits_of_groups_by_hand():
     assert tenths["upto"][:2] == [3, 7]
 
 
+@pytest.mark.slow
 def test_compare_tells_hours_to_a_target(workspace, in_process):
     keys = [f"--{key}={WORLD[key]}" for key in ("world", "uplink_mb_per_s")]
     arguments = ["--compressors=none SVD", "--compression_rates=0.75", *keys]
