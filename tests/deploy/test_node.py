@@ -276,6 +276,11 @@ def test_a_run_cannot_need_more_shards_than_it_has(parts):
         deployed(parts, links, "MF", resume=last, epochs=2, min_shards=3)
 
 
+def test_a_deployment_has_links_of_its_own(parts):
+    with pytest.raises(ConfigError, match="world='constant' is not allowed in a depl"):
+        deployed(parts, links_to(parts), "MF", world="constant")
+
+
 def test_a_server_that_goes_back_is_refused(parts):
     done = deployed(parts, links_to(parts), "MF", eval_step=1, epochs=6)
     folder = Path(done["run_folder"])
