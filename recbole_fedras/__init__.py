@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from recbole_fedras.federation.server.aggregation import Aggregator
     from recbole_fedras.federation.simulation import Simulation
     from recbole_fedras.federation.transforms import Transform
+    from recbole_fedras.federation.world.base import World
     from recbole_fedras.model import FederatedRecommender
     from recbole_fedras.quick_start import run_recbole_fedras
     from recbole_fedras.run.finished import load_run
@@ -41,6 +42,7 @@ _MODULES = {
     "RowUpdate": "compressor",
     "Simulation": "federation.simulation",
     "Transform": "federation.transforms",
+    "World": "federation.world.base",
     "check_compressor": "compressor",
     "load_run": "run.finished",
     "run_recbole_fedras": "quick_start",
@@ -49,7 +51,7 @@ _MODULES = {
 __all__ = [
     "Aggregator", "Attack", "Budget", "Compressor", "Config", "FederatedRecommender",
     "ItemEmbedding", "Layout", "Payload", "RoundContext", "RowUpdate", "Simulation",
-    "Transform", "__version__", "check_compressor", "load_run",
+    "Transform", "World", "__version__", "check_compressor", "load_run",
     "run_recbole_fedras",
 ]  # fmt: skip
 

@@ -26,6 +26,13 @@ def compare(argv: list[str]) -> None:
     )
     parser.add_argument("--compression_rates", default="0.9375", help="one or more")
     parser.add_argument("--seeds", default="2020", help="one or more")
+    parser.add_argument(
+        "--target",
+        type=float,
+        default=0.95,
+        help="share of the first's best validation score: in a described world (key "
+        "world), the table says after how many hours each reached it (default: 0.95)",
+    )
     add_jobs(parser)
     parser.add_argument(
         "--output", default="comparison", help="folder for runs, tables and report"
@@ -43,4 +50,5 @@ def compare(argv: list[str]) -> None:
             shared.external_config_dict,
             several("seeds", arguments.seeds, int),
             Sweep(Path(arguments.output), arguments.jobs, arguments.redo),
+            arguments.target,
         )

@@ -30,7 +30,9 @@ Made = TypeVar("Made")
 COMPRESSOR_KEYS = ("compressor", "uplink_compressor", "downlink_compressor")
 
 #: Kinds of one class in a run, whose path alone names it too.
-NAMED_KINDS = ("compressor", "item_embedding", "aggregation", "replica", "attack")
+NAMED_KINDS = (
+    "compressor", "item_embedding", "aggregation", "replica", "attack", "world",
+)  # fmt: skip
 
 
 def find_model(name: str, path: str | None) -> type:

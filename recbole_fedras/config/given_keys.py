@@ -19,6 +19,9 @@ _RESUMABLE = {
     "wandb_project",
 }  # fmt: skip
 
+#: Those of them that decide, in a described world, whose updates count.
+_OF_A_CLOCK = {"deadline", "uplink_mb_per_s", "downlink_mb_per_s"}
+
 
 def refuse_changes(given: dict[str, Any], saved: dict[str, Any]) -> None:
     """Refuse to resume a run with keys by which it would be another.
@@ -28,7 +31,8 @@ def refuse_changes(given: dict[str, Any], saved: dict[str, Any]) -> None:
     ConfigError
         That names the first of them.
     """
-    for key in sorted(given.keys() - _RESUMABLE):
+    free = _RESUMABLE - (_OF_A_CLOCK if saved.get("world") else set())
+    for key in sorted(given.keys() - free):
         if plain(like(given[key], saved.get(key))) != saved.get(key):
             raise ConfigError(
                 f"{key}={given[key]!r} cannot change when resuming: the run was "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recbole_fedras.compressor import Compressor
 from recbole_fedras.compressor.measured import Measured, Noted
-from recbole_fedras.config import build, registry
+from recbole_fedras.config import build, registry, schema
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.federation.attacks.base import Attack
 from recbole_fedras.federation.protocol import Agreement
@@ -22,6 +22,8 @@ from recbole_fedras.federation.server.downlink import DownlinkPolicy
 from recbole_fedras.federation.server.state import SharedParameters
 from recbole_fedras.federation.simulation import Methods
 from recbole_fedras.federation.transforms import Transform
+from recbole_fedras.federation.world.base import World
+from recbole_fedras.federation.world.population import Described
 
 if TYPE_CHECKING:
     from recbole_fedras.config import Config
@@ -38,6 +40,8 @@ class Parts(NamedTuple):
         The same, in the order that they are applied in.
     attack : tuple or None
         Likewise; None: nobody attacks.
+    world : tuple or None
+        Likewise; None: no time passes.
     metrics : list of tuple
         Those of the user's own.
     """
@@ -46,6 +50,7 @@ class Parts(NamedTuple):
     replica: tuple[str, type[DownlinkPolicy]]
     transforms: list[tuple[str, type[Transform]]]
     attack: tuple[str, type[Attack]] | None
+    world: tuple[str, type[World]] | None
     metrics: list[tuple[str, type]]
 
     def keys(self, taken: set[str]) -> dict[str, Any]:
@@ -69,6 +74,8 @@ class Parts(NamedTuple):
             yield "transform", transform
         if self.attack is not None:
             yield "attack", self.attack
+        if self.world is not None:
+            yield "world", self.world
         for metric in self.metrics:
             yield "metric", metric
 
@@ -93,6 +100,7 @@ def find_parts(chosen: dict[str, Any]) -> Parts:
         _find(chosen, "replica", DownlinkPolicy),
         [*shipped, *_users(chosen, "transform_class", Transform)],
         None if chosen.get("attack") is None else _find(chosen, "attack", Attack),
+        None if chosen.get("world") is None else _find(chosen, "world", World),
         metrics,
     )
 
@@ -176,7 +184,11 @@ def make_methods(config: Config, dataset: Any = None) -> Methods:
     compressors = config.make_compressors()
     if config["report_contraction"]:
         compressors = _measured(*compressors)
-    return Methods(*compressors, aggregator, policy, tuple(transforms), attack)
+    world = None
+    if parts.world is not None:
+        described = build.make(config, "world", *parts.world)
+        world = Described(described, schema.conditions(config))
+    return Methods(*compressors, aggregator, policy, tuple(transforms), attack, world)
 
 
 def _measured(
@@ -209,4 +221,4 @@ def _numbers(tokens: Sequence[str], dataset: Any) -> Tensor:
 
 
 #: What holds before the keys are read.
-NO_PARTS = Parts(("", InverseFrequency), ("", Broadcast), [], None, [])
+NO_PARTS = Parts(("", InverseFrequency), ("", Broadcast), [], None, None, [])

@@ -50,6 +50,13 @@ def _check_central(config: Config) -> None:
     if config["sampling"] != "poisson":
         allowed = f"poisson with aggregation={name}, whose guarantee rests on it"
         refuse(config, "sampling", allowed)
+    if config["world"] is not None:
+        refuse(
+            config,
+            "world",
+            f"left out with aggregation={name}: who is late or lost"
+            " is no random sample",
+        )
     for other, found in config.parts.transforms:
         if (
             found.on_arrival is not Transform.on_arrival
@@ -113,6 +120,7 @@ _WITH_SUMS = {
     "uplink_feedback": False,
     "bandwidth": None,
     "max_update_norm": 1e6,
+    "world": None,
 }
 
 

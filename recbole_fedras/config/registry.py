@@ -25,7 +25,7 @@ from recbole_fedras.errors import ConfigError
 #: compressor and parameters of a replica policy; config of a metric.
 GIVEN = {
     "model": 2, "item_embedding": 4, "compressor": 0, "aggregation": 0, "replica": 3,
-    "transform": 0, "attack": 0, "attacker": 0, "metric": 1,
+    "transform": 0, "attack": 0, "attacker": 0, "world": 0, "metric": 1,
 }  # fmt: skip
 
 #: Files of users' classes that were loaded, and the keys that named them.

@@ -9,6 +9,7 @@ from recbole.evaluator.base_metric import TopkMetric
 from recbole.utils import EvaluatorType
 
 from recbole_fedras.compressor import Compressor
+from recbole_fedras.compressor.base import REAL
 from recbole_fedras.config import registry
 from recbole_fedras.config.forms import (
     BOOLEAN,
@@ -26,6 +27,13 @@ from recbole_fedras.federation.server.aggregation import Aggregator
 
 if TYPE_CHECKING:
     from recbole_fedras.config.config import Config
+
+#: Keys that say nothing of a run in no described world.
+OF_A_WORLD = (
+    "device_gflops", "availability", "activity_correlation", "dropout",
+    "over_selection", "staleness_window", "staleness_exponent", "server_seconds",
+    "uplink_joules_per_mb", "downlink_joules_per_mb", "joules_per_gflop",
+)  # fmt: skip
 
 _Carrier = type[Compressor] | type[Aggregator]
 _CARRIERS: dict[str, _Carrier] = {"compressor": Compressor, "aggregation": Aggregator}
@@ -155,6 +163,7 @@ def check_methods(config: Config) -> None:
         _check_table_values(config, "compressor", key, name, compressor_class)
     _check_table_values(config, "aggregation", "aggregation", *config.parts.aggregation)
     _check_attack(config)
+    _check_world(config)
     for key, allowed in config.model_class.requires.items():
         if config[key] not in allowed:
             names = " or ".join(map(str, allowed))
@@ -171,6 +180,44 @@ def _check_attack(config: Config) -> None:
         refuse(config, "item_embedding", allowed)
     if found.colluding and config["n_shards"] != 1:
         refuse(config, "n_shards", f"1 with attack={name}, whose attackers collude")
+
+
+def _check_world(config: Config) -> None:
+    """Refuse what only a clock, or a world, can decide, where there is none."""
+    if config.parts.world is not None:
+        _check_staleness(config)
+        return
+    defaults = registry.read_properties(".", "overall")
+    for key in OF_A_WORLD:
+        if config[key] != defaults[key]:
+            refuse(config, key, f"{defaults[key]} without a world (docs/time.md)")
+
+
+def _check_staleness(config: Config) -> None:
+    """Refuse what goes by a table, or residuals, that others change while one works."""
+    if not config["staleness_window"]:
+        return
+    name, compressor = config.compressors["uplink"]
+    if not config.parts.replica[1].shared:
+        refuse(config, "replica", "broadcast with staleness_window")
+    for key in ("uplink_feedback", "use_base"):
+        if config[key]:
+            refuse(config, key, "False with staleness_window")
+    if config["item_embedding"] != "full":
+        refuse(config, "item_embedding", "full with staleness_window")
+    if config.model_class.table_values != REAL:
+        allowed = f"0 with model={config.model}, whose updates have no weights"
+        refuse(config, "staleness_window", allowed)
+    if config["over_selection"] == 1 and config["deadline"] is None:
+        allowed = (
+            "more than 1, or a deadline set, with staleness_window: nobody is late"
+        )
+        refuse(config, "over_selection", allowed)
+    if compressor.needs_base:
+        raise ConfigError(
+            f"staleness_window must be 0 with {name} for the uplink, which needs to "
+            "know the table that a client has trained from"
+        )
 
 
 def _check_policy(config: Config) -> None:

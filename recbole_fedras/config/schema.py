@@ -32,6 +32,7 @@ from recbole_fedras.federation.settings import (
     SAMPLINGS,
     SERVER_OPTIMIZERS,
     USER_OPTIMIZERS,
+    Conditions,
     Federation,
     LocalTraining,
     SecureAggregation,
@@ -41,6 +42,7 @@ from recbole_fedras.model.settings import ModelSettings
 from recbole_fedras.wire.ledger import DIRECTIONS
 
 _POSITIVE = number(above=0)
+_NOT_NEGATIVE = number(at_least=0)
 _SHARE = number(at_least=0, below=1)
 
 #: RecBole's keys that leave interactions out, and their values that leave out none.
@@ -71,6 +73,29 @@ def federation(config: Keys) -> Federation:
         sampling=read(config, "sampling", one_of(*SAMPLINGS)),
         secure=_secure_aggregation(config),
         client_seed=read(config, "client_seed", optional(SEED)),
+        over_selection=read(config, "over_selection", number(at_least=1)),
+        staleness_window=read(config, "staleness_window", integer(0)),
+        staleness_exponent=read(config, "staleness_exponent", _NOT_NEGATIVE),
+    )
+
+
+def conditions(config: Keys) -> Conditions:
+    """Return what a described world has in common for all its clients."""
+    mb = 1e6
+    return Conditions(
+        uplink=mb * read(config, "uplink_mb_per_s", _POSITIVE),
+        downlink=mb * read(config, "downlink_mb_per_s", _POSITIVE),
+        flops=1e9 * read(config, "device_gflops", _POSITIVE),
+        availability=read(config, "availability", number(above=0, at_most=1)),
+        activity_correlation=read(
+            config, "activity_correlation", number(at_least=-1, at_most=1)
+        ),
+        dropout=read(config, "dropout", _SHARE),
+        deadline=read(config, "deadline", optional(_POSITIVE)),
+        server_seconds=read(config, "server_seconds", _NOT_NEGATIVE),
+        uplink_joules=read(config, "uplink_joules_per_mb", _NOT_NEGATIVE) / mb,
+        downlink_joules=read(config, "downlink_joules_per_mb", _NOT_NEGATIVE) / mb,
+        flop_joules=read(config, "joules_per_gflop", _NOT_NEGATIVE) / 1e9,
     )
 
 

@@ -43,7 +43,7 @@ _EARLIER_RUNS = 2
 #: Keys that name files to read or write, besides those of each machine.
 _FILES = {
     "config_files", "dataloaders_save_path", "dataset_save_path", "resume",
-    "save_dataloaders", "save_dataset",
+    "save_dataloaders", "save_dataset", "world", "world_trace",
 }  # fmt: skip
 
 

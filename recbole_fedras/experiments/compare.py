@@ -13,6 +13,11 @@ from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config, registry
 from recbole_fedras.errors import ConfigError, NonFiniteError
 from recbole_fedras.experiments import figures
+from recbole_fedras.experiments.clients import (
+    gap_columns,
+    group_rows,
+    world_columns,
+)
 from recbole_fedras.experiments.identity import Keys, Measure, Outcome
 from recbole_fedras.experiments.outcome import train_and_test
 from recbole_fedras.experiments.panels import svg
@@ -37,6 +42,7 @@ def compare(
     keys: Keys,
     seeds: Sequence[int],
     sweep: Sweep,
+    target: float = 0.95,
 ) -> list[dict[str, Any]]:
     """Run every compressor at every rate with every seed; write and print the table.
 
@@ -51,7 +57,10 @@ def compare(
     seeds : sequence of int
     sweep : Sweep
         Whose folder is for the runs, ``table.md``, ``.csv`` and ``.tex``, and
-        ``report.html``.
+        ``report.html``; and ``clients.md`` and the others, of groups of clients.
+    target : float
+        Of the first method's best validation score: the share that hours are told of,
+        where runs are in a described world.
 
     Returns
     -------
@@ -73,14 +82,23 @@ def compare(
     runs = {label: [next(outcomes) for _ in group] for label, group in cells.items()}
     refuse_diverged(runs)
     first = next(iter(runs.values()))
-    rows = [summary(label, group, first) for label, group in runs.items()]
+    rows = [
+        summary(label, group, first)
+        | gap_columns(group)
+        | world_columns(group, first, target)
+        for label, group in runs.items()
+    ]
     note = note_of_other_code(
         [run for group in runs.values() for run in group], train_and_test
     )
     dataset, tried = first[0]["result"]["dataset"], ", ".join(map(str, seeds))
     table = Table(f"{dataset}, seeds {tried}", rows, note)
     table.write(sweep.folder)
-    page = _page(table, _figures(rows, runs))
+    groups = [row for label, group in runs.items() for row in group_rows(label, group)]
+    clients = Table(f"Groups of clients, {table.title}", groups)
+    if groups:
+        clients.write_files(sweep.folder, "clients")
+    page = _page(table, clients, _figures(rows, runs))
     (sweep.folder / "report.html").write_text(page, encoding="utf-8")
     print(f"Tables and report.html are in {sweep.folder}")
     return rows
@@ -175,17 +193,23 @@ def _figures(
         for run in group
     ]
     sent = "MB sent, uplink and downlink"
-    return {
+    drawn = {
         "Quality against cost": figures.draw_bytes(points, sent),
         f"{metric} against rounds": figures.draw_curves(curves, [metric], "round"),
         f"{metric} against MB sent": figures.draw_curves(
             curves, [metric], sent, "megabytes"
         ),
     }
+    if all("hours" in row for curve in curves for row in curve.rounds):
+        hours = "hours in the described world"
+        drawn[f"{metric} against hours"] = figures.draw_curves(
+            curves, [metric], hours, "hours"
+        )
+    return drawn
 
 
-def _page(table: Table, drawn: dict[str, Figure]) -> str:
-    """Put table and figures into one page that fetches nothing."""
+def _page(table: Table, clients: Table, drawn: dict[str, Figure]) -> str:
+    """Put tables and figures into one page that fetches nothing."""
     title, first = escape(table.title), escape(table.rows[0]["method"])
     note = (
         "p: Wilcoxon's signed ranks over users' reciprocal ranks in the test, 0 beyond "
@@ -194,6 +218,8 @@ def _page(table: Table, drawn: dict[str, Figure]) -> str:
     plots = "".join(
         f"<h2>{escape(name)}</h2>{svg(figure)}" for name, figure in drawn.items()
     )
+    if clients.rows:
+        plots += f"<h2>{escape(clients.title)}</h2>{clients.shown('html')}"
     return (
         f"<!doctype html><meta charset='utf-8'><title>{title}</title>"
         "<style>body{font-family:sans-serif;margin:2em}td,th{padding:.2em .6em;"

@@ -10,6 +10,7 @@ from typing import Any
 
 from recbole_fedras.config import registry
 from recbole_fedras.errors import ConfigError
+from recbole_fedras.experiments.clients import train_and_test_clients
 from recbole_fedras.experiments.entries import Entry, entries_of
 from recbole_fedras.experiments.identity import Keys, Measure
 from recbole_fedras.experiments.leak import leak
@@ -23,6 +24,7 @@ from recbole_fedras.experiments.sweep import RELABELLING
 
 _MEASURES: dict[str, Measure] = {
     "train_and_test": train_and_test,
+    "train_and_test_clients": train_and_test_clients,
     "information_loss": information_loss,
     "group_sizes": group_sizes,
     "transfer_time": transfer_time,
@@ -55,14 +57,15 @@ class Exhibit:
     The file's keys: ``like``, another exhibit, if it only says in which keys and
     methods it differs from that; ``title``; ``measure``, if it is another than training
     and testing; ``figure``, the name of its x-axis, if it is one, and what ``drawn``
-    along it: ``settings``, as lines or as ``bars``, ``metrics``, ``rounds``, ``bytes``
-    or ``privacy``; ``metrics``, of the test or of the exposure of an attack's targets;
-    ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and ``settings``, each a
-    label with keys, a setting's perhaps by dataset; ``learning_rates``, the grid for
-    methods that name none, perhaps by model, and ``tuning``, keys of the setting that
-    they are chosen in, perhaps by dataset, the first if it says none;
-    ``tuned_by_setting``, if each setting has learning rates of its own, chosen with its
-    keys and those of ``tuning``; ``jobs``, if only so many runs may be under way; and
+    along it: ``settings``, as lines or as ``bars``, ``metrics``, ``rounds``, ``hours``,
+    ``bytes`` or ``privacy``; ``metrics``, of the test or of the exposure of an attack's
+    targets; ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and
+    ``settings``, each a label with keys, a setting's perhaps by dataset;
+    ``learning_rates``, the grid for methods that name none, perhaps by model, and
+    ``tuning``, keys of the setting that they are chosen in, perhaps by dataset, the
+    first if it says none; ``tuned_by_setting``, if each setting has learning rates of
+    its own, chosen with its keys and those of ``tuning``; ``jobs``, if only so many
+    runs may be under way; and
     ``paper``, values by dataset, model and method, a list for each setting.
     """
 

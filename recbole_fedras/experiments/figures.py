@@ -34,7 +34,7 @@ class Curve(NamedTuple):
     ----------
     dataset, method : str
     rounds : list of dict
-        ``round``, bytes so far and ``valid_{metric}`` of each.
+        ``round``, bytes so far, ``hours`` in a world and ``valid_{metric}`` of each.
     """
 
     dataset: str
@@ -121,8 +121,8 @@ def draw_curves(
 
     Parameters
     ----------
-    against : {'round', 'megabytes'}
-        Sent so far, uplink and downlink.
+    against : {'round', 'megabytes', 'hours'}
+        Megabytes sent so far, uplink and downlink; hours in a described world.
     """
     datasets = distinct(curve.dataset for curve in curves)
     figure, every = panels(datasets, metrics, xlabel)
@@ -199,8 +199,8 @@ def _draw_band(
 
 
 def _place(row: dict[str, float], against: str) -> float:
-    if against == "round":
-        return row["round"]
+    if against in ("round", "hours"):
+        return row[against]
     return (row["uplink_bytes"] + row["downlink_bytes"]) / 1e6
 
 

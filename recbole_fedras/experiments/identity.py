@@ -27,6 +27,9 @@ SHOWN = {
     "n_jobs", "n_shards", "show_progress", "state", "wandb_project",
 }  # fmt: skip
 
+#: Keys that name a file which is neither of the dataset nor a class.
+_READ = {"world_trace"}
+
 #: Keys on whose value no other key's default depends.
 _FREE = {"seed", "learning_rate"}
 
@@ -49,7 +52,8 @@ class Identity(NamedTuple):
     measure : str
         What is done with them.
     sources : dict of str to str
-        Digests of the files of one's own classes, by the key that names one.
+        Digests of the files of one's own classes, and of others that are read, by the
+        key that names one.
     data : str or None
         Digest of the dataset's files; None where they are not.
     """
@@ -109,8 +113,9 @@ class Resolver:
         ConfigError
             If it is not one.
         """
+        of_place = _of_place(cell)
         given = {
-            key: plain(value) for key, value in cell.items() if key not in LOCAL | SHOWN
+            key: plain(value) for key, value in cell.items() if key not in of_place
         }
         free = {key: value for key, value in given.items() if key in _FREE}
         fixed = {key: plain(value) for key, value in cell.items() if key not in _FREE}
@@ -125,7 +130,7 @@ class Resolver:
         kept = given | {  # of what is given, a checkpoint to resume is not resolved
             key: value
             for key, value in config.resolved.items()
-            if key not in LOCAL | SHOWN
+            if key not in _of_place(cell)
         }
         run = config.run_settings()
         place = (run.data_path, run.dataset)
@@ -133,6 +138,13 @@ class Resolver:
             self._data[place] = digest_of_dataset(*place)
         sources = dict(_own_sources(kept))
         return Identity(given, kept, measure.__name__, sources, self._data[place])
+
+
+def _of_place(cell: Keys) -> set[str]:
+    """Return keys that change no result; a world's deadline does."""
+    of_place = LOCAL | SHOWN
+    in_world = cell.get("world") or cell.get("world_class")
+    return of_place - {"deadline"} if in_world else of_place
 
 
 def _own_sources(config: Keys) -> Iterator[tuple[str, str]]:
@@ -144,6 +156,8 @@ def _own_sources(config: Keys) -> Iterator[tuple[str, str]]:
             files = [file for file in map(_file, named) if PACKAGE not in file.parents]
             if digest := digest_of_files(files):
                 yield key, digest
+        elif key in _READ and paths:
+            yield key, digest_of_files([Path(paths)]) or ""
 
 
 def _file(path: str) -> Path:

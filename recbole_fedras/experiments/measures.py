@@ -84,6 +84,8 @@ def information_loss(cell: Keys) -> Outcome:
     config = Config(config_dict=cell)
     if not config.federation().optimization.is_plain:
         refuse(config, "server_optimizer", "sgd of rate 1 to compare aggregates")
+    if config.parts.world is not None:
+        refuse(config, "world", "left out: what is late would count as lost")
     meter = _train(config, LossMeter)
     losses: dict[str, float] = {}
     for unit, size in (("", meter.server.parameters.item_table.numel()), (" sum", 1)):

@@ -47,6 +47,8 @@ def _curve(path: Path) -> Iterator[dict[str, float]]:
                 for key, value in row.items()
                 if key.startswith("valid_") and value
             }
+            if row.get("world_hours"):
+                sums["hours"] = float(row["world_hours"])
             if metrics:
                 yield {"round": int(row["round"]), **sums, **metrics}
 

@@ -197,13 +197,16 @@ def _quality(values: list[float], paper: float | None) -> Row:
 def _drawn(
     exhibit: Exhibit, rows: list[Row], by_entry: list[tuple[Entry, list[Outcome]]]
 ) -> Figure:
-    if exhibit.drawn == "rounds":
+    if exhibit.drawn in ("rounds", "hours"):
         curves = [
             figures.Curve(entry.dataset, entry.method, run.get("curve", []))
             for entry, runs in by_entry
             for run in runs
         ]
-        return figures.draw_curves(curves, exhibit.metrics, exhibit.figure)
+        against = "round" if exhibit.drawn == "rounds" else "hours"
+        known = {key for curve in curves for row in curve.rounds for key in row}
+        metrics = [name for name in exhibit.metrics if f"valid_{name}" in known]
+        return figures.draw_curves(curves, metrics, exhibit.figure, against)
     draw = {
         "bars": figures.draw_bars,
         "bytes": figures.draw_bytes,

@@ -18,6 +18,8 @@ FORMATS = {
     "p": ".2g",
     "difference": "+.4f", "* - first": "+.4f",
     "CR allowed": ".4%", "CR*": ".2%", "ids": ".1%", "framing": ".1%",
+    "hours*": ",.4g", "late": ",.1f", "dropped": ",.1f", "client joules": ",.4g",
+    "client peak MB": ",.2f", "up to": ",.4g",
     "* MB": ",.1f", "seconds": ",.1f", "bytes/item": ".2f",
     "error": ".2e", "learning rate": "g",
     "*": ".4f",
@@ -66,12 +68,16 @@ class Table:
 
     def write(self, folder: Path) -> None:
         """Write ``table.md``, ``table.csv`` and ``table.tex``; print the first."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "table.md").write_text(self.markdown(), encoding="utf-8")
-        latex = f"% {self.title}\n{self.shown('latex_booktabs')}\n"
-        (folder / "table.tex").write_text(latex, encoding="utf-8")
-        write_csv(folder / "table.csv", self.rows)
+        self.write_files(folder, "table")
         print(self.markdown(), end="")
+
+    def write_files(self, folder: Path, name: str) -> None:
+        """Write ``.md``, ``.csv`` and ``.tex`` of a name."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.md").write_text(self.markdown(), encoding="utf-8")
+        latex = f"% {self.title}\n{self.shown('latex_booktabs')}\n"
+        (folder / f"{name}.tex").write_text(latex, encoding="utf-8")
+        write_csv(folder / f"{name}.csv", self.rows)
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

@@ -6,6 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from recbole_fedras.embedding.base import ItemEmbedding
 from recbole_fedras.federation.protocol import Agreement
 from recbole_fedras.federation.round import RoundReport
@@ -84,6 +87,14 @@ class Rounds(ABC):
         They are no part of the ledger, which counts as if each client were a device.
         """
         return {}
+
+    def in_world(self) -> dict[str, float]:
+        """Return what rounds took in a described world; empty: there is none."""
+        return {}
+
+    def links(self) -> NDArray[np.float64] | None:
+        """Return clients' downlinks in that world, bytes a second; None without one."""
+        return None
 
     @abstractmethod
     def state_bytes(self) -> int:

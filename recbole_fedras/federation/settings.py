@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import ceil
 
 #: A size of batches that no client's samples fill.
 ALL_SAMPLES = 2**62
@@ -142,6 +143,12 @@ class Federation:
     client_seed : int or None
         Of what clients draw for themselves: negatives, and what transforms add. A
         server need not know it; None: ``seed``, which it knows.
+    over_selection : float
+        Clients at work for each update that is wanted.
+    staleness_window : int
+        Versions that an update may be behind when it comes; 0: who is late is left out.
+    staleness_exponent : float
+        An update that is n versions behind has the weight ``(1 + n) ** -exponent``.
     """
 
     seed: int
@@ -159,9 +166,60 @@ class Federation:
     sampling: str = "fixed"
     secure: SecureAggregation | None = None
     client_seed: int | None = None
+    over_selection: float = 1.0
+    staleness_window: int = 0
+    staleness_exponent: float = 0.5
 
     def most_participants(self, n_clients: int) -> int:
         """Return how many clients a cohort has at most."""
         if self.sampling == "poisson":
             return n_clients
-        return int(n_clients * self.client_fraction) + 1
+        wanted = int(n_clients * self.client_fraction) + 1
+        return wanted if self.over_selection == 1 else self.invited(wanted)
+
+    def invited(self, wanted: int) -> int:
+        """Return how many clients are at work so that so many are in time."""
+        return ceil(wanted * self.over_selection - 1e-9)
+
+    def weight(self, staleness: int) -> float:
+        """Return the weight of an update that is so many versions behind."""
+        return float((1 + staleness) ** -self.staleness_exponent)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a described world has in common for all its clients (docs/time.md).
+
+    Attributes
+    ----------
+    uplink, downlink : float
+        Usual speed of a link, bytes a second.
+    flops : float
+        Usual speed of a device, operations a second that training reaches.
+    availability : float
+        Probability that a client is there when a round begins.
+    activity_correlation : float
+        Of a client's activity and the speed of its link, from -1 to 1.
+    dropout : float
+        Probability that a client that was invited is lost before it uploads.
+    deadline : float or None
+        Seconds that a round waits for answers.
+    server_seconds : float
+        That the server takes for a round.
+    uplink_joules, downlink_joules : float
+        That a client's radio takes for a byte.
+    flop_joules : float
+        That a client's processor takes for an operation.
+    """
+
+    uplink: float
+    downlink: float
+    flops: float
+    availability: float = 1.0
+    activity_correlation: float = 0.0
+    dropout: float = 0.0
+    deadline: float | None = None
+    server_seconds: float = 0.0
+    uplink_joules: float = 0.0
+    downlink_joules: float = 0.0
+    flop_joules: float = 0.0

@@ -88,8 +88,10 @@ class ShardedSimulation(Simulation):
         parts = share_out(data.n_clients, self.agreement.block, len(names))
         self._clients_of = clients_of = dict(zip(names, parts, strict=True))
         self._links = LinkTransport(links, clients_of, strict=True)
-        self._transport = self._links
+        self._carry_by(self._links, methods.world, training)
         begun = {"version": version, "embedding": model.embedding is not None}
+        if self.tiers is not None:
+            begun["tiers"] = self.tiers.tolist()
         self._links.tell("begin", dict.fromkeys(clients_of, begun))
         self._scatter()
 
@@ -100,7 +102,7 @@ class ShardedSimulation(Simulation):
         self._behind = True
         report.seconds.update(self._links.seconds)
         self._links.seconds = {}
-        return report
+        return self._timed(report)
 
     def evaluate(self, phase: str, best: bool) -> dict[str, Any]:
         """Let each shard evaluate; see :meth:`Rounds.evaluate`.
@@ -185,21 +187,24 @@ class SimulatedNode(Node):
     shard, evaluate
         As for :class:`Node`.
     begin : callable
-        Takes a version and whether items have an embedding; makes the shard anew.
+        Takes a version, whether items have an embedding, and clients' bandwidth tiers,
+        if they do not follow from the seed; makes the shard anew.
     """
 
     def __init__(
         self,
         shard: Shard,
         evaluate: Callable[[str], dict[str, Any]],
-        begin: Callable[[int, bool], Shard],
+        begin: Callable[[int, bool, Ints | None], Shard],
     ) -> None:
         super().__init__(shard, evaluate)
         self._begin = begin
 
     def _do(self, what: str, messages: list[Message], value: Any) -> Iterator[Step]:
         if what == "begin":
-            self.shard = self._begin(value["version"], value["embedding"])
+            tiers = value.get("tiers")
+            tiers = None if tiers is None else np.array(tiers, np.int64)
+            self.shard = self._begin(value["version"], value["embedding"], tiers)
         elif what == "load":
             self.shard.load_state_dict(from_pieces(value))
         elif what == "state":

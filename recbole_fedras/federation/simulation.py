@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedras.compressor.base import Compressor
@@ -30,6 +31,8 @@ from recbole_fedras.federation.server.server import Server
 from recbole_fedras.federation.server.state import SharedParameters
 from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.federation.transforms import Transform
+from recbole_fedras.federation.world.population import Described
+from recbole_fedras.federation.world.transport import Pace, WorldTransport
 from recbole_fedras.numeric.parallel import threads
 from recbole_fedras.numeric.theta import Theta, flatten, unflatten
 from recbole_fedras.wire.ledger import Ledger
@@ -87,6 +90,8 @@ class Methods:
     transforms : sequence of Transform
     attack : Attack or None
         What hostile clients do.
+    world : Described or None
+        What links and devices there are; None: no time passes.
     """
 
     uplink: Compressor
@@ -95,6 +100,7 @@ class Methods:
     policy: MakePolicy = Broadcast
     transforms: Sequence[Transform] = ()
     attack: Attack | None = None
+    world: Described | None = None
 
     def on_clients(self) -> ClientMethods:
         """Return what a shard needs of them: objects of its own."""
@@ -110,9 +116,17 @@ def agree(
     n_clients: int,
     methods: Methods,
     version: int = 0,
+    tiers: Ints | None = None,
 ) -> Agreement:
-    """Derive what server and shards know before the first message."""
-    return Agreement.of(
+    """Derive what server and shards know before the first message.
+
+    Parameters
+    ----------
+    model, federation, n_clients, methods, version
+    tiers : ndarray of int64, shape (n_clients,), optional
+        Bandwidth tier of each client, where they do not follow from the seed alone.
+    """
+    agreement = Agreement.of(
         federation,
         n_clients,
         model.item_table(),
@@ -120,6 +134,7 @@ def agree(
         {methods.uplink, methods.downlink},
         version,
     )
+    return agreement if tiers is None else replace(agreement, tier_of_client=tiers)
 
 
 def make_server(
@@ -213,6 +228,8 @@ class Simulation(Rounds):
     server : Server
     shard : Shard
     ledger : Ledger
+    tiers : ndarray of int64, shape (n_clients,), or None
+        Clients' bandwidth tiers, if a world says them.
 
     Raises
     ------
@@ -235,6 +252,9 @@ class Simulation(Rounds):
     (1, 2, 2)
     """
 
+    _transport: Transport
+    _world: WorldTransport | None
+
     def __init__(
         self,
         model: FederatedModel,
@@ -246,7 +266,11 @@ class Simulation(Rounds):
         introduction: Payload | None = None,
         version: int = 0,
     ) -> None:
-        agreement = agree(model, federation, data.n_clients, methods, version)
+        world = methods.world
+        self.tiers = None if world is None else world.tiers(data, federation)
+        agreement = agree(
+            model, federation, data.n_clients, methods, version, self.tiers
+        )
         start = start_of(model)
         self.data, self.agreement, self._n_jobs = data, agreement, n_jobs
         self.server = make_server(agreement, data.eligible, start, methods)
@@ -254,7 +278,22 @@ class Simulation(Rounds):
         self.shard = make_shard(agreement, model, data, methods, training)
         self.embedding, self.n_items = model.embedding, data.n_items
         self.ledger = Ledger()
-        self._transport: Transport = MemoryTransport(self.shard)
+        self._carry_by(MemoryTransport(self.shard), world, training)
+
+    def _carry_by(
+        self, transport: Transport, world: Described | None, training: LocalTraining
+    ) -> None:
+        """Let messages be carried, through a world if there is one."""
+        self._transport, self._world = transport, None
+        if world is None:
+            return
+        n_parts = 1 if self.embedding is None else self.embedding.n_parts
+        population = world.population(self.data, self.agreement, training, n_parts)
+        federation, wanted = self.agreement.federation, self.server.cohort_size
+        at_once, window = federation.invited(wanted), federation.staleness_window
+        pace = Pace(wanted, at_once, window)
+        self._world = WorldTransport(transport, population, pace, self.ledger)
+        self._transport, self.server.guests = self._world, self._world.guests
 
     def run_round(self) -> RoundReport:
         """Run a round; then bring shared tables up to date, as evaluation sees them.
@@ -272,7 +311,21 @@ class Simulation(Rounds):
             self.shard.refresh([message.received() for message in newest])
         for phase, seconds in self.shard.seconds.taken().items():
             report.seconds[phase] = report.seconds.get(phase, 0.0) + seconds
+        return self._timed(report)
+
+    def _timed(self, report: RoundReport) -> RoundReport:
+        """Put what the round took in the world to its figures."""
+        if self._world is not None:
+            report.metrics.update(self._world.count_round())
         return report
+
+    def in_world(self) -> dict[str, float]:
+        """Return what rounds took in the world; empty without one."""
+        return {} if self._world is None else dict(self._world.totals)
+
+    def links(self) -> NDArray[np.float64] | None:
+        """Return clients' downlinks in that world, bytes a second; None without one."""
+        return None if self._world is None else self._world.links
 
     def newcomers(self, user_rows: Tensor) -> Newcomers:
         """Return what new users hold: private rows, and what they are given now.
@@ -319,21 +372,31 @@ class Simulation(Rounds):
     def go_on_from(self, other: Rounds) -> None:
         """Take over another simulation's ledger and its users' optimizer states."""
         super().go_on_from(other)
-        self.shard.user_states = cast("Simulation", other).shard.user_states
+        before = cast("Simulation", other)
+        self.shard.user_states = before.shard.user_states
+        if self._world is not None:
+            self._world.totals = before.in_world()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next round depends on."""
-        return {
+        state = {
             "server": self.server.state_dict(),
             "shard": self.shard.state_dict(),
             "ledger": self.ledger.state_dict(),
         }
+        return (
+            state
+            if self._world is None
+            else state | {"world": self._world.state_dict()}
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.server.load_state_dict(state["server"])
         self.load_clients(state["shard"])
         self.ledger.load_state_dict(state["ledger"])
+        if self._world is not None:
+            self._world.load_state_dict(state["world"])
 
     def load_clients(self, state: dict[str, Any]) -> None:
         """Let clients hold what they did when a state was saved; the server stays."""

@@ -24,6 +24,7 @@ class Stream(IntEnum):
     ATTACK = 9
     PRIVACY = 12
     PSEUDO_ITEMS = 13
+    WORLD = 14
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
@@ -80,11 +81,11 @@ def uniform(key, counter):  # type: ignore[no-untyped-def]
     return float(bits >> uint64(11)) * 2.0**-53
 
 
-def normals(key: np.uint64, rows: NDArray[np.int64], dim: int) -> NDArray[np.float64]:
-    """Return standard normal numbers, shape (n, dim): a row's depend on no other row.
+def uniforms(key: np.uint64, rows: NDArray[np.int64], dim: int) -> NDArray[np.float64]:
+    """Return numbers in (0, 1), shape (n, dim): a row's depend on no other row.
 
-    Uniform numbers by counter, as :func:`uniform` has them, through the inverse of the
-    normal distribution: millions of rows are drawn at once, or any few of them.
+    They are drawn by counter, as :func:`uniform`'s: millions of rows at once, or any
+    few of them.
 
     Parameters
     ----------
@@ -97,7 +98,15 @@ def normals(key: np.uint64, rows: NDArray[np.int64], dim: int) -> NDArray[np.flo
     row_keys = _mixed(key ^ _mixed(rows.astype(np.uint64)))[:, None]
     counters = np.uint64(0x9E3779B97F4A7C15) * np.arange(1, dim + 1, dtype=np.uint64)
     bits = _mixed(row_keys + counters) >> np.uint64(12)
-    return np.asarray(ndtri((bits + 0.5) * 2.0**-52))  # neither 0 nor 1
+    return np.asarray((bits + 0.5) * 2.0**-52)  # neither 0 nor 1
+
+
+def normals(key: np.uint64, rows: NDArray[np.int64], dim: int) -> NDArray[np.float64]:
+    """Return standard normal numbers, shape (n, dim): a row's depend on no other row.
+
+    They are :func:`uniforms` through the inverse of the normal distribution.
+    """
+    return np.asarray(ndtri(uniforms(key, rows, dim)))
 
 
 def system_normals(n: int) -> NDArray[np.float64]:

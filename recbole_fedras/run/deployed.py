@@ -129,6 +129,11 @@ def _require_deployable(config: Config) -> None:
         raise ConfigError(
             "checkpoint_step must be 1 in a deployment: shards do not go back"
         )
+    if config.parts.world is not None:
+        raise ConfigError(
+            f"world={config['world']!r} is not allowed in a deployment; it must be "
+            "left out: real clients have links of their own"
+        )
 
 
 def _items(config: Config, n_items: int, catalogue: Catalogue | None) -> Any:

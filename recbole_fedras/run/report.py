@@ -193,6 +193,13 @@ def result_table(result: dict[str, Any]) -> str:
         ),
         ("catch-up", megabytes(cost["catch_up_bytes"])),
         ("dense FedAvg", megabytes(cost["dense_bytes"])),
+        *_lines_of_world(result.get("world", {})),
+        *(
+            (f"{metric}, worst by {name}", f"{group['worst']:.4f}; {group['gap']:.4f} "
+                                           "below the best")
+            for name, group in result.get("groups", {}).items()
+            for metric in list(group)[:1]
+        ),
         ("compression rate, all charged", f"{cost['charged_compression_rate']:.2%}"),
         ("compression rate, no catch-up", f"{cost['wire_compression_rate']:.2%}"),
         ("compression rate, nominal", f"{cost['nominal_compression_rate']:.2%}"),
@@ -211,6 +218,21 @@ def _privacy_lines(privacy: dict[str, Any] | None) -> list[tuple[str, str]]:
             privacy["noise_source"] == "seed"
         )
     return [(f"{privacy['mode']} privacy of users", found)]
+
+
+def _lines_of_world(totals: dict[str, float]) -> list[tuple[str, str]]:
+    """Say what rounds took in a described world, if there is one."""
+    if not totals:
+        return []
+    return [
+        ("time in the world", f"{totals['world_seconds'] / 3600:,.4g} h"),
+        (
+            "invited in vain",
+            f"{totals['late']:.0f} late, {totals['dropped']:.0f} dropped out",
+        ),
+        ("energy of clients", f"{totals['world_joules']:,.4g} J"),
+        ("peak memory of a client", megabytes(totals["client_peak_bytes"])),
+    ]
 
 
 def megabytes(size: float) -> str:

@@ -145,12 +145,16 @@ class Loaded:
         parts = share_out(dataset.user_num - 1, block, n_shards)
         return cls(config, dataset, parts[shard])
 
-    def begin(self, version: int, embedding: bool) -> Shard:
-        """Make the shard anew, with items of rows or of an embedding."""
+    def begin(self, version: int, embedding: bool, tiers: Ints | None = None) -> Shard:
+        """Make the shard anew, with items of rows or of an embedding.
+
+        Bandwidth tiers are given where they do not follow from the seed.
+        """
         config, model, data = self._config, self.model, self.data
         model.begin_or_not(embedding)
         methods = config.make_methods(self._dataset)
-        agreement = agree(model, config.federation(), data.n_clients, methods, version)
+        federation = config.federation()
+        agreement = agree(model, federation, data.n_clients, methods, version, tiers)
         training = config.local_training(in_warmup(config, model))
         return make_shard(agreement, model, data, methods, training, self._clients)
 

@@ -14,6 +14,7 @@ from recbole_fedras.data.dataset import client_data
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.run.cost import cost
 from recbole_fedras.run.exposure import exposure
+from recbole_fedras.run.groups import hits_by_group
 from recbole_fedras.run.privacy import privacy
 from recbole_fedras.run.report import RunFolder, result_table, seconds_by_phase
 from recbole_fedras.run.setup import (
@@ -125,6 +126,10 @@ def train_and_test(
         result["exposure"] = exposed
     if private := privacy(trainer.config, trainer.simulation):
         result["privacy"] = private
+    if groups := _groups(trainer, train_data, test_data):
+        result["groups"] = groups
+    if in_world := trainer.simulation.in_world():
+        result["world"] = in_world
     result |= {"seconds": seconds, "run_folder": str(folder.path)}
     if carried := trainer.simulation.carried():
         result["carried"] = carried
@@ -152,6 +157,26 @@ def _exposed(
         simulation.state_dict()  # which brings what clients hold here
     topk = config.evaluation_settings().topk
     return exposure(trainer.model, client_data(dataset), attack.target_ids, topk)
+
+
+def _groups(
+    trainer: FederatedTrainer, train_data: Any, test_data: Any
+) -> dict[str, dict[str, Any]]:
+    """Compare clients in the test; {} where nobody knows all of their ranks."""
+    ranks, simulation = trainer.eval_collector.ranks, trainer.simulation
+    if ranks is None or simulation.clients_are_elsewhere:
+        return {}
+    held_out = test_data._dataset
+    users = np.unique(held_out.inter_feat[held_out.uid_field].numpy()) - 1
+    values = {"activity": np.diff(client_data(train_data._dataset).offsets)}
+    rates = np.array(trainer.config.federation().compression_rates)
+    if len(rates) > 1:
+        values["compression_rate"] = rates[simulation.agreement.tier_of_client]
+    if (links := simulation.links()) is not None:
+        values["downlink_mb_per_s"] = links / 1e6
+    k = max(trainer.config.evaluation_settings().topk)
+    of_users = {name: known[users] for name, known in values.items()}
+    return hits_by_group(ranks, k, **of_users)
 
 
 def _result(

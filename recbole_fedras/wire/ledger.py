@@ -72,6 +72,11 @@ class Ledger:
         self._round[f"{direction}_bytes"] += size
         self._round[f"{direction}_messages"] += 1
 
+    def book_interrupted(self, direction: str, size: int) -> None:
+        """Book bytes of a message that broke off: as framing, and as no message."""
+        self._round[f"{direction}_framing_bytes"] += size
+        self._round[f"{direction}_bytes"] += size
+
     def through(self, messages: Iterable[Message]) -> Iterator[Message]:
         """Book messages as they pass."""
         for message in messages:

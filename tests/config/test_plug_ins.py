@@ -407,7 +407,7 @@ def test_a_bug_is_named_by_class_and_line(beside, kind, bad, capsys):
 
 
 @pytest.mark.parametrize(
-    "kind", ["aggregation", "transform", "attack", "replica", "metric"]
+    "kind", ["aggregation", "transform", "attack", "replica", "metric", "world"]
 )
 def test_the_documented_class_of_each_kind_acts(workspace, kind):
     pages = (ROOT / "docs" / "plug_ins.md").read_text(encoding="utf-8")
@@ -423,6 +423,9 @@ def test_the_documented_class_of_each_kind_acts(workspace, kind):
     if kind == "metric":
         hit, misses = (result["test_result"][f"{of}@10"] for of in ("hit", "misses"))
         assert misses == pytest.approx(1 - hit, abs=1e-4)
+    elif kind == "world":
+        by_link = result["groups"]["downlink_mb_per_s"]["upto"]
+        assert by_link[-1] == pytest.approx(0.75 * (2 * 0.9875) ** 1.5)
     else:
         losses = [rounds_of(of)[-1]["loss"] for of in (plain, result)]
         assert losses[0] != losses[1]

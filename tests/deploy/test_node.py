@@ -257,8 +257,12 @@ def _begun(parts) -> str:
 
 
 @pytest.mark.parametrize(
-    "key", ["data_path", "resume", "save_dataset", "checkpoint_dir", "config_files"]
-)
+    "key",
+    [
+        "data_path", "resume", "save_dataset", "checkpoint_dir", "config_files",
+        "world_trace",
+    ],
+)  # fmt: skip
 def test_a_server_does_not_say_which_files_a_node_reads(parts, key):
     about = {"protocol": PROTOCOL, "version": "1", "run": "a", "keys": {key: "x"}}
     answer = _answer(parts, [Step("hello", value=about)])
@@ -362,6 +366,11 @@ def test_a_run_cannot_need_more_shards_than_it_has(parts):
     links.handles["2"] = links.handles["1"]  # one that is not of the run
     with pytest.raises(ConfigError, match=r"min_shards=3 .* at most 2"):
         deployed(parts, links, "MF", resume=last, epochs=2, min_shards=3)
+
+
+def test_a_deployment_has_links_of_its_own(parts):
+    with pytest.raises(ConfigError, match="world='constant' is not allowed in a depl"):
+        deployed(parts, links_to(parts), "MF", world="constant")
 
 
 def test_a_server_that_goes_back_is_refused(parts):

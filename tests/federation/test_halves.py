@@ -398,7 +398,7 @@ def test_norms_are_compared_exactly(values, most, bounded):
     settings = federation(max_update_norm=most)
     agreement = agree(mf(), settings, NoCompression())
     mean = InverseFrequency()
-    taken = intake.Intake(agreement, NoCompression(), mean.add, 0, np.arange(1), None)
+    taken = intake.Intake(agreement, NoCompression(), mean.add, 0, {0: 0}, None)
     update = RowUpdate(torch.tensor([1]), torch.tensor([values[:1]]).float())
     theta = torch.tensor(values[1:]).float()
     if bounded:

@@ -31,12 +31,18 @@ HOSTILE = {
     "aggregation": "krum", "transforms": ["clip_rows"],
 }  # fmt: skip
 FULL = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}
+WORLD = {
+    "world": "lognormal", "activity_correlation": 0.5, "bandwidth": [0.5, 0.75],
+    "compressor": "SVD", "uplink_mb_per_s": 0.01, "deadline": 0.5, "dropout": 0.1,
+    "over_selection": 1.5, "staleness_window": 2, "n_jobs": 2,
+}  # fmt: skip
 WARM = {"item_embedding": "rq", "rq_codes": 8, "warmup_rounds": 2}
 CASES = [
     slow("NCF", {"replica": "personal", "uplink_feedback": True}),
     ("NCF", {"compressor": "KLT", "bandwidth": [0.5, 0.75], "user_optimizer": "adam"}),
     ("MF", WARM | {"user_optimizer": "adam", "checkpoint_step": 9}),
     ("NCF", HOSTILE),
+    ("MF", WORLD),
     slow("MF", {}),
     slow("MF", {"replica": "stale", "compressor": "TopK"}),
     slow("MF", {"preset": "best", "compression_rate": 0.1}),
@@ -85,7 +91,8 @@ def assert_same(first, second) -> None:
     """Results, rounds, ranks and checkpoints are alike, but for seconds and places."""
     for key in ("test_result", "best_valid_result", "communication", "rounds"):
         assert first[key] == second[key], key
-    assert first.get("exposure") == second.get("exposure")
+    for key in ("exposure", "world", "groups"):
+        assert first.get(key) == second.get(key), key
     rows = [
         [
             {key: row[key] for key in row if not key.startswith("seconds")}
@@ -116,8 +123,11 @@ def test_the_bits_are_those_of_one_process(run, shards_here, model, keys):
     assert_same(alone, spread)
 
 
-def test_a_run_resumes_with_another_number_of_shards(run, workspace, shards_here):
-    keys = {"compressor": "TopK", "replica": "personal", "uplink_feedback": True}
+OWN = {"compressor": "TopK", "replica": "personal", "uplink_feedback": True}
+
+
+@pytest.mark.parametrize("keys", [OWN, slow(WORLD)])
+def test_a_run_resumes_with_another_number_of_shards(run, workspace, shards_here, keys):
     whole = run(epochs=6, **keys)
     half = run(epochs=4, n_shards=2, **keys)
     last = str(Path(half["run_folder"]) / "last.pth")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedras.compressor.base import Compressor
@@ -91,6 +92,16 @@ class _Private(NamedTuple):
     clients: Ints
     user_rows: Tensor
     user_states: Tensor | None
+
+    def only(self, kept: NDArray[np.bool_]) -> _Private:
+        """Return what some of the clients keep."""
+        mask, states = torch.from_numpy(kept), self.user_states
+        return _Private(
+            self.round,
+            self.clients[kept],
+            self.user_rows[mask],
+            None if states is None else states[mask],
+        )
 
 
 class Shard:
@@ -191,6 +202,8 @@ class Shard:
         )
         self._workspace = Workspace()
         self._pending: list[_Private] = []
+        self._window = agreement.federation.staleness_window
+        self._newest = agreement.start - 1  # round that anybody was invited to
 
     @property
     def embedding(self) -> ItemEmbedding | None:
@@ -252,9 +265,19 @@ class Shard:
             newest = [invitation[-1].payload for invitation in part]
             trained = self._train(clients, round)
             private = _Private(round, clients, trained.user_rows, trained.user_states)
-            self._pending.append(private)
+            self._await(private)
             downlinks = dict(zip(clients.tolist(), newest, strict=True))
             yield from self._sender.answers(trained, round, self._base_of, downlinks)
+
+    def _await(self, private: _Private) -> None:
+        """Keep what a receipt may put into force; it replaces what is older."""
+        self._newest = private.round
+        if self._window:
+            self._pending = [
+                older.only(~np.isin(older.clients, private.clients))
+                for older in self._pending
+            ]
+        self._pending.append(private)
 
     def _require_local(self, clients: Ints) -> None:
         """Refuse what is for another shard's clients.
@@ -269,20 +292,23 @@ class Shard:
             raise PayloadError(f"client {others[0]} is not one of this shard")
 
     def settle(self, receipts: Iterable[Message]) -> None:
-        """Put into force what counted, forget the rest of what is pending.
+        """Put into force what counted, forget what no receipt can come for any more.
 
-        Receipts of another round than the one that is pending mean nothing.
+        Receipts of another round than those that are pending mean nothing.
         """
-        pending = {private.round for private in self._pending}
         headers = [message.header for message in receipts]
-        counted = {header.client for header in headers if header.round in pending}
+        counted, waiting = set(), []
         for private in self._pending:
-            kept = np.isin(private.clients, list(counted))
+            told = [one.client for one in headers if one.round == private.round]
+            counted.update(told)
+            kept = np.isin(private.clients, told)
             places = self._places(private.clients[kept])
             self.user_rows[places] = private.user_rows[kept]
             if self.user_states is not None and private.user_states is not None:
                 self.user_states[places] = private.user_states[kept]
-        self._pending = []
+            if private.round + self._window > self._newest:
+                waiting.append(private.only(~kept))
+        self._pending = waiting
         self.replicas.commit(counted)
         if self.feedback is not None:
             self.feedback.commit(counted)
@@ -367,17 +393,30 @@ class Shard:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the shard's clients hold."""
-        return {
+        state = {
             "user_rows": self.user_rows,
             "user_states": self.user_states,
             "replicas": self.replicas.state_dict(),
             "embedding": self.embedding.state_dict() if self.embedding else None,
             "feedback": self.feedback.state_dict() if self.feedback else None,
         }
+        return state | {"pending": self._waiting()} if self._window else state
+
+    def _waiting(self) -> dict[int, dict[str, Any]]:
+        """Return by client what a receipt may put into force yet."""
+        return {
+            client: private.only(private.clients == client)._asdict()
+            | {"clients": torch.tensor([client])}
+            for private in self._pending
+            for client in private.clients.tolist()
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self._pending = []
+        self._pending = [
+            _Private(**waiting | {"clients": waiting["clients"].numpy()})
+            for waiting in state.get("pending", {}).values()
+        ]
         self.user_rows.copy_(state["user_rows"])
         if self.user_states is not None:
             self.user_states.copy_(state["user_states"])

@@ -14,7 +14,7 @@ from recbole_fedras.federation.protocol import Ints
 State = dict[str, Any]
 
 _BY_PLACE = ("user_rows", "user_states")
-_BY_CLIENT = ("version_of",)
+_BY_CLIENT = ("version_of", "pending")
 _TABLES = {"slots", "slot_of_client"}
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from recbole_fedras.compressor.base import Compressor, RowUpdate
-from recbole_fedras.federation.protocol import Agreement, Ints, get_theta
+from recbole_fedras.federation.protocol import Agreement, get_theta
 from recbole_fedras.numeric.parallel import thread_map
 from recbole_fedras.wire.message import Kind, Message
 from recbole_fedras.wire.payload import PayloadError
@@ -52,8 +52,8 @@ class Intake:
     add : callable
         ``add(client, update, theta_change)`` counts a client's update, as decoded.
     round : int
-    cohort : ndarray of int64, shape (n_invited,)
-        Increasing.
+    invited : mapping of int to int
+        Clients that may answer, and the round that each was invited to.
     base_of : callable
         ``base_of(client)``: the table that its update changes.
 
@@ -73,14 +73,13 @@ class Intake:
         uplink: Compressor,
         add: Callable[[int, RowUpdate, Tensor], None],
         round: int,
-        cohort: Ints,
+        invited: Mapping[int, int],
         base_of: Callable[[int], Tensor],
     ) -> None:
         self._agreement, self._uplink, self._base_of = agreement, uplink, base_of
         self._count, self._round = add, round
-        self._due = cohort.tolist()  # whose turn it is, the last first
-        self._due.reverse()
-        self._invited = set(self._due)
+        self._due = sorted(invited, reverse=True)  # whose turn it is, the last first
+        self._invited = invited
         self._waiting: dict[int, Message] = {}
         self._new_bytes = 0
         self._answered: set[int] = set()
@@ -150,18 +149,19 @@ class Intake:
         header = message.header
         if not header.n_samples:
             raise PayloadError("it rests on no samples")
-        if header.round != self._round:
-            raise PayloadError(f"it is of round {header.round}, not {self._round}")
+        round = self._invited.get(header.client, self._round)
+        if header.round != round:
+            raise PayloadError(f"it is of round {header.round}, not {round}")
         if header.client not in self._invited:
             raise PayloadError("the client was not invited")
         if header.client in self._answered:
             raise PayloadError("the client has answered already")
         if answer.clients is not None and header.client not in answer.clients:
             raise PayloadError(f"shard {answer.shard} does not hold the client")
-        if (header.base, header.version) != (self._round, self._round + 1):
+        if (header.base, header.version) != (round, round + 1):
             raise PayloadError(
                 f"it leads from version {header.base} to {header.version}, not from "
-                f"{self._round} to {self._round + 1}"
+                f"{round} to {round + 1}"
             )
 
     def _in_order(self) -> Iterator[Message]:
@@ -193,7 +193,7 @@ class Intake:
         """Return what a message says, or what is wrong with it."""
         client = message.header.client
         base = self._base_of(client)
-        ctx = self._agreement.context(self._round, client, base=base)
+        ctx = self._agreement.context(message.header.round, client, base=base)
         try:
             theta = get_theta(message.payload, self._agreement.n_theta)
             update = self._uplink.decode(message.payload, ctx)

@@ -11,7 +11,7 @@ from torch import Tensor
 from recbole_fedras.compressor.base import Compressor, RowUpdate
 from recbole_fedras.errors import PayloadError
 from recbole_fedras.federation.masked import MaskedForm
-from recbole_fedras.federation.protocol import Agreement, Ints
+from recbole_fedras.federation.protocol import Agreement
 from recbole_fedras.federation.server.intake import Intake
 from recbole_fedras.federation.settings import SecureAggregation
 from recbole_fedras.numeric.rng import Stream, generator
@@ -38,7 +38,8 @@ class SecureIntake(Intake):
     add_sum : callable
         ``Aggregator.add_sum``.
     round : int
-    cohort : ndarray of int64, shape (n_invited,)
+    invited : mapping of int to int
+        As for the base class; all to this round.
     """
 
     kind = Kind.KEYS
@@ -50,9 +51,9 @@ class SecureIntake(Intake):
         secure: SecureAggregation,
         add_sum: AddSum,
         round: int,
-        cohort: Ints,
+        invited: Mapping[int, int],
     ) -> None:
-        super().__init__(agreement, uplink, _none_alone, round, cohort, _no_base)
+        super().__init__(agreement, uplink, _none_alone, round, invited, _no_base)
         self._add_sum, self._ctx = add_sum, agreement.context(round)
         self._form = MaskedForm(agreement, uplink, secure.bound)
         seed = agreement.federation.seed
@@ -85,7 +86,8 @@ class SecureIntake(Intake):
         self, kind: Kind, answer: Kind, blobs: Mapping[int, Mapping[int, bytes]]
     ) -> list[Message]:
         """Make messages, and be ready for the one kind of answer."""
-        self.kind, self._invited, self._answered = answer, set(blobs), set()
+        self.kind, self._answered = answer, set()
+        self._invited = dict.fromkeys(blobs, self._round)
         version = self._round + 1
         return [
             Message(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedras.compressor.base import Compressor, RowUpdate, empty_update
@@ -81,6 +82,11 @@ class Server:
     invitations : ndarray of int64, shape (n_clients,)
         How often each was invited. Rounds that failed count too: what clients have
         told cannot be taken back.
+    guests : callable or None
+        ``guests(round)``: which clients can be invited, shape (n_clients,), and how
+        many are, if there are so many; None: all, and ``cohort_size``.
+    cohort_size : int
+        Updates that a round is to rest on.
     seconds : Stopwatch
 
     Examples
@@ -130,6 +136,10 @@ class Server:
         self._transforms = transforms
         self._states = self._states_of_parts()
         self.introduction: Payload | None = None
+        self.guests: Callable[[int], tuple[NDArray[np.bool_], int]] | None = None
+        # Who may answer, and the round that each was invited to: in force, to be.
+        self._at_work: dict[int, int] = {}
+        self._invited: dict[int, int] = {}
         self.seconds = Stopwatch()
 
     @property
@@ -141,8 +151,8 @@ class Server:
         """Draw a cohort; make what brings it up to date, client by client."""
         round, cohort = self.round, self._draw_cohort()
         self.invitations[cohort] += 1
-        self._intake = self._make_intake(cohort)
-        self._cohort = cohort
+        self._invited = self._at_work | dict.fromkeys(cohort.tolist(), round)
+        self._intake = self._make_intake()
         expected = len(self.eligible) * self._agreement.federation.client_fraction
         ctx = self._agreement.context(round)
         self.aggregator.expect(ctx, expected, self._agreement.n_theta)
@@ -157,16 +167,16 @@ class Server:
                 yield introduction.to(client)
             yield message
 
-    def _make_intake(self, cohort: Ints) -> Intake:
-        agreement, round = self._agreement, self.round
+    def _make_intake(self) -> Intake:
+        agreement, round, invited = self._agreement, self.round, self._invited
         if (secure := agreement.federation.secure) is not None:
             # What it needs is there with the extra privacy only.
             from recbole_fedras.federation.server.secure import SecureIntake
 
             add = self.aggregator.add_sum
-            return SecureIntake(agreement, self._uplink, secure, add, round, cohort)
+            return SecureIntake(agreement, self._uplink, secure, add, round, invited)
         mirror_of, uplink = self.policy.mirror_of, self._uplink
-        return Intake(agreement, uplink, self._count, round, cohort, mirror_of)
+        return Intake(agreement, uplink, self._count, round, invited, mirror_of)
 
     def follow_up(self) -> Iterator[list[Message]]:
         """Say what else clients are to be asked, one thing after the other.
@@ -176,14 +186,18 @@ class Server:
         return self._intake.follow_up()
 
     def _draw_cohort(self) -> Ints:
+        """Draw whom to invite, of those who are there."""
         federation, round = self._agreement.federation, self.round
+        there, size = self.eligible, self.cohort_size
+        if self.guests is not None:
+            free, size = self.guests(round)
+            there = there[free[there]]
         if federation.sampling == "fixed":
-            size, seed = self.cohort_size, federation.seed
-            return select_cohort(self.eligible, size, seed, round)
+            return select_cohort(there, min(size, len(there)), federation.seed, round)
         rng = np.random.default_rng()
         if not self.aggregator.secret_cohorts:
             rng = generator(federation.seed, Stream.COHORT, round)
-        return sample_cohort(self.eligible, federation.client_fraction, rng)
+        return sample_cohort(there, federation.client_fraction, rng)
 
     def _sealed_introduction(self) -> Message | None:
         if self.introduction is None:
@@ -207,13 +221,17 @@ class Server:
             return self._intake.take(answer)
 
     def _count(self, client: int, update: RowUpdate, theta_change: Tensor) -> None:
-        """Add a client's update, after what transforms make of it."""
+        """Add a client's update, after what transforms make of it, by its weight."""
         if self._transforms:
             ctx = self._agreement.context(self.round, client)
             arrived = SharedUpdate(update, theta_change)
             for transform in self._transforms:
                 arrived = transform.on_arrival(arrived, ctx)
             update, theta_change = arrived
+        if staleness := self.round - self._invited[client]:
+            weight = self._agreement.federation.weight(staleness)
+            update = RowUpdate(update.ids, weight * update.rows)
+            theta_change = weight * theta_change
         self.aggregator.add(client, update, theta_change)
 
     def close(self) -> Closed:
@@ -232,7 +250,7 @@ class Server:
             self.policy.publish(change)
             self.policy.prepare()
         self._counted, self._next_states = counted, self._states_of_parts()
-        return Closed(counted, len(self._cohort), self._intake.refusals, loss)
+        return Closed(counted, len(self._invited), self._intake.refusals, loss)
 
     def _combined(self) -> SharedUpdate:
         update = SharedUpdate(*self.aggregator.result())
@@ -247,8 +265,8 @@ class Server:
 
     def receipts(self) -> list[Message]:
         """Make the messages by which clients learn that they have counted."""
-        round = self.round - 1
-        return [receipt(round, client) for client in self._counted.tolist()]
+        counted = self._counted.tolist()
+        return [receipt(self._invited[client], client) for client in counted]
 
     def _parts(self) -> list[Aggregator | Transform]:
         return [self.aggregator, *self._transforms]
@@ -265,7 +283,17 @@ class Server:
         self._states = self._next_states
         self._introduced[self._counted] = True
         self.policy.commit(self._counted)
+        counted = set(self._counted.tolist())
+        for client in counted:
+            if self._invited[client] < self.round - 1:  # it holds what it was sent then
+                self.policy.version_of[client] = self._invited[client]
         self.parameters.commit()
+        oldest = self.round - self._agreement.federation.staleness_window
+        self._at_work = {
+            client: round
+            for client, round in self._invited.items()
+            if round >= oldest and client not in counted
+        }
 
     def rollback(self) -> None:
         """Return to the state before the round."""
@@ -283,7 +311,7 @@ class Server:
             "introduced": torch.from_numpy(self._introduced),
             "invitations": torch.from_numpy(self.invitations),
             "introduction": introduction.to_bytes() if introduction else None,
-        }
+        } | ({"at_work": self._at_work} if self._at_work else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
@@ -293,5 +321,6 @@ class Server:
         self._restore_parts()
         self._introduced[:] = state["introduced"].numpy()
         self.invitations[:] = state["invitations"].numpy()
+        self._at_work = state.get("at_work", {})
         if state["introduction"] is not None:
             self.introduction = Payload.from_bytes(state["introduction"])

@@ -1,0 +1,1 @@
+"""The world that a simulated federation stands in: links, devices, time, energy."""
