@@ -17,7 +17,7 @@ from recbole_fedras.experiments.identity import Keys, Outcome
 from recbole_fedras.experiments.outcome import train_and_test
 from recbole_fedras.experiments.panels import svg
 from recbole_fedras.experiments.provenance import note_of_other_code
-from recbole_fedras.experiments.summary import summary
+from recbole_fedras.experiments.summary import summaries
 from recbole_fedras.experiments.sweep import RELABELLING, Sweep
 from recbole_fedras.experiments.tables import SPREAD, Table
 from recbole_fedras.federation.simulation import Simulation
@@ -73,7 +73,7 @@ def compare(
     runs = {label: [next(outcomes) for _ in group] for label, group in cells.items()}
     _refuse_diverged(runs)
     first = next(iter(runs.values()))
-    rows = [summary(label, group, first) for label, group in runs.items()]
+    rows = summaries(runs)
     note = note_of_other_code(
         [run for group in runs.values() for run in group], train_and_test
     )
@@ -185,8 +185,11 @@ def _page(table: Table, drawn: dict[str, Figure]) -> str:
     """Put table and figures into one page that fetches nothing."""
     title, first = escape(table.title), escape(table.rows[0]["method"])
     note = (
-        "p: Wilcoxon's signed ranks over users' reciprocal ranks in the test, 0 beyond "
-        f"topk, two-sided, against {first}. Catch-up is not sent, and in no plot."
+        "[ ]: 95 % of a bootstrap over users and seeds. p: Wilcoxon's signed ranks "
+        "over users' reciprocal ranks in the test, 0 beyond topk, two-sided, against "
+        f"{first}; effect: their rank-biserial correlation, from -1, all users worse, "
+        "to 1; adjusted: for so many tests, by Benjamini and Hochberg. Catch-up is not sent, "
+        "and in no plot."
     )
     plots = "".join(
         f"<h2>{escape(name)}</h2>{svg(figure)}" for name, figure in drawn.items()

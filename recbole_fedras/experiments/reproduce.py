@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from math import inf, nan
+from math import inf, isnan, nan
 from statistics import mean, stdev
 from typing import Any
 
@@ -17,9 +17,17 @@ from recbole_fedras.experiments.exhibits import Exhibit
 from recbole_fedras.experiments.identity import Keys, Outcome
 from recbole_fedras.experiments.panels import save
 from recbole_fedras.experiments.provenance import note_of_other_code, other_code
+from recbole_fedras.experiments.rank_plot import draw_order
+from recbole_fedras.experiments.statistics import (
+    UNKNOWN,
+    adjusted,
+    difference,
+    interval,
+    order,
+)
 from recbole_fedras.experiments.summary import cost
 from recbole_fedras.experiments.sweep import Sweep
-from recbole_fedras.experiments.tables import Table
+from recbole_fedras.experiments.tables import HIGH, LOW, Table
 
 Row = dict[str, Any]
 
@@ -67,14 +75,16 @@ def reproduce(
     by_entry = list(plan.by_entry(outcomes))
     rows = [
         row
-        for entry, runs in by_entry
-        for row in _rows(exhibit, entry, runs, plan.rates[entry.tuned])
+        for (entry, runs), tested in zip(by_entry, _tests(by_entry), strict=True)
+        for row in _rows(exhibit, entry, runs, plan.rates[entry.tuned], tested)
     ]
     title = f"{exhibit.title}. Seeds {', '.join(map(str, seeds))}."
     note = note_of_other_code(outcomes, exhibit.measure)
     Table(title, rows, note).write(sweep.folder)
     if exhibit.figure is not None:
         save(_drawn(exhibit, rows, by_entry), sweep.folder / "figure.png")
+    if (found_order := order(_scores(rows))) is not None:
+        save(draw_order(found_order), sweep.folder / "ranks.png")
     print(f"Tables{' and figure.png' * bool(exhibit.figure)} are in {sweep.folder}")
     return rows
 
@@ -162,7 +172,11 @@ def _best_rate(rates: list[float], tried: list[Outcome]) -> float:
 
 
 def _rows(
-    exhibit: Exhibit, entry: Entry, runs: list[Outcome], learning_rate: float
+    exhibit: Exhibit,
+    entry: Entry,
+    runs: list[Outcome],
+    learning_rate: float,
+    tested: Row,
 ) -> Iterator[Row]:
     """Yield a row for each metric of an entry."""
     results = [run["result"] for run in runs if run["result"]]
@@ -174,10 +188,43 @@ def _rows(
         "diverged": len(runs) - len(results),
         "other code": other_code(runs, exhibit.measure),
     }
+    rest |= tested
     for index, metric in enumerate(exhibit.metrics):
         values = [result["test_result"][metric] for result in results]
         paper = None if entry.paper is None else entry.paper[index]
-        yield labels | {"metric": metric} | _quality(values, paper) | rest
+        low, high = interval(metric, runs) or (None, None)
+        ends = {"ours" + LOW: low, "ours" + HIGH: high}
+        yield labels | {"metric": metric} | _quality(values, paper) | ends | rest
+
+
+def _tests(by_entry: list[tuple[Entry, list[Outcome]]]) -> list[Row]:
+    """Test each entry against the first method of its dataset, model and setting."""
+    firsts: dict[tuple[str, str, str], list[Outcome]] = {}
+    found = []
+    for entry, runs in by_entry:
+        first = firsts.setdefault((entry.dataset, entry.model, entry.setting), runs)
+        found.append(UNKNOWN if runs is first else difference(runs, first))
+    corrected = adjusted([one.p for one in found])
+    return [
+        {
+            key: "" if isnan(value) else value
+            for key, value in (
+                ("effect", one.effect),
+                ("p", one.p),
+                ("p adjusted", p_value),
+            )
+        }
+        for one, p_value in zip(found, corrected, strict=True)
+    ]
+
+
+def _scores(rows: list[Row]) -> dict[str, list[float]]:
+    """Return what each method scores, by the first metric, in every cell."""
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        if row["metric"] == rows[0]["metric"]:
+            scores.setdefault(row["method"], []).append(row["ours"])
+    return scores
 
 
 def _quality(values: list[float], paper: float | None) -> Row:

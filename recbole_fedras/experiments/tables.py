@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 
 #: How numbers of a column are shown; the first pattern that fits its name counts.
 FORMATS = {
-    "p": ".2g",
+    "p": ".2g", "p adjusted": ".2g", "effect": "+.2f",
     "difference": "+.4f", "* - first": "+.4f",
     "CR allowed": ".4%", "CR*": ".2%", "ids": ".1%", "framing": ".1%",
     "* MB": ",.1f", "seconds": ",.1f", "bytes/item": ".2f",
@@ -25,6 +25,9 @@ FORMATS = {
 
 #: What a deviation's column is called, after that of the mean it is shown with.
 SPREAD = " sd"
+
+#: The same, of the ends of its interval.
+LOW, HIGH = " low", " high"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,8 @@ class Table:
         keys = [
             key
             for key in self.rows[0]
-            if not key.endswith(SPREAD) and any(row[key] != "" for row in self.rows)
+            if not key.endswith((SPREAD, LOW, HIGH))
+            and any(row[key] != "" for row in self.rows)
         ]
         lines = [
             {key: _shown(key, row[key]) + _spread(row, key) for key in keys}
@@ -83,14 +87,17 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _spread(row: Row, key: str) -> str:
-    value = row.get(key + SPREAD)
-    return "" if value is None else f" ± {value:{_style(key, row[key])}}"
+    value, low, high = (row.get(key + end) for end in (SPREAD, LOW, HIGH))
+    shown = "" if value is None else f" ± {value:{_style(key, row[key])}}"
+    if low is None or high is None:
+        return shown
+    return f"{shown} [{low:{_style(key, low)}}, {high:{_style(key, high)}}]"
 
 
 def _shown(key: str, value: Any) -> str:
     if value is None:
         return ""
-    if key == "p" and value == 0:
+    if key in ("p", "p adjusted") and value == 0:
         return "< 1e-300"  # too small for a float
     return format(value, _style(key, value)) if isinstance(value, float) else str(value)
 
