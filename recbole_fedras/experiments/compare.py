@@ -188,8 +188,8 @@ def _page(table: Table, drawn: dict[str, Figure]) -> str:
         "[ ]: 95 % of a bootstrap over users and seeds. p: Wilcoxon's signed ranks "
         "over users' reciprocal ranks in the test, 0 beyond topk, two-sided, against "
         f"{first}; effect: their rank-biserial correlation, from -1, all users worse, "
-        "to 1; adjusted: for so many tests, by Benjamini and Hochberg. Catch-up is not sent, "
-        "and in no plot."
+        "to 1; adjusted: for so many tests, by Benjamini and Hochberg. Catch-up is not "
+        "sent, and in no plot."
     )
     plots = "".join(
         f"<h2>{escape(name)}</h2>{svg(figure)}" for name, figure in drawn.items()

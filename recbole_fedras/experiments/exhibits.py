@@ -53,7 +53,8 @@ class Exhibit:
     The file's keys: ``like``, another exhibit, if it only says in which keys and
     methods it differs from that; ``title``; ``measure``, if it is another than training
     and testing; ``figure``, the name of its x-axis, if it is one, and what ``drawn``
-    along it: ``settings``, ``metrics``, ``rounds`` or ``bytes``; ``metrics``;
+    along it: ``settings``, ``metrics``, ``rounds``, ``bytes`` or ``heat``, a map of
+    learning rates and weight decays, which settings name; ``metrics``;
     ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and ``settings``, each a
     label with keys, a setting's perhaps by dataset; ``learning_rates``, the grid for
     methods that name none, perhaps by model, and ``tuning``, keys of the setting that

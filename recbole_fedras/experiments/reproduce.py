@@ -18,6 +18,7 @@ from recbole_fedras.experiments.identity import Keys, Outcome
 from recbole_fedras.experiments.panels import save
 from recbole_fedras.experiments.provenance import note_of_other_code, other_code
 from recbole_fedras.experiments.rank_plot import draw_order
+from recbole_fedras.experiments.sensitivity import cells_of, draw_heat, regrets
 from recbole_fedras.experiments.statistics import (
     UNKNOWN,
     adjusted,
@@ -83,6 +84,9 @@ def reproduce(
     Table(title, rows, note).write(sweep.folder)
     if exhibit.figure is not None:
         save(_drawn(exhibit, rows, by_entry), sweep.folder / "figure.png")
+    if exhibit.drawn == "heat":
+        lost = regrets(cells_of(by_entry, exhibit.metrics[0]))
+        Table(f"{title} {exhibit.metrics[0]}", lost).write(sweep.folder / "regret")
     if (found_order := order(_scores(rows))) is not None:
         save(draw_order(found_order), sweep.folder / "ranks.png")
     print(f"Tables{' and figure.png' * bool(exhibit.figure)} are in {sweep.folder}")
@@ -247,6 +251,8 @@ def _drawn(
             for run in runs
         ]
         return figures.draw_curves(curves, exhibit.metrics, exhibit.figure)
+    if exhibit.drawn == "heat":
+        return draw_heat(cells_of(by_entry, exhibit.metrics[0]), exhibit.metrics[0])
     draw = {
         "bytes": figures.draw_bytes,
         "metrics": figures.draw_metrics,
