@@ -191,6 +191,11 @@ def _compare(argv: list[str]) -> None:
     parser.add_argument(
         "--output", default="comparison", help="folder for runs, tables and report"
     )
+    parser.add_argument(
+        "--centralised",
+        action="store_true",
+        help="also RecBole's own BPR, trained on everybody's data, same candidates",
+    )
     arguments, rest = parser.parse_known_args(argv)
     from recbole_fedras.config import Config
     from recbole_fedras.experiments.compare import compare
@@ -204,6 +209,7 @@ def _compare(argv: list[str]) -> None:
             shared.external_config_dict,
             _several("seeds", arguments.seeds, int),
             Sweep(Path(arguments.output), arguments.jobs, arguments.redo),
+            arguments.centralised,
         )
 
 

@@ -13,6 +13,7 @@ from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config, registry
 from recbole_fedras.errors import ConfigError, NonFiniteError
 from recbole_fedras.experiments import figures
+from recbole_fedras.experiments.centralised import centralised
 from recbole_fedras.experiments.identity import Keys, Outcome
 from recbole_fedras.experiments.outcome import train_and_test
 from recbole_fedras.experiments.panels import svg
@@ -37,6 +38,7 @@ def compare(
     keys: Keys,
     seeds: Sequence[int],
     sweep: Sweep,
+    central: bool = False,
 ) -> list[dict[str, Any]]:
     """Run every compressor at every rate with every seed; write and print the table.
 
@@ -52,6 +54,8 @@ def compare(
     sweep : Sweep
         Whose folder is for the runs, ``table.md``, ``.csv`` and ``.tex``, and
         ``report.html``.
+    central : bool
+        Whether the table also has RecBole's BPR, trained on everybody's data.
 
     Returns
     -------
@@ -73,17 +77,26 @@ def compare(
     runs = {label: [next(outcomes) for _ in group] for label, group in cells.items()}
     _refuse_diverged(runs)
     first = next(iter(runs.values()))
-    rows = summaries(runs)
+    rows = summaries(runs | _centralised(next(iter(cells.values())), sweep, central))
     note = note_of_other_code(
         [run for group in runs.values() for run in group], train_and_test
     )
     dataset, tried = first[0]["result"]["dataset"], ", ".join(map(str, seeds))
     table = Table(f"{dataset}, seeds {tried}", rows, note)
     table.write(sweep.folder)
-    page = _page(table, _figures(rows, runs))
+    page = _page(table, _figures(rows[: len(runs)], runs))
     (sweep.folder / "report.html").write_text(page, encoding="utf-8")
     print(f"Tables and report.html are in {sweep.folder}")
     return rows
+
+
+def _centralised(
+    cells: list[Keys], sweep: Sweep, wanted: bool
+) -> dict[str, list[Outcome]]:
+    if not wanted:
+        return {}
+    runs = sweep.run(cells, "Centralised", centralised)
+    return {"RecBole's BPR, centralised": runs}
 
 
 def _methods(

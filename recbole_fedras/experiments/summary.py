@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from recbole_fedras.experiments.centralised import centralised
 from recbole_fedras.experiments.identity import Outcome
 from recbole_fedras.experiments.outcome import train_and_test
 from recbole_fedras.experiments.provenance import other_code
@@ -40,7 +41,8 @@ def summary(label: str, runs: list[Outcome], first: list[Outcome]) -> dict[str, 
     row |= {"effect": found.effect, "p": found.p, "p adjusted": nan}  # of all rows
     row |= cost([run["result"]["communication"] for run in runs])
     row["seconds"] = mean(run["result"]["seconds"]["total"] for run in runs)
-    row["other code"] = other_code(runs, train_and_test)
+    named = {measure.__name__: measure for measure in (train_and_test, centralised)}
+    row["other code"] = other_code(runs, named[runs[0]["measure"]])
     return row
 
 
