@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import nan
 from statistics import mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -78,7 +78,9 @@ def draw_heat(cells: Sequence[Cell], metric: str) -> Figure:
             grid, vmin=min(known), vmax=max(known), aspect="auto", origin="lower"
         )
         for (y, x), value in np.ndenumerate(np.array(grid)):
-            panel.text(x, y, f"{value:.3f}", ha="center", va="center", fontsize="small")
+            dark = value < (min(known) + max(known)) / 2
+            style: dict[str, Any] = {"color": "w" if dark else "k", "fontsize": "small"}
+            panel.text(x, y, f"{value:.3f}", ha="center", va="center", **style)
         panel.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         panel.set_yticks(range(len(decays)), [f"{decay:g}" for decay in decays])
         panel.set(title=f"{dataset}: {method}", ylabel=f"weight decay ({metric})")

@@ -18,7 +18,7 @@ FORMATS = {
     "p": ".2g", "p adjusted": ".2g", "effect": "+.2f",
     "difference": "+.4f", "* - first": "+.4f",
     "CR allowed": ".4%", "CR*": ".2%", "ids": ".1%", "framing": ".1%",
-    "* MB": ",.1f", "seconds": ",.1f", "bytes/item": ".2f",
+    "model MB": ".2f", "* MB": ",.1f", "seconds": ",.1f", "bytes/item": ".2f",
     "error": ".2e", "learning rate": "g", "weight decay": "g", "regret": "+.4f",
     "*": ".4f",
 }  # fmt: skip
