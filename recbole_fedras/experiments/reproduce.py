@@ -15,6 +15,7 @@ from recbole_fedras.experiments import figures
 from recbole_fedras.experiments.entries import Entry
 from recbole_fedras.experiments.exhibits import Exhibit
 from recbole_fedras.experiments.identity import Keys, Outcome
+from recbole_fedras.experiments.outcome import train_and_test
 from recbole_fedras.experiments.panels import save
 from recbole_fedras.experiments.provenance import note_of_other_code, other_code
 from recbole_fedras.experiments.rank_plot import draw_order
@@ -87,8 +88,9 @@ def reproduce(
     if exhibit.drawn == "heat":
         lost = regrets(cells_of(by_entry, exhibit.metrics[0]))
         Table(f"{title} {exhibit.metrics[0]}", lost).write(sweep.folder / "regret")
-    if (found_order := order(_scores(rows))) is not None:
-        save(draw_order(found_order), sweep.folder / "ranks.png")
+    ranked = order(_scores(rows)) if exhibit.measure is train_and_test else None
+    if ranked is not None:
+        save(draw_order(ranked), sweep.folder / "ranks.png")
     print(f"Tables{' and figure.png' * bool(exhibit.figure)} are in {sweep.folder}")
     return rows
 

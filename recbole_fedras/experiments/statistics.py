@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import nan, sqrt
 from typing import NamedTuple
 
@@ -93,7 +94,8 @@ def interval(metric: str, runs: Sequence[Outcome]) -> tuple[float, float] | None
     Returns
     -------
     tuple of float, or None
-        None for another metric, and where ranks were not kept.
+        None for another metric, where ranks were not kept, and where users have several
+        items held out, so that ranks of the first do not make up the metric.
 
     Examples
     --------
@@ -106,6 +108,8 @@ def interval(metric: str, runs: Sequence[Outcome]) -> tuple[float, float] | None
         return None
     counts = (ranks > 0) & (ranks <= int(found[2]))
     values = np.where(counts, _WORTH[found[1]](np.maximum(ranks, 1)), 0.0)
+    if not all(map(partial(_agrees, metric), runs, values.mean(axis=1))):
+        return None
     rng, means = np.random.default_rng(0), []
     n_seeds, n_users = values.shape
     for _ in range(_DRAWS):
@@ -113,6 +117,12 @@ def interval(metric: str, runs: Sequence[Outcome]) -> tuple[float, float] | None
         means.append(of_users[rng.integers(n_users, size=n_users)].mean())
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def _agrees(metric: str, run: Outcome, value: float) -> bool:
+    """Whether a run's metric is what its ranks say, but for rounding."""
+    tested = (run.get("result") or {}).get("test_result", {})
+    return abs(tested.get(metric, value) - value) < 1e-3
 
 
 #: What an item at a rank is worth to a metric that finds it.

@@ -63,6 +63,8 @@ def test_intervals_cover_a_mean_as_often_as_they_say():
     assert covered >= 35
     assert interval("hit@1", [{"ranks": [2, 2, 3]}]) == (0, 0)
     assert interval("mrr@3", [{"ranks": [2, 2, 2]}]) == (0.5, 0.5)
+    several = {"ranks": [1, 1], "result": {"test_result": {"ndcg@10": 0.8}}}
+    assert interval("ndcg@10", [several]) is None
     assert interval("itemcoverage@10", [{"ranks": [1]}]) is None
     assert interval("hit@10", [{"ranks": [1]}, {"ranks": [1, 2]}]) is None
 
