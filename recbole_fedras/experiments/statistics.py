@@ -122,7 +122,7 @@ def interval(metric: str, runs: Sequence[Outcome]) -> tuple[float, float] | None
 def _agrees(metric: str, run: Outcome, value: float) -> bool:
     """Whether a run's metric is what its ranks say, but for rounding."""
     tested = (run.get("result") or {}).get("test_result", {})
-    return abs(tested.get(metric, value) - value) < 1e-3
+    return bool(abs(tested.get(metric, value) - value) < 1e-3)
 
 
 #: What an item at a rank is worth to a metric that finds it.
