@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING, Any
 from recbole_fedras.version import __version__
 
 if TYPE_CHECKING:
+    from recbole_fedras.beyond.updates import (
+        ErrorFeedback,
+        Occasion,
+        compress_update,
+        decompress_update,
+    )
     from recbole_fedras.compressor import (
         Budget,
         Compressor,
@@ -34,9 +40,11 @@ _MODULES = {
     "Budget": "compressor",
     "Compressor": "compressor",
     "Config": "config",
+    "ErrorFeedback": "beyond.updates",
     "FederatedRecommender": "model",
     "ItemEmbedding": "embedding",
     "Layout": "wire.payload",
+    "Occasion": "beyond.updates",
     "Payload": "wire.payload",
     "RoundContext": "compressor",
     "RowUpdate": "compressor",
@@ -44,14 +52,17 @@ _MODULES = {
     "Transform": "federation.transforms",
     "World": "federation.world.base",
     "check_compressor": "compressor",
+    "compress_update": "beyond.updates",
+    "decompress_update": "beyond.updates",
     "load_run": "run.finished",
     "run_recbole_fedras": "quick_start",
 }
 
 __all__ = [
-    "Aggregator", "Attack", "Budget", "Compressor", "Config", "FederatedRecommender",
-    "ItemEmbedding", "Layout", "Payload", "RoundContext", "RowUpdate", "Simulation",
-    "Transform", "World", "__version__", "check_compressor", "load_run",
+    "Aggregator", "Attack", "Budget", "Compressor", "Config", "ErrorFeedback",
+    "FederatedRecommender", "ItemEmbedding", "Layout", "Occasion", "Payload",
+    "RoundContext", "RowUpdate", "Simulation", "Transform", "World", "__version__",
+    "check_compressor", "compress_update", "decompress_update", "load_run",
     "run_recbole_fedras",
 ]  # fmt: skip
 

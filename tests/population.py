@@ -102,7 +102,7 @@ def naive_client(model, client, sample, training, mapping=None):
     theta = {
         name: value.clone().requires_grad_() for name, value in model.theta().items()
     }
-    leaves = [user, table, *theta.values()]
+    leaves, decay = [user, table, *theta.values()], training.weight_decay
     for rows, labels in zip(sample.rows, sample.labels, strict=True):
         for start in range(0, len(rows), training.batch_size):
             own = slice(start, start + training.batch_size)
@@ -146,11 +146,14 @@ def naive_client(model, client, sample, training, mapping=None):
                     ]
                 )
             with torch.no_grad():
-                user -= training.user_learning_rate * gradients[0]
-                table -= training.learning_rate * gradients[1]
+                pull = torch.zeros_like(table)
+                pull[items] = decay * table[items]
+                pull = pull if mapping is None else pull @ mapping
+                user -= training.user_learning_rate * (gradients[0] + decay * user)
+                table -= training.learning_rate * (gradients[1] + pull)
                 for value, gradient in zip(theta.values(), gradients[2:], strict=True):
-                    count = len(label) // (1 + training.pairwise)
-                    value -= training.theta_learning_rate * gradient / count
+                    mean = gradient / (len(label) // (1 + training.pairwise))
+                    value -= training.theta_learning_rate * (mean + decay * value)
     changes = [theta[name] - model.theta()[name] for name in theta]
     flat = torch.cat([change.flatten() for change in changes]) if changes else None
     return user.detach(), (table - model.item_table()).detach(), flat

@@ -171,7 +171,7 @@ class SignOfMine(Compressor):
         (["--aggregation=sum"], "known: discrete, fedavg, geometric_median, "),
         (["--replica=mine"], "replica='mine'"),
         (["--learner=adam"], "learner='adam'"),
-        (["--weight_decay=0.1"], "weight_decay=0.1"),
+        (["--weight_decay=-0.1"], "weight_decay=-0.1"),
         (["--learning_rate=-1"], "learning_rate=-1"),
         (["--epochs=0"], "epochs=0"),
         (["--epochs=ten"], "epochs='ten'"),

@@ -37,6 +37,11 @@ def compare(argv: list[str]) -> None:
     parser.add_argument(
         "--output", default="comparison", help="folder for runs, tables and report"
     )
+    parser.add_argument(
+        "--centralised",
+        action="store_true",
+        help="also RecBole's own BPR, trained on everybody's data, same candidates",
+    )
     arguments, rest = parser.parse_known_args(argv)
     from recbole_fedras.config import Config
     from recbole_fedras.experiments import compare as comparison
@@ -51,4 +56,5 @@ def compare(argv: list[str]) -> None:
             several("seeds", arguments.seeds, int),
             Sweep(Path(arguments.output), arguments.jobs, arguments.redo),
             arguments.target,
+            arguments.centralised,
         )

@@ -75,8 +75,16 @@ class EDEN(Compressor):
     threaded = True
 
     def validate(self, budget: Budget) -> None:
-        """Require one bit a value."""
-        n_bits = budget.least(lambda n: self._bits(n, budget))
+        """Require one bit a value.
+
+        Fewer rows may take more bytes: those of as many scales as there are bits set in
+        the number of values, at most of 4 bytes for each of its bits. By so many rows,
+        at one bit a value, the least is looked for.
+        """
+        scales = 4 * (budget.n_items * budget.dim).bit_length()
+        first = max(budget.n_items - 8 * scales // budget.dim - 1, 0)
+        rows = range(first, budget.n_items + 1)
+        n_bits = min(self._bits(n, budget) for n in rows)
         budget.require("number of bits a value", n_bits)
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:

@@ -142,7 +142,6 @@ _INTERVALS = (None, "[0,inf)")
 #: RecBole's keys that nothing here reads.
 WITHOUT_EFFECT = {
     "learner": Inert(("sgd",), f"{_CLIENTS}sgd; see user_optimizer, server_optimizer"),
-    "weight_decay": Inert((0,), f"{_CLIENTS}set it to 0"),
     "clip_grad_norm": Inert(_NONE, f"{_CLIENTS}transforms: [clip] bounds updates"),
     "enable_amp": Inert((False,), f"{_CLIENTS}in float32"),
     "enable_scaler": Inert((False,), f"{_CLIENTS}in float32"),

@@ -147,7 +147,16 @@ def local_training(config: Keys, warmup: bool) -> LocalTraining:
         pairwise=pairwise,
         upload_gradient=gradient,
         user_optimizer=read(config, "user_optimizer", one_of(*USER_OPTIMIZERS)),
+        weight_decay=_weight_decay(config, gradient),
     )
+
+
+def _weight_decay(config: Keys, gradient: bool) -> float:
+    decay = read(config, "weight_decay", number(at_least=0))
+    if decay and gradient:
+        allowed = "0 with upload=gradient, which is the loss's alone"
+        refuse(config, "weight_decay", allowed)
+    return decay
 
 
 def _pairwise(config: Keys) -> bool:

@@ -49,6 +49,7 @@ class Descent(NamedTuple):
     ----------
     batch_size : int
     learning_rate, user_learning_rate, theta_learning_rate : float
+    weight_decay : float
     rho_shared, rho_private : float
     pairwise, upload_gradient : bool
         See :class:`recbole_fedras.federation.settings.LocalTraining`.
@@ -60,6 +61,7 @@ class Descent(NamedTuple):
     learning_rate: float
     user_learning_rate: float
     theta_learning_rate: float
+    weight_decay: float
     rho_shared: float
     rho_private: float
     pairwise: bool

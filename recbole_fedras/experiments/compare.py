@@ -13,6 +13,7 @@ from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config, registry
 from recbole_fedras.errors import ConfigError, NonFiniteError
 from recbole_fedras.experiments import figures
+from recbole_fedras.experiments.centralised import centralised
 from recbole_fedras.experiments.clients import (
     gap_columns,
     group_rows,
@@ -22,7 +23,7 @@ from recbole_fedras.experiments.identity import Keys, Measure, Outcome
 from recbole_fedras.experiments.outcome import train_and_test
 from recbole_fedras.experiments.panels import svg
 from recbole_fedras.experiments.provenance import note_of_other_code
-from recbole_fedras.experiments.summary import summary
+from recbole_fedras.experiments.summary import summaries
 from recbole_fedras.experiments.sweep import RELABELLING, Sweep
 from recbole_fedras.experiments.tables import SPREAD, Table
 from recbole_fedras.federation.simulation import Simulation
@@ -43,6 +44,7 @@ def compare(
     seeds: Sequence[int],
     sweep: Sweep,
     target: float = 0.95,
+    central: bool = False,
 ) -> list[dict[str, Any]]:
     """Run every compressor at every rate with every seed; write and print the table.
 
@@ -61,6 +63,8 @@ def compare(
     target : float
         Of the first method's best validation score: the share that hours are told of,
         where runs are in a described world.
+    central : bool
+        Whether the table also has RecBole's BPR, trained on everybody's data.
 
     Returns
     -------
@@ -82,12 +86,9 @@ def compare(
     runs = {label: [next(outcomes) for _ in group] for label, group in cells.items()}
     refuse_diverged(runs)
     first = next(iter(runs.values()))
-    rows = [
-        summary(label, group, first)
-        | gap_columns(group)
-        | world_columns(group, first, target)
-        for label, group in runs.items()
-    ]
+    rows = summaries(runs | _centralised(next(iter(cells.values())), sweep, central))
+    for row, group in zip(rows, runs.values(), strict=False):  # then the centralised
+        row |= gap_columns(group) | world_columns(group, first, target)
     note = note_of_other_code(
         [run for group in runs.values() for run in group], train_and_test
     )
@@ -98,10 +99,19 @@ def compare(
     clients = Table(f"Groups of clients, {table.title}", groups)
     if groups:
         clients.write_files(sweep.folder, "clients")
-    page = _page(table, clients, _figures(rows, runs))
+    page = _page(table, clients, _figures(rows[: len(runs)], runs))
     (sweep.folder / "report.html").write_text(page, encoding="utf-8")
     print(f"Tables and report.html are in {sweep.folder}")
     return rows
+
+
+def _centralised(
+    cells: list[Keys], sweep: Sweep, wanted: bool
+) -> dict[str, list[Outcome]]:
+    if not wanted:
+        return {}
+    runs = sweep.run(cells, "Centralised", centralised)
+    return {"RecBole's BPR, centralised": runs}
 
 
 def methods_of(
@@ -212,8 +222,11 @@ def _page(table: Table, clients: Table, drawn: dict[str, Figure]) -> str:
     """Put tables and figures into one page that fetches nothing."""
     title, first = escape(table.title), escape(table.rows[0]["method"])
     note = (
-        "p: Wilcoxon's signed ranks over users' reciprocal ranks in the test, 0 beyond "
-        f"topk, two-sided, against {first}. Catch-up is not sent, and in no plot."
+        "[ ]: 95 % of a bootstrap over users and seeds. p: Wilcoxon's signed ranks "
+        "over users' reciprocal ranks in the test, 0 beyond topk, two-sided, against "
+        f"{first}; effect: their rank-biserial correlation, from -1, all users worse, "
+        "to 1; adjusted: for so many tests, by Benjamini and Hochberg. Catch-up is not "
+        "sent, and in no plot."
     )
     plots = "".join(
         f"<h2>{escape(name)}</h2>{svg(figure)}" for name, figure in drawn.items()

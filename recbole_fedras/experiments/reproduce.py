@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from math import inf, nan
+from math import inf, isnan, nan
 from statistics import mean, stdev
 from typing import Any
 
@@ -15,12 +15,22 @@ from recbole_fedras.experiments import figures
 from recbole_fedras.experiments.entries import Entry
 from recbole_fedras.experiments.exhibits import Exhibit
 from recbole_fedras.experiments.identity import Keys, Outcome
+from recbole_fedras.experiments.outcome import train_and_test
 from recbole_fedras.experiments.panels import save
 from recbole_fedras.experiments.privacy_figure import draw_privacy
 from recbole_fedras.experiments.provenance import note_of_other_code, other_code
+from recbole_fedras.experiments.rank_plot import draw_order
+from recbole_fedras.experiments.sensitivity import cells_of, draw_heat, regrets
+from recbole_fedras.experiments.statistics import (
+    UNKNOWN,
+    adjusted,
+    difference,
+    interval,
+    order,
+)
 from recbole_fedras.experiments.summary import cost
 from recbole_fedras.experiments.sweep import Sweep
-from recbole_fedras.experiments.tables import Table
+from recbole_fedras.experiments.tables import HIGH, LOW, Table
 
 Row = dict[str, Any]
 
@@ -68,14 +78,20 @@ def reproduce(
     by_entry = list(plan.by_entry(outcomes))
     rows = [
         row
-        for entry, runs in by_entry
-        for row in _rows(exhibit, entry, runs, plan.rates[entry.tuned])
+        for (entry, runs), tested in zip(by_entry, _tests(by_entry), strict=True)
+        for row in _rows(exhibit, entry, runs, plan.rates[entry.tuned], tested)
     ]
     title = f"{exhibit.title}. Seeds {', '.join(map(str, seeds))}."
     note = note_of_other_code(outcomes, exhibit.measure)
     Table(title, rows, note).write(sweep.folder)
     if exhibit.figure is not None:
         save(_drawn(exhibit, rows, by_entry), sweep.folder / "figure.png")
+    if exhibit.drawn == "heat":
+        lost = regrets(cells_of(by_entry, exhibit.metrics[0]))
+        Table(f"{title} {exhibit.metrics[0]}", lost).write(sweep.folder / "regret")
+    ranked = order(_scores(rows)) if exhibit.measure is train_and_test else None
+    if ranked is not None:
+        save(draw_order(ranked), sweep.folder / "ranks.png")
     print(f"Tables{' and figure.png' * bool(exhibit.figure)} are in {sweep.folder}")
     return rows
 
@@ -163,7 +179,11 @@ def _best_rate(rates: list[float], tried: list[Outcome]) -> float:
 
 
 def _rows(
-    exhibit: Exhibit, entry: Entry, runs: list[Outcome], learning_rate: float
+    exhibit: Exhibit,
+    entry: Entry,
+    runs: list[Outcome],
+    learning_rate: float,
+    tested: Row,
 ) -> Iterator[Row]:
     """Yield a row for each metric of an entry that its runs have."""
     results = [run["result"] for run in runs if run["result"]]
@@ -175,13 +195,46 @@ def _rows(
         "diverged": len(runs) - len(results),
         "other code": other_code(runs, exhibit.measure),
     }
+    rest |= tested
     found = [result["test_result"] | result.get("exposure", {}) for result in results]
     for index, metric in enumerate(exhibit.metrics):
         values = [measured[metric] for measured in found if metric in measured]
         if found and not values:  # who attacks without a target exposes none
             continue
         paper = None if entry.paper is None else entry.paper[index]
-        yield labels | {"metric": metric} | _quality(values, paper) | rest
+        low, high = interval(metric, runs) or (None, None)
+        ends = {"ours" + LOW: low, "ours" + HIGH: high}
+        yield labels | {"metric": metric} | _quality(values, paper) | ends | rest
+
+
+def _tests(by_entry: list[tuple[Entry, list[Outcome]]]) -> list[Row]:
+    """Test each entry against the first method of its dataset, model and setting."""
+    firsts: dict[tuple[str, str, str], list[Outcome]] = {}
+    found = []
+    for entry, runs in by_entry:
+        first = firsts.setdefault((entry.dataset, entry.model, entry.setting), runs)
+        found.append(UNKNOWN if runs is first else difference(runs, first))
+    corrected = adjusted([one.p for one in found])
+    return [
+        {
+            key: "" if isnan(value) else value
+            for key, value in (
+                ("effect", one.effect),
+                ("p", one.p),
+                ("p adjusted", p_value),
+            )
+        }
+        for one, p_value in zip(found, corrected, strict=True)
+    ]
+
+
+def _scores(rows: list[Row]) -> dict[str, list[float]]:
+    """Return what each method scores, by the first metric, in every cell."""
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        if row["metric"] == rows[0]["metric"]:
+            scores.setdefault(row["method"], []).append(row["ours"])
+    return scores
 
 
 def _quality(values: list[float], paper: float | None) -> Row:
@@ -207,6 +260,8 @@ def _drawn(
         known = {key for curve in curves for row in curve.rounds for key in row}
         metrics = [name for name in exhibit.metrics if f"valid_{name}" in known]
         return figures.draw_curves(curves, metrics, exhibit.figure, against)
+    if exhibit.drawn == "heat":
+        return draw_heat(cells_of(by_entry, exhibit.metrics[0]), exhibit.metrics[0])
     draw = {
         "bars": figures.draw_bars,
         "bytes": figures.draw_bytes,

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import nan
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.stats import wilcoxon
 
+from recbole_fedras.experiments.centralised import centralised
 from recbole_fedras.experiments.identity import Outcome
 from recbole_fedras.experiments.outcome import train_and_test
 from recbole_fedras.experiments.provenance import other_code
-from recbole_fedras.experiments.tables import SPREAD
+from recbole_fedras.experiments.statistics import adjusted, difference, interval
+from recbole_fedras.experiments.tables import HIGH, LOW, SPREAD
+
+
+def summaries(runs: Mapping[str, list[Outcome]]) -> list[dict[str, Any]]:
+    """Return a row for each method, tested against the first."""
+    first = next(iter(runs.values()))
+    rows = [summary(label, group, first) for label, group in runs.items()]
+    # What is tested against itself is no test.
+    p_values = adjusted([row["p"] for row in rows[1:]])
+    for row, p_value in zip(rows[1:], p_values, strict=True):
+        row["p adjusted"] = p_value
+    return rows
 
 
 def summary(label: str, runs: list[Outcome], first: list[Outcome]) -> dict[str, Any]:
@@ -23,10 +35,14 @@ def summary(label: str, runs: list[Outcome], first: list[Outcome]) -> dict[str, 
         values = [run["result"]["test_result"][metric] for run in runs]
         row[metric] = mean(values)
         row[metric + SPREAD] = stdev(values) if len(values) > 1 else None
-    row["better users"], row["worse users"], row["p"] = significance(runs, first)
+        row[metric + LOW], row[metric + HIGH] = interval(metric, runs) or (None, None)
+    found = difference(runs, first)
+    row |= {"better users": found.better, "worse users": found.worse}
+    row |= {"effect": found.effect, "p": found.p, "p adjusted": nan}  # of all rows
     row |= cost([run["result"]["communication"] for run in runs])
     row["seconds"] = mean(run["result"]["seconds"]["total"] for run in runs)
-    row["other code"] = other_code(runs, train_and_test)
+    named = {measure.__name__: measure for measure in (train_and_test, centralised)}
+    row["other code"] = other_code(runs, named[runs[0]["measure"]])
     return row
 
 
@@ -51,31 +67,3 @@ def cost(runs: list[dict[str, Any]]) -> dict[str, float]:
         "CR charged": charged.mean(),
         "CR wire": means["wire_compression_rate"],
     }
-
-
-def significance(cells: list[Outcome], first: list[Outcome]) -> tuple[int, int, float]:
-    """Test by Wilcoxon's signed ranks whether users fare otherwise than with ``first``.
-
-    What is paired is a user's reciprocal rank in the test, the mean over seeds.
-
-    Returns
-    -------
-    better, worse : int
-        Users whose item stands higher, or lower, than with ``first``.
-    p : float
-        Two-sided; 1 where no user differs. NaN where no metric counts hits, and where
-        a split that depends on the seed tests other users with each.
-    """
-    sizes = {len(cell["ranks"]) for cell in [*cells, *first]}
-    if sizes == {0} or len(sizes) > 1:
-        return 0, 0, nan
-    change = _reciprocal_ranks(cells) - _reciprocal_ranks(first)
-    better, worse = int((change > 1e-12).sum()), int((change < -1e-12).sum())
-    p = float(wilcoxon(change).pvalue) if better + worse else 1.0
-    return better, worse, p
-
-
-def _reciprocal_ranks(cells: list[Outcome]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    ranks = np.array([cell["ranks"] for cell in cells], float)  # (n_seeds, n_users)
-    reciprocal = np.where(ranks > 0, 1 / np.maximum(ranks, 1), 0)
-    return np.asarray(reciprocal.mean(axis=0))

@@ -15,18 +15,21 @@ Row = Mapping[str, Any]
 
 #: How numbers of a column are shown; the first pattern that fits its name counts.
 FORMATS = {
-    "p": ".2g",
+    "p": ".2g", "p adjusted": ".2g", "effect": "+.2f",
     "difference": "+.4f", "* - first": "+.4f",
     "CR allowed": ".4%", "CR*": ".2%", "ids": ".1%", "framing": ".1%",
     "hours*": ",.4g", "late": ",.1f", "dropped": ",.1f", "client joules": ",.4g",
     "client peak MB": ",.2f", "up to": ",.4g",
-    "* MB": ",.1f", "seconds": ",.1f", "bytes/item": ".2f",
-    "error": ".2e", "learning rate": "g",
+    "model MB": ".2f", "* MB": ",.1f", "seconds": ",.1f", "bytes/item": ".2f",
+    "error": ".2e", "learning rate": "g", "weight decay": "g", "regret": "+.4f",
     "*": ".4f",
 }  # fmt: skip
 
 #: What a deviation's column is called, after that of the mean it is shown with.
 SPREAD = " sd"
+
+#: The same, of the ends of its interval.
+LOW, HIGH = " low", " high"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,8 @@ class Table:
         keys = [
             key
             for key in self.rows[0]
-            if not key.endswith(SPREAD) and any(row[key] != "" for row in self.rows)
+            if not key.endswith((SPREAD, LOW, HIGH))
+            and any(row[key] != "" for row in self.rows)
         ]
         lines = [
             {key: _shown(key, row[key]) + _spread(row, key) for key in keys}
@@ -89,14 +93,17 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _spread(row: Row, key: str) -> str:
-    value = row.get(key + SPREAD)
-    return "" if value is None else f" ± {value:{_style(key, row[key])}}"
+    value, low, high = (row.get(key + end) for end in (SPREAD, LOW, HIGH))
+    shown = "" if value is None else f" ± {value:{_style(key, row[key])}}"
+    if low is None or high is None:
+        return shown
+    return f"{shown} [{low:{_style(key, low)}}, {high:{_style(key, high)}}]"
 
 
 def _shown(key: str, value: Any) -> str:
     if value is None:
         return ""
-    if key == "p" and value == 0:
+    if key in ("p", "p adjusted") and value == 0:
         return "< 1e-300"  # too small for a float
     return format(value, _style(key, value)) if isinstance(value, float) else str(value)
 

@@ -71,6 +71,9 @@ class LocalTraining:
         rates of items and network then are what it is scaled by, of the summed loss.
     user_optimizer : {'sgd', 'adam'}
         Of user embeddings; Adam's state is private and lasts.
+    weight_decay : float
+        Times a parameter, it is added to the gradient that a step takes: of the user,
+        the network, and each row of items that is in the step's batch.
     """
 
     learning_rate: float
@@ -84,6 +87,7 @@ class LocalTraining:
     pairwise: bool = False
     upload_gradient: bool = False
     user_optimizer: str = "sgd"
+    weight_decay: float = 0.0
 
     @property
     def sharpness_aware(self) -> bool:

@@ -67,6 +67,7 @@ class LightFR(FederatedRecommender):
         "local_objective": ("sgd",),
         "upload": ("delta",),
         "user_optimizer": ("sgd",),
+        "weight_decay": (0,),
         "server_optimizer": ("sgd",),  # the aggregate as it is: anything else ...
         "server_learning_rate": (1,),
         "replica": ("broadcast", "personal"),  # ... or half of it leaves no codes

@@ -12,6 +12,7 @@ from torch import Tensor
 from recbole_fedras.data.clients import Samples
 from recbole_fedras.data.local import Descent, Floats, LocalParameters
 from recbole_fedras.model.base import FederatedRecommender
+from recbole_fedras.model.decay import decay_rows, shrink
 from recbole_fedras.numeric.theta import Theta
 
 Rows = NDArray[np.int32]
@@ -40,6 +41,8 @@ class _Room(NamedTuple):
         Sums of slopes; zero but within ``_ascend``. Empty without SAM, as the next.
     high_user, high_table : ndarray of float32
         The parameters uphill.
+    seen : ndarray of bool, shape (n_rows,)
+        False but within ``decay_rows``; empty without weight decay.
     """
 
     slopes: Floats
@@ -48,6 +51,7 @@ class _Room(NamedTuple):
     slope_of_row: Floats
     high_user: Floats
     high_table: Floats
+    seen: NDArray[np.bool_]
 
 
 @_fast
@@ -166,7 +170,9 @@ def _ascend(
 
 
 @_fast
-def _room(n_rows: int, dim: int, batch_size: int, sharpness_aware: bool) -> _Room:
+def _room(
+    n_rows: int, dim: int, batch_size: int, sharpness_aware: bool, decays: bool
+) -> _Room:
     """Return memory for a client with so many rows."""
     n_high = n_rows if sharpness_aware else 0
     return _Room(
@@ -176,6 +182,7 @@ def _room(n_rows: int, dim: int, batch_size: int, sharpness_aware: bool) -> _Roo
         np.zeros(n_high, np.float32),
         np.empty(dim, np.float32),
         np.empty((n_high, dim), np.float32),
+        np.zeros(n_rows if decays else 0, np.bool_),
     )
 
 
@@ -192,7 +199,8 @@ def _train_client(
     rate = np.float32(descent.learning_rate)
     user_rate = np.float32(descent.user_learning_rate)
     sharpness_aware = descent.rho_shared > 0 or descent.rho_private > 0
-    room = _room(len(table), dim, batch_size, sharpness_aware)
+    decays = descent.weight_decay > 0
+    room = _room(len(table), dim, batch_size, sharpness_aware, decays)
     slopes, step, user_gradient = room.slopes, room.step, room.user_gradient
     loss = 0.0
     for epoch in range(len(rows)):
@@ -207,6 +215,10 @@ def _train_client(
                 high_user, high_table = room.high_user, room.high_table
                 _slopes(high_user, high_table, batch, label, descent.pairwise, room)
                 _step(high_user, descent.gradient_map, step)
+            # No gradient is taken any more: what decays can do so before its step.
+            if decays:
+                decay_rows(table, batch, descent, room.seen)
+                shrink(user, descent.user_learning_rate * descent.weight_decay)
             for i in range(len(batch)):
                 item = table[batch[i]]
                 slope = rate * slopes[i]

@@ -16,6 +16,7 @@ from recbole_fedras.data.clients import Samples
 from recbole_fedras.data.local import Descent, Floats, LocalParameters
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.model.base import FederatedRecommender
+from recbole_fedras.model.decay import decay_rows, shrink
 from recbole_fedras.model.settings import ModelConfig
 from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.numeric.theta import Theta
@@ -123,11 +124,14 @@ class _Room(NamedTuple):
         For each layer's outputs, and for their gradients before ReLU; see ``_layer``.
     of_rows : ndarray of float32, shape (n_rows, dim)
         Sums of gradients of each row; zero but within ``_ascend``. Empty without SAM.
+    seen : ndarray of bool, shape (n_rows,)
+        False but within ``decay_rows``; empty without weight decay.
     """
 
     outputs: Floats
     errors: Floats
     of_rows: Floats
+    seen: NDArray[np.bool_]
 
 
 @_compiled
@@ -221,6 +225,7 @@ def _train_client(
     rate = np.float32(descent.learning_rate)
     user_rate = np.float32(descent.user_learning_rate)
     sharpness_aware = descent.rho_shared > 0 or descent.rho_private > 0
+    decays = descent.weight_decay > 0
     all_items = np.empty((batch_size, dim), np.float32)
     all_of_items = np.empty((batch_size, dim), np.float32)
     of_user, of_theta = np.empty_like(user), np.empty_like(theta)
@@ -229,6 +234,7 @@ def _train_client(
         np.empty(size, np.float32),
         np.empty(size, np.float32),
         np.zeros((len(table) if sharpness_aware else 0, dim), np.float32),
+        np.zeros(len(table) if decays else 0, np.bool_),
     )
     loss = 0.0
     for epoch in range(len(rows)):
@@ -246,6 +252,11 @@ def _train_client(
             if sharpness_aware:
                 uphill = _ascend(at, of, batch, descent, room.of_rows)
                 _gradients(uphill, label, sizes, descent, room, of)
+            # No gradient is taken any more: what decays can do so before its step.
+            if decays:
+                decay_rows(table, batch, descent, room.seen)
+                shrink(user, descent.user_learning_rate * descent.weight_decay)
+                shrink(theta, descent.theta_learning_rate * descent.weight_decay)
             for i in range(n):
                 item = table[batch[i]]
                 for j in range(dim):

@@ -112,7 +112,6 @@ def test_other_values_are_refused_by_key_and_value(key, value, said):
     [
         ("threshold", {"rating": 4}, "val_interval"),
         ("learner", "adam", "user_optimizer"),
-        ("weight_decay", 0.1, "SGD"),
         ("clip_grad_norm", {"max_norm": 1}, "transforms: [clip]"),
         ("enable_amp", True, "float32"),
         ("loss_type", "BPR", "local_loss"),

@@ -55,6 +55,22 @@ def test_compare_runs_and_reports(workspace, in_process, capsys):
     assert float(rows[2]["uplink MB"]) == pytest.approx(np.mean(sizes) / 1e6)
 
 
+@pytest.mark.slow
+def test_recboles_own_training_is_a_row_on_the_same_candidates(workspace, in_process):
+    arguments = ["compare", *COMMON, "--compressors=none", "--centralised"]
+    assert main(arguments) == 0
+    with Path("comparison/table.csv").open() as file:
+        federated, central = csv.DictReader(file)
+    assert central["method"] == "RecBole's BPR, centralised"
+    assert float(central["uplink MB"]) == float(central["catch-up MB"]) == 0
+    assert np.isnan(float(central["CR wire"]))
+    assert 0 <= float(central["p"]) <= 1
+    assert central["hit@10"] != federated["hit@10"]
+    sizes = {len(run["ranks"]) for run in runs_in("comparison")}
+    assert len(sizes) == 1  # the same users
+    assert Path("comparison/report.html").read_text().count("<svg") == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

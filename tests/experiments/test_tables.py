@@ -38,16 +38,26 @@ def test_a_table_is_written_in_full_and_shown_with_deviations(tmp_path, capsys):
             "method": "A & B",
             "hit@10": 0.123456,
             "hit@10 sd": 0.01,
+            "hit@10 low": 0.1,
+            "hit@10 high": 0.15,
             "p": 2e-19,
             "other code": "",
         },
-        {"method": "C", "hit@10": 0.25, "hit@10 sd": None, "p": 1.0, "other code": ""},
+        {
+            "method": "C",
+            "hit@10": 0.25,
+            "hit@10 sd": None,
+            "hit@10 low": None,
+            "hit@10 high": None,
+            "p": 1.0,
+            "other code": "",
+        },
     ]
     Table("Mine", rows, "A note.").write(tmp_path)
     markdown = (tmp_path / "table.md").read_text()
     assert capsys.readouterr().out == markdown
     assert markdown.startswith("Mine\n\n| method")
-    assert "0.1235 ± 0.0100" in markdown
+    assert "0.1235 ± 0.0100 [0.1000, 0.1500]" in markdown
     assert "other code" not in markdown
     assert markdown.endswith("\n\nA note.\n")
     assert r"A \& B" in (tmp_path / "table.tex").read_text()

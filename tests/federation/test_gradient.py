@@ -167,6 +167,11 @@ def test_a_resumed_run_ends_like_the_whole(run):
     [
         ({"upload": "gradients"}, "upload='gradients' is not allowed"),
         ({"upload": "gradient"}, "local_epochs=2 is not allowed; it must be 1 with"),
+        (
+            {"upload": "gradient", "local_epochs": 1, "weight_decay": 0.1},
+            "weight_decay=0.1 is not allowed; it must be 0 with upload=gradient",
+        ),
+        ({"model": "LightFR", "weight_decay": 0.1}, "must be 0 with model=LightFR"),
         ({"user_optimizer": "yogi"}, "it must be one of sgd, adam"),
         (
             {"model": "LightFR", "user_optimizer": "adam"},

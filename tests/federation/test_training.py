@@ -24,23 +24,23 @@ from recbole_fedras.model.ncf import _losses
 close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
 
 
-RHOS = [(0.0, 0.0), (0.3, 0.2), (0.3, 0.0), (0.0, 0.2)]  # numba compiles ints anew
+# rho_shared, rho_private, weight_decay: numba compiles ints anew
+HOW = [(0.0, 0.0, 0.0), (0.3, 0.2, 0.5), (0.3, 0.0, 0.0), (0.0, 0.2, 0.0)]
 SHAPES = [(), (5, 4, 3)]  # of NCF's layers
 
 
 @pytest.mark.parametrize(
-    ("make", "rhos", "pairwise"),
+    ("make", "how", "pairwise"),
     [
-        *product([mf, ncf], RHOS[:2], [False, True]),
-        *starmap(slow, product([mf, ncf], RHOS[2:], [False])),
-        *(slow(partial(ncf, shape), rhos, bool(i % 2))
-          for i, (rhos, shape) in enumerate(product(RHOS[:2], SHAPES))),
+        *product([mf, ncf], HOW[:2], [False, True]),
+        *starmap(slow, product([mf, ncf], HOW[2:], [False])),
+        *(slow(partial(ncf, shape), how, bool(i % 2))
+          for i, (how, shape) in enumerate(product(HOW[:2], SHAPES))),
     ],
 )  # fmt: skip
-def test_cohort_training_equals_a_naive_loop_over_clients(make, rhos, pairwise, data):
-    training = replace(
-        TRAINING, rho_shared=rhos[0], rho_private=rhos[1], pairwise=pairwise
-    )
+def test_cohort_training_equals_a_naive_loop_over_clients(make, how, pairwise, data):
+    named = dict(zip(("rho_shared", "rho_private", "weight_decay"), how, strict=True))
+    training = replace(TRAINING, **named, pairwise=pairwise)
     model, clients = make(), [0, 2, 3, 7, 8, 11]
     samples = samples_of(data, clients, training)
     naive = [
@@ -132,11 +132,13 @@ def test_slopes_are_those_of_the_loss_however_far_from_zero(pairwise):
     np.testing.assert_allclose(slopes, expected.numpy(), rtol=1e-5, atol=atol)
 
 
-@pytest.mark.parametrize("rho", [0.0, 0.3])
+@pytest.mark.parametrize(("rho", "decay"), [(0.0, 0.0), (0.3, 0.5)])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("make", [mf, ncf])
-def test_gradients_of_items_are_mapped(make, compiled, rho, data):
-    training, model = replace(TRAINING, rho_shared=rho, rho_private=rho), make()
+def test_gradients_of_items_are_mapped(make, compiled, rho, decay, data):
+    """So is what decays: an update stays in its subspace."""
+    named = {"rho_shared": rho, "rho_private": rho, "weight_decay": decay}
+    training, model = replace(TRAINING, **named), make()
     mapping = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(1))
     trained = train(model, data, [5], compiled, training, mapping)
     sample = samples_of(data, [5], training)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from recbole_fedras.federation.client.adam import adam_step
 from recbole_fedras.federation.client.batches import Batch, Schedule
 from recbole_fedras.federation.client.objective import Objective
 from recbole_fedras.federation.client.sam import Parameters
+from recbole_fedras.federation.settings import LocalTraining
 from recbole_fedras.numeric.theta import Theta
 
 
@@ -136,14 +138,34 @@ def _step(
     training = objective.training
     users, table, network = parameters
     losses, (of_user, of_item, of_network) = objective.slopes(parameters, batch)
+    of_network = _means(training, of_network, batch)
+    row = batch.row.reshape(-1)
+    if training.weight_decay > 0:
+        touched = torch.unique(row)
+        decay, of_touched, more = objective.decay(parameters, touched)
+        of_user = of_user + decay
+        row, of_item = torch.cat([row, touched]), torch.cat([of_item, of_touched])
+        of_network = list(map(torch.add, of_network, more))
     rate = training.user_learning_rate
     users -= rate * of_user if states is None else adam_step(states, of_user, rate)
     # An item's gradient is the sum over its samples, which index_add_ adds up.
-    table.index_add_(0, batch.row.reshape(-1), of_item, alpha=-training.learning_rate)
-    count = batch.size // (1 + training.pairwise)
-    if training.upload_gradient:  # of the sum, not the mean
-        count = torch.ones_like(count)
+    table.index_add_(0, row, of_item, alpha=-training.learning_rate)
     for value, gradient in zip(network.values(), of_network, strict=True):
-        mean = gradient / count.reshape(-1, *[1] * (gradient.dim() - 1))
-        value -= training.theta_learning_rate * mean
+        value -= training.theta_learning_rate * gradient
     return losses
+
+
+def _means(
+    training: LocalTraining, of_network: Sequence[Tensor], batch: Batch
+) -> list[Tensor]:
+    """Return gradients of the network as it follows them: means over samples or pairs.
+
+    Those of a gradient that is sent stay sums.
+    """
+    if training.upload_gradient:
+        return list(of_network)
+    count = batch.size // (1 + training.pairwise)
+    return [
+        gradient / count.reshape(-1, *[1] * (gradient.dim() - 1))
+        for gradient in of_network
+    ]

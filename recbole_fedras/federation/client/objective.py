@@ -92,6 +92,27 @@ class Objective:
         leaves = [user, parts, *theta.values()]
         of_user, of_item, *of_network = torch.autograd.grad(total, leaves)
         of_item = of_item.reshape(-1, table.shape[1])
-        if self.gradient_map is not None:
-            of_item = of_item @ self.gradient_map
-        return losses.detach(), (of_user[:, 0], of_item, of_network)
+        return losses.detach(), (of_user[:, 0], self._mapped(of_item), of_network)
+
+    def decay(self, parameters: Parameters, touched: Tensor) -> Gradients:
+        """Return what weight decay adds to gradients, as ``torch.optim`` does it.
+
+        Parameters
+        ----------
+        parameters : tuple
+            As of :meth:`slopes`.
+        touched : Tensor of int64, shape (m,)
+            Rows that the step touches, each once: all others stay as they are.
+
+        Returns
+        -------
+        gradients : tuple
+            Of users (n, dim), of the rows touched (m, width), of the network.
+        """
+        users, table, network = parameters
+        rate = self.training.weight_decay
+        of_network = [rate * value for value in network.values()]
+        return rate * users, self._mapped(rate * table[touched]), of_network
+
+    def _mapped(self, of_rows: Tensor) -> Tensor:
+        return of_rows if self.gradient_map is None else of_rows @ self.gradient_map

@@ -234,6 +234,7 @@ def _trainer(
         training.learning_rate,
         training.user_learning_rate,
         training.theta_learning_rate,
+        training.weight_decay,
         training.rho_shared,
         training.rho_private,
         training.pairwise,

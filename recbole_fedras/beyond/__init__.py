@@ -1,0 +1,1 @@
+"""Beyond recommenders: any PyTorch model's update through any compressor."""
