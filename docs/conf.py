@@ -20,6 +20,7 @@ copyright = f"2026, {author}"
 release = version = __version__
 html_title = f"recbole-fedras {__version__}"
 html_theme = "furo"
+smartquotes = False  # they make a dash of --key
 
 extensions = [
     "myst_nb",
@@ -35,6 +36,7 @@ suppress_warnings = ["myst.strikethrough"]
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+nb_execution_in_temp = True
 nb_merge_streams = True
 
 napoleon_google_docstring = False

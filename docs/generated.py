@@ -60,16 +60,10 @@ def keys_page() -> str:
     defaults = registry.read_properties(".", "overall")
     parts = []
     for title, documented in _sections(text):
-        rows = [
-            (
-                key,
-                kind,
-                defaults[key],
-                allowed_of(key, config),
-                meaning or _purpose(key),
-            )
-            for key, (kind, meaning) in documented.items()
-        ]
+        rows = []
+        for key, (kind, meaning) in documented.items():
+            meaning = meaning or _purpose(key)
+            rows.append((key, kind, defaults[key], allowed_of(key, config), meaning))
         parts.append(_table(title, rows))
     parts += [_table(*of_kind) for of_kind in _kinds()]
     parts.append(_table("RecBole's own", _recboles(set(defaults))))
@@ -84,25 +78,23 @@ def allowed_of(key: str, config: Any) -> str:
         return names if kind == "preset" else f"{names} or your own"
     if key in recbole_keys.KEYS:
         return _shortened(recbole_keys.KEYS[key].form.allowed)
+    if key in recbole_keys.WITHOUT_EFFECT:
+        return ", ".join(map(str, recbole_keys.WITHOUT_EFFECT[key].silent))
     try:
         for reader in _READERS:
             with contextlib.suppress(KeyError, AttributeError, TypeError):
                 reader(WithOne(config, key, NONSENSE))
-        Config(config_dict={key: NONSENSE})
+        Config(config_dict={"compressor": "none", key: NONSENSE})
     except ConfigError as error:
-        return _allowed_in(str(error))
+        found = re.match(rf"{key}=.*? must be (.*)", str(error))
+        return _shortened(found[1]) if found else ""
     return ""
 
 
-def _allowed_in(message: str) -> str:
-    """Cut out of an error message what is allowed."""
-    found = re.search(r"(?:must be|has no effect in a federated run;) (.*)", message)
-    return _shortened(found[1]) if found else ""
-
-
 def _shortened(allowed: str) -> str:
-    """Leave out a bound that nobody would meet."""
-    return allowed.replace(f" to {2**62}", "")
+    """Leave out a bound that nobody would meet, and the nonsense that was tried."""
+    allowed = allowed.replace(f" to {2**62}", "")
+    return re.sub(r"^without '\?'; .*allowed: \[(.*)\]", r"a dict with \1", allowed)
 
 
 def _purpose(key: str) -> str:
