@@ -38,6 +38,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_execution_in_temp = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars
 
 napoleon_google_docstring = False
 napoleon_use_ivar = True

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 
 from recbole_fedras.config import Config, registry
+from recbole_fedras.version import __version__
 
 DOCS = ROOT / "docs"
 PAGES = sorted(
@@ -34,6 +36,13 @@ def generated():
 
     yield generated
     sys.path.remove(str(DOCS))
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{__version__}]" in changes
 
 
 def test_every_page_is_in_the_navigation():
