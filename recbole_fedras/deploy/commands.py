@@ -48,12 +48,12 @@ def deploy(argv: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("command", choices=_COMMANDS)
+    command = parser.parse_args(argv[:1]).command
     if importlib.util.find_spec("flwr") is None:
         raise ConfigError(
             "deploy needs Flower: pip install -c constraints-deploy.txt "
             '"recbole-fedras[deploy]" (Python 3.11 or newer)'
         )
-    command = parser.parse_args(argv[:1]).command
     with ended_by_signals():
         _COMMANDS[command](argv[1:])
 

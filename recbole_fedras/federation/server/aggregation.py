@@ -183,7 +183,8 @@ class InverseFrequency(RowMean):
     """Mean over the clients that trained a row: ``(1 / |S_i|) sum_u delta_i^u``.
 
     Source: FedRAS (KDD 2025), section 4.4. With S the cohort and S_i the clients that
-    changed row i, it weighs every update of row i by |S| / |S_i| in the mean over S.
+    changed row i, it weighs every update of row i by ``|S| / |S_i|`` in the mean over
+    S.
     """
 
     def _weights(self) -> NDArray[np.float32]:
