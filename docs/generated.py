@@ -81,6 +81,8 @@ def allowed_of(key: str, config: Any) -> str:
         return _shortened(recbole_keys.KEYS[key].form.allowed)
     if key in recbole_keys.WITHOUT_EFFECT:
         return ", ".join(map(str, recbole_keys.WITHOUT_EFFECT[key].silent))
+    if key == "attacker_class":  # no run reads it, `leak` alone does
+        return "`package.module.Class`, or a list of these"
     try:
         for reader in _READERS:
             with contextlib.suppress(KeyError, AttributeError, TypeError):

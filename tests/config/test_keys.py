@@ -9,12 +9,14 @@ import yaml
 from conftest import COMMON, ROOT, TINY
 
 from recbole_fedras.__main__ import main
+from recbole_fedras.commands import COMMANDS
 from recbole_fedras.config import Config, registry
 from recbole_fedras.config.listing import describe, listing
 from recbole_fedras.config.sources import Loader
 from recbole_fedras.errors import BudgetError, ConfigError, DataError
 from recbole_fedras.quick_start import run_recbole_fedras
 from recbole_fedras.run.setup import prepare_data
+from recbole_fedras.version import __version__
 
 
 def test_reading_an_unknown_key_names_the_nearest():
@@ -84,6 +86,7 @@ def test_a_models_keys_are_its_constructors_parameters(workspace, capsys):
         "Deep",
         "MF with a depth.",
         "n_deep=2, n_wide=None",
+        "deep.Deep",
     )
 
 
@@ -203,3 +206,45 @@ def test_yaml_reads_numbers_as_people_write_them(text, value):
     read = yaml.load(f"key: {text}", Loader=Loader)["key"]  # noqa: S506
     assert read == value
     assert type(read) is type(value)
+
+
+def test_list_has_a_line_each_and_all_about_one(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "compressor" in lines
+    assert any(line.split()[:1] == ["KLT"] for line in lines)
+    assert max(map(len, lines)) <= 80
+    assert main(["--list", "compressor", "KLT"]) == 0
+    page = capsys.readouterr().out
+    assert "class: recbole_fedras.compressor.klt.KLT" in page
+    assert "**Wire**" in page
+    assert main(["--list", "replica"]) == 0
+    assert "personal" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--list", "compresor"], "did you mean 'compressor'?"),
+        (["--list", "compressor", "KTL"], "did you mean 'KLT'?"),
+        (["--list", "compressor", "KLT", "SVD"], "a kind and a name"),
+        (["comprae", "--epochs=2"], "did you mean 'compare'?"),
+    ],
+)
+def test_typos_of_commands_and_names_are_answered(argv, said, capsys):
+    assert main(argv) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_help_has_a_line_for_every_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert f"  {name} " in text
+        assert command.what in text
+        assert callable(command.load())
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert __version__ in capsys.readouterr().out
