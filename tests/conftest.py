@@ -48,6 +48,11 @@ def slow(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+def long(*values: Any) -> Any:
+    """Parameters of a test that belong to the long tier."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 def make_update(n_rows: int, seed: int = 0, scale: float = 1.0) -> RowUpdate:
     """Random update whose rows have unequal norms."""
     rng = np.random.default_rng(seed)

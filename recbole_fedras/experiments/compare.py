@@ -89,6 +89,7 @@ def compare(
     rows = summaries(runs | _centralised(next(iter(cells.values())), sweep, central))
     for row, group in zip(rows, runs.values(), strict=False):  # then the centralised
         row |= gap_columns(group) | world_columns(group, first, target)
+    rows = [dict.fromkeys(rows[0], "") | row for row in rows]
     note = note_of_other_code(
         [run for group in runs.values() for run in group], train_and_test
     )

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import CTX, DIM, N_ITEMS, budget, make_update, rounds_of, slow
+from conftest import CTX, DIM, N_ITEMS, budget, long, make_update, rounds_of, slow
 from methods import NAMES, make
 
 from recbole_fedras.compressor import RowUpdate
@@ -55,7 +55,7 @@ class LeastSquares:
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("TopK", "CountSketch") else slow(name)
+        name if name in ("TopK", "CountSketch") else long(name)
         for name in NAMES
         if name not in ("CE", "RankOne")  # of tables, of one rank
     ],

@@ -294,7 +294,7 @@ def test_several_are_applied_in_order_and_listed(beside):
     assert {"clip", "broadcast", "fedavg"} <= {row.name for row in rows.values()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_runs_have_them_too_in_other_processes(beside, workspace):
     own = beside(
         transform_class=["plug_ins.Push"], metric_class=["plug_ins.Misses"],

@@ -142,7 +142,7 @@ def test_code_of_tutorials_runs(tutorial, run):
     run("\n".join(program))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run(notebook, run):
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import COMMON, ROOT, rounds_of, slow
+from conftest import COMMON, ROOT, long, rounds_of, slow
 from population import BASE, DIM, N_ITEMS, TRAINING, draw, mf, ncf, samples_of
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
@@ -277,7 +277,7 @@ FAST = ["FedRAS", "KLT", "TopK"]
 
 
 @pytest.mark.parametrize(
-    "compressor", [name if name in FAST else slow(name) for name in COMPRESSORS]
+    "compressor", [name if name in FAST else long(name) for name in COMPRESSORS]
 )
 def test_any_two_compose_or_say_why_not(run, compressor):
     """Any two of a compressor, a model, an embedding and an objective meet here."""

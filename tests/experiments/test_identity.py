@@ -148,7 +148,7 @@ def test_code_is_known_by_what_can_change_a_run(tmp_path, monkeypatch):
     assert made()["commit"] == f"{commit}-dirty"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_of_other_code_are_marked_and_redone(
     workspace, in_process, monkeypatch, capsys
 ):

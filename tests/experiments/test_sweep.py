@@ -57,7 +57,7 @@ def test_a_sweep_that_was_killed_goes_on(workspace, in_process, monkeypatch):
     assert [own["seed"] for own in calls] == [1, 2, 2, 3]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_under_way_are_kept_when_another_fails(workspace):
     good = [cell(seed=seed, epochs=30) for seed in (1, 2)]
     cells = [good[0], cell(dataset="nowhere"), good[1]]
@@ -86,7 +86,7 @@ def sweep_for_ever(pipe):
     Sweep(Path("out"), 1).run([{"data_path": pipe}], measure=wait_for_ever)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_nobody_works_on_for_a_sweep_that_was_killed(workspace):
     pipe = str(workspace / "pipe")

@@ -21,7 +21,9 @@ from recbole_fedras.wire.message import Kind
 from recbole_fedras.wire.payload import Layout, Payload
 
 # They leave bytes over: all send alike, or what was chosen without the update.
-SPARING = {"none", "CoLR", "SCoLR", "RankOne", "JointRec", "RandomRows", "FCF-BTS"}
+SPARING = {
+    "none", "CoLR", "CountSketch", "SCoLR", "RankOne", "JointRec", "RandomRows", "FCF-BTS",
+}  # fmt: skip
 
 
 def wire_budget(rate: float) -> Budget:

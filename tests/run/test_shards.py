@@ -196,7 +196,7 @@ def test_a_bug_in_a_shard_keeps_its_traceback(workspace):
     assert "ZeroDivisionError" in ran.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ranks_of_torchrun_end_with_the_bits_of_one(workspace):
     alone = run_recbole_fedras(argv=WIDE)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
