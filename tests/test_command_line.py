@@ -168,7 +168,7 @@ class SignOfMine(Compressor):
         (["--n_jobs=0"], "n_jobs=0 is not allowed; it must be -1 or"),
         (["--n_jobs=-2"], "n_jobs=-2 is not allowed; it must be -1 or"),
         (["--n_jobs=True"], "n_jobs=True is not allowed; it must be -1 or"),
-        (["--aggregation=sum"], "known: discrete, fedavg, geometric_median, "),
+        (["--aggregation=sum"], "known: discrete, dp_fedavg, fedavg, "),
         (["--replica=mine"], "replica='mine'"),
         (["--learner=adam"], "learner='adam'"),
         (["--weight_decay=0.1"], "weight_decay=0.1"),
