@@ -66,10 +66,10 @@ class FCFBTS(RandomRows):
     """
 
     def __init__(self, bandit_alpha: float = 0.999, bandit_beta: float = 0.99) -> None:
-        if not 0 <= bandit_alpha <= 1:
-            raise ConfigError(f"bandit_alpha={bandit_alpha} must lie in [0, 1]")
-        if not 0 <= bandit_beta < 1:
-            raise ConfigError(f"bandit_beta={bandit_beta} must lie in [0, 1)")
+        if type(bandit_alpha) not in (int, float) or not 0 <= bandit_alpha <= 1:
+            raise ConfigError(f"bandit_alpha={bandit_alpha!r} must lie in [0, 1]")
+        if type(bandit_beta) not in (int, float) or not 0 <= bandit_beta < 1:
+            raise ConfigError(f"bandit_beta={bandit_beta!r} must lie in [0, 1)")
         self.bandit_alpha, self.bandit_beta = bandit_alpha, bandit_beta
         self._selected: Ints | None = None  # by the broadcast before
         self._arms = _Arms(0, 0)

@@ -73,8 +73,8 @@ class SCoLR(Compressor):
     """
 
     def __init__(self, shared_rank: int = 8) -> None:
-        if shared_rank < 1:
-            raise ConfigError(f"shared_rank={shared_rank} must be at least 1")
+        if type(shared_rank) is not int or shared_rank < 1:
+            raise ConfigError(f"shared_rank={shared_rank!r} must be an integer from 1")
         self.shared_rank = shared_rank
 
     def validate(self, budget: Budget) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, cast
 
-from recbole_fedras.compressor.base import REAL, Compressor
+from recbole_fedras.compressor.base import Compressor
 from recbole_fedras.config import registry
 from recbole_fedras.config.values import refuse
 from recbole_fedras.errors import ConfigError
@@ -72,9 +72,6 @@ def _check_local(config: Config) -> None:
     if config["report_loss"]:
         allowed = "False with local_dp: the loss would be told without noise"
         refuse(config, "report_loss", allowed)
-    if config.model_class.table_values != REAL:
-        allowed = f"left out with model={config.model}: noise is for real numbers"
-        refuse(config, "transforms", allowed)
 
 
 def check_secure_aggregation(config: Config) -> None:
@@ -121,6 +118,7 @@ _WITH_SUMS = {
     "bandwidth": None,
     "max_update_norm": 1e6,
     "world": None,
+    "report_contraction": False,
 }
 
 

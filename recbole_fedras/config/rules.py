@@ -24,6 +24,7 @@ from recbole_fedras.config.values import read, refuse
 from recbole_fedras.embedding import ItemEmbedding
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.federation.server.aggregation import Aggregator
+from recbole_fedras.federation.transforms import Transform
 
 if TYPE_CHECKING:
     from recbole_fedras.config.config import Config
@@ -35,8 +36,12 @@ OF_A_WORLD = (
     "uplink_joules_per_mb", "downlink_joules_per_mb", "joules_per_gflop",
 )  # fmt: skip
 
-_Carrier = type[Compressor] | type[Aggregator]
-_CARRIERS: dict[str, _Carrier] = {"compressor": Compressor, "aggregation": Aggregator}
+_Carrier = type[Compressor] | type[Aggregator] | type[Transform]
+_CARRIERS: dict[str, _Carrier] = {
+    "compressor": Compressor,
+    "aggregation": Aggregator,
+    "transform": Transform,
+}
 
 
 def check_bases(config: Config) -> None:
@@ -162,6 +167,8 @@ def check_methods(config: Config) -> None:
         key = "compressor" if config[key] is None else key
         _check_table_values(config, "compressor", key, name, compressor_class)
     _check_table_values(config, "aggregation", "aggregation", *config.parts.aggregation)
+    for name, found in config.parts.transforms:
+        _check_table_values(config, "transform", "transforms", name, found)
     _check_attack(config)
     _check_world(config)
     for key, allowed in config.model_class.requires.items():

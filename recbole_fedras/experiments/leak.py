@@ -28,6 +28,8 @@ def leak(cell: Keys) -> Outcome:
         refuse(config, "item_embedding", "full, for rows that are items' own")
     if config["use_base"]:
         refuse(config, "use_base", "False, for rows that are items' whole vectors")
+    if config["secure_aggregation"]:
+        refuse(config, "secure_aggregation", "False: the server sees no update alone")
     wiretap = Wiretap(attackers(config))
     with config.in_use(), log_of_its_own(config):
         outcome = kept(run(config, kind=wiretap))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recbole_fedras.compressor.base import RoundContext, RowUpdate
+from recbole_fedras.compressor.base import REAL, RoundContext, RowUpdate
 from recbole_fedras.federation.transforms import SharedUpdate, Transform
 from recbole_fedras.numeric.rng import Stream, generator, system_normals
 
@@ -102,6 +102,7 @@ class LocalDP(GaussianMechanism, Transform):
     """
 
     hides_samples = True
+    table_values = (REAL,)
 
     def on_client(self, update: SharedUpdate, ctx: RoundContext) -> SharedUpdate:
         """Return all rows and the network, clipped and noisy."""

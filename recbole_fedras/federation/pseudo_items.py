@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recbole_fedras.compressor.base import RoundContext, row_update
+from recbole_fedras.compressor.base import REAL, RoundContext, row_update
 from recbole_fedras.federation.transforms import SharedUpdate, Transform
 from recbole_fedras.numeric.rng import Stream, generator
 
@@ -45,6 +45,8 @@ class PseudoItems(Transform):
     >>> len(changed), changed.rows.unique().tolist()
     (5, [1.0])
     """
+
+    table_values = (REAL,)
 
     def __init__(self, n_pseudo_items: int = 100) -> None:
         if type(n_pseudo_items) is not int or n_pseudo_items < 1:

@@ -57,6 +57,10 @@ class Transform:
     2.0
     """
 
+    #: What tables may hold whose updates it changes, see
+    #: ``FederatedRecommender.table_values``; None: anything.
+    table_values: ClassVar[tuple[str, ...] | None] = None
+
     #: Whether the number of a client's samples is as private as its update: messages
     #: then say 1.
     hides_samples: ClassVar[bool] = False

@@ -34,7 +34,8 @@ class CodeDescent(Aggregator):
     def add(self, client: int, update: RowUpdate, theta_change: Tensor) -> None:
         """Add one more client's update."""
         self._ids.append(update.ids.numpy())
-        self._changes.append(update.rows.numpy().astype(np.int8))
+        changes = update.rows.clamp(-2, 2).numpy()  # a bit has no further to go
+        self._changes.append(changes.astype(np.int8))
         self._theta.add(theta_change)
 
     def result(self) -> tuple[RowUpdate, Tensor]:
@@ -60,8 +61,9 @@ def _descend_all(
     """Descend for each item, from its code and with its clients' wishes.
 
     ``order`` has the changes of one item after the other; those of the i-th begin at
-    ``starts[i]``. A wish is the code plus the change; all of its products with codes
-    are whole numbers, so the error kept up to date is exact.
+    ``starts[i]``. A wish is the sign of the code plus the change, and the code where
+    that is 0: whatever is sent, wishes are codes, or the descent need not end. Products
+    of codes are whole numbers, so the error kept up to date is exact.
     """
     dim = codes.shape[1]
     for item in range(len(codes)):
@@ -70,6 +72,7 @@ def _descend_all(
         error = np.full(len(senders), dim, np.float32)
         for c in range(len(senders)):
             for k in range(dim):
-                wishes[c, k] = codes[item, k] + changes[senders[c], k]
+                wish = np.sign(codes[item, k] + changes[senders[c], k])
+                wishes[c, k] = wish if wish else codes[item, k]
                 error[c] -= wishes[c, k] * codes[item, k]
         descend(codes[item], wishes, error, len(senders))

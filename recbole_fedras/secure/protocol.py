@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recbole_fedras.errors import FederationError, PayloadError
-from recbole_fedras.secure import keys
+from recbole_fedras.secure import FEWEST, keys
 from recbole_fedras.secure.fixed_point import Words
 from recbole_fedras.secure.keys import KEY_BYTES, SEED_BYTES, KeyPair
 
@@ -56,7 +56,7 @@ class Graph:
 
     def __init__(self, ring: Sequence[int], n_neighbours: int) -> None:
         n = len(ring)
-        if n < 3:
+        if n < FEWEST:
             raise FederationError(
                 f"{n} clients take part; secure aggregation needs three, as otherwise "
                 "a sum tells each client's part"

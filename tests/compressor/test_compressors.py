@@ -314,6 +314,8 @@ def test_a_budget_of_nothing_is_refused(name):
         ("FCF-BTS", {"bandit_alpha": 1.5}),
         ("FCF-BTS", {"bandit_beta": 1.0}),
         ("SCoLR", {"shared_rank": 0}),
+        ("SCoLR", {"shared_rank": "many"}),
+        ("FCF-BTS", {"bandit_alpha": "most"}),
     ],
 )
 def test_bad_hyper_parameters_are_refused_by_name(name, keys):

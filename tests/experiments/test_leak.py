@@ -194,6 +194,9 @@ def test_leak_measures_a_run_and_changes_nothing_of_it(workspace):
     assert measured["AUC"] == max(v for k, v in measured.items() if "AUC" in k)
     with pytest.raises(ConfigError, match="item_embedding"):
         leak(keys_of(item_embedding="hash"))
+    masked = {"secure_aggregation": True, "report_loss": False, "compressor": "none"}
+    with pytest.raises(ConfigError, match="secure_aggregation=True is not allowed"):
+        leak(keys_of(**masked))
 
 
 def documented():

@@ -22,7 +22,8 @@ from recbole_fedras.wire.payload import Layout, Payload
 
 # They leave bytes over: all send alike, or what was chosen without the update.
 SPARING = {
-    "none", "CoLR", "CountSketch", "SCoLR", "RankOne", "JointRec", "RandomRows", "FCF-BTS",
+    "none", "CoLR", "CountSketch", "SCoLR", "RankOne", "JointRec", "RandomRows",
+    "FCF-BTS",
 }  # fmt: skip
 
 

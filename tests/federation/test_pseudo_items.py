@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CTX, make_update
+from conftest import COMMON, CTX, make_update
 from population import federation, mf, simulate
 
 from recbole_fedras.compressor.none import NoCompression
+from recbole_fedras.config import Config
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.federation.pseudo_items import PseudoItems
 from recbole_fedras.federation.transforms import SharedUpdate, Transform
 
@@ -108,3 +110,12 @@ def test_transforms_draw_by_the_clients_seed(data):
 
     after_two_rounds(data, 99, (Note(),))
     assert seeds == {99}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("pseudo_items", "n_pseudo_items=3"), ("local_dp", "clip_norm=1")]
+)
+def test_codes_are_no_place_for_real_numbers(name, key):
+    argv = [*COMMON, f"--transforms={name}", f"--{key}", "--report_loss=False"]
+    with pytest.raises(ConfigError, match=f"transforms='{name}' does not go with"):
+        Config("LightFR", argv=[*argv, "--compressor=none"])

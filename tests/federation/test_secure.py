@@ -146,6 +146,17 @@ def test_with_too_few_left_a_round_fails_and_changes_nothing(
     require_near(found, plain)
 
 
+def test_a_cohort_is_three_at_least_or_nobody_is_asked(data):
+    small = {"secure": SECURE, "report_loss": False, "fraction": 2.5 / data.n_clients}
+    with pytest.raises(ConfigError, match="selects 2; secure_aggregation=True needs 3"):
+        simulate(mf(), data, make("none"), **small)
+    drawn = simulate(mf(), data, make("none"), sampling="poisson", **small)
+    reports = [drawn.run_round() for _ in range(8)]
+    few = [report for report in reports if report.n_invited < 3]
+    assert 0 < len(few) < 8
+    assert not any(report.n_clients for report in few)
+
+
 @pytest.mark.slow
 def test_a_sketch_of_all_rows_trains_too(data):
     """It is another one than that of the trained rows, so the runs are not alike."""
@@ -194,6 +205,7 @@ ON = {"secure_aggregation": True, "report_loss": False, "compressor": "none"}
         (["--report_loss=True"], "report_loss=True is not allowed"),
         (["--uplink_feedback=True"], "uplink_feedback=True is not allowed"),
         (["--max_update_norm=10"], "max_update_norm=10"),
+        (["--report_contraction=True"], "report_contraction=True is not allowed"),
         (["--bandwidth=[0.5,0.75]"], "bandwidth=.* is not allowed"),
         (["--compressor=CoLR", "--budget=wire"], "budget='wire' is not allowed"),
     ],

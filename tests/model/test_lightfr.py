@@ -102,6 +102,25 @@ def test_the_server_descends_on_the_cohorts_error():
         assert (item in update.ids.tolist()) == (expected != start[item]).any()
 
 
+def test_wishes_are_codes_whatever_is_sent():
+    table = torch.from_numpy(random_codes(N_ITEMS, DIM, seed=1))
+    flips = torch.from_numpy(random_codes(N_ITEMS, DIM, seed=2)) < 0
+    change = -2 * table * flips
+    found = []
+    for factor in (1, 100):
+        descent = CodeDescent()
+        descent.begin(table)
+        for client in range(3):
+            rows = RowUpdate(torch.arange(N_ITEMS), factor * change)
+            descent.add(client, rows, torch.zeros(0))
+        update, _ = descent.result()
+        moved = table.clone()
+        moved[update.ids] += update.rows
+        assert moved.abs().unique().tolist() == [1]
+        found.append(moved)
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("n", [0, 7, N_ITEMS])
 def test_codes_arrive_as_they_are_at_a_bit_each(n):
     base = torch.from_numpy(random_codes(N_ITEMS, DIM, 0))

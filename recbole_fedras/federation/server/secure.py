@@ -15,6 +15,7 @@ from recbole_fedras.federation.protocol import Agreement
 from recbole_fedras.federation.server.intake import Intake
 from recbole_fedras.federation.settings import SecureAggregation
 from recbole_fedras.numeric.rng import Stream, generator
+from recbole_fedras.secure import FEWEST
 from recbole_fedras.secure.keys import KEY_BYTES
 from recbole_fedras.secure.notes import pack_blobs, unpack_blobs
 from recbole_fedras.secure.protocol import Public, SecureServer
@@ -28,7 +29,8 @@ class SecureIntake(Intake):
 
     Whoever is silent at one stage is not asked at the next. An update counts once it
     has come, even if its sender is silent afterwards. Single updates cannot be checked:
-    neither norms nor what an update does to a row.
+    neither norms nor what an update does to a row. Where so few are invited that a sum
+    would tell each client's part, nobody is asked for more than keys, and none counts.
 
     Parameters
     ----------
@@ -55,6 +57,7 @@ class SecureIntake(Intake):
     ) -> None:
         super().__init__(agreement, uplink, _none_alone, round, invited, _no_base)
         self._add_sum, self._ctx = add_sum, agreement.context(round)
+        self._too_few = len(invited) < FEWEST
         self._form = MaskedForm(agreement, uplink, secure.bound)
         seed = agreement.federation.seed
         self._n_words = self._form.n_words(self._ctx)
@@ -63,6 +66,8 @@ class SecureIntake(Intake):
 
     def follow_up(self) -> Iterator[list[Message]]:
         """Ask for shares, for masked updates, and for what takes masks away."""
+        if self._too_few:
+            return
         talk = self._talk
         talk.draw_graph()
         rosters = {client: talk.roster_of(client) for client in talk.public}

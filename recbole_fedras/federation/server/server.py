@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedras.compressor.base import Compressor, RowUpdate, empty_update
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.federation.protocol import Agreement, Ints, receipt
 from recbole_fedras.federation.server.aggregation import Aggregator
 from recbole_fedras.federation.server.downlink import DownlinkPolicy
@@ -25,6 +26,7 @@ from recbole_fedras.federation.server.state import SharedParameters
 from recbole_fedras.federation.transforms import SharedUpdate, Transform
 from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.numeric.stopwatch import Stopwatch
+from recbole_fedras.secure import FEWEST
 from recbole_fedras.wire.message import Header, Kind, Message
 from recbole_fedras.wire.payload import Payload
 from recbole_fedras.wire.transport import Answer
@@ -131,6 +133,7 @@ class Server:
         self.eligible = eligible
         fraction = agreement.federation.client_fraction
         self.cohort_size = cohort_size(len(eligible), fraction)
+        self._require_enough()
         self._introduced = np.zeros(agreement.n_clients, bool)
         self.invitations = np.zeros(agreement.n_clients, np.int64)
         self._transforms = transforms
@@ -141,6 +144,22 @@ class Server:
         self._at_work: dict[int, int] = {}
         self._invited: dict[int, int] = {}
         self.seconds = Stopwatch()
+
+    def _require_enough(self) -> None:
+        """Refuse cohorts that masks cannot hide anybody in.
+
+        Raises
+        ------
+        ConfigError
+        """
+        federation = self._agreement.federation
+        few = federation.sampling == "fixed" and self.cohort_size < FEWEST
+        if federation.secure is not None and few:
+            raise ConfigError(
+                f"client_fraction={federation.client_fraction} of {len(self.eligible)} "
+                f"clients selects {self.cohort_size}; secure_aggregation=True needs "
+                f"{FEWEST}, as otherwise a sum tells each client's part"
+            )
 
     @property
     def round(self) -> int:
