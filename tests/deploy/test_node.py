@@ -103,7 +103,7 @@ def assert_same(simulated, deployed) -> None:
     [
         ("NCF", {"replica": "personal", "uplink_feedback": True}),
         ("MF", {"eval_step": 0}),  # the last round is the best, and never validated
-        ("NCF", WARM),
+        slow("NCF", WARM),
         slow("NCF", WARM | {"replica": "personal", "uplink_feedback": True}),
         slow("MF", {"item_embedding": "hash", "hash_rows": 20}),
         slow("MF", {"compressor": "KLT", "bandwidth": [0.5, 0.75]}),

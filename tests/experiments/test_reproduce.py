@@ -112,7 +112,9 @@ def test_exposure_is_a_metric_of_runs_that_have_it():
 
     def rows_of(entry, result):
         run = {"result": result, "made": {"code": None, "commit": "abc"}}
-        return {row["metric"]: row["ours"] for row in _rows(exhibit, entry, [run], 0.1)}
+        return {
+            row["metric"]: row["ours"] for row in _rows(exhibit, entry, [run], 0.1, {})
+        }
 
     exposed = quality | {"exposure": {"er@10": 0.25}}
     assert rows_of(pushed, exposed) == {"hit@10": 0.5, "er@10": 0.25}

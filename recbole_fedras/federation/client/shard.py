@@ -306,7 +306,8 @@ class Shard:
             self.user_rows[places] = private.user_rows[kept]
             if self.user_states is not None and private.user_states is not None:
                 self.user_states[places] = private.user_states[kept]
-            if private.round + self._window > self._newest:
+            # The newest round may have failed, and then what is oldest may still count.
+            if self._window and private.round + self._window >= self._newest:
                 waiting.append(private.only(~kept))
         self._pending = waiting
         self.replicas.commit(counted)

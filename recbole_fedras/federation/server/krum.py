@@ -113,7 +113,12 @@ def _means(
     return means
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc"})  # else sums are not vectorised
+@njit(
+    nogil=True,
+    cache=True,
+    forceinline=True,  # one copy of the code: another one may round differently
+    fastmath={"reassoc"},  # else sums are not vectorised
+)
 def _compare(
     rows: Floats,
     clients: Ints,
