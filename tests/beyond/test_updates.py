@@ -126,6 +126,7 @@ def test_eden_works_on_fewer_rows_wherever_it_says_that_it_works():
     raise AssertionError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.0, 0.75])
 def test_averaging_learns_from_clients_of_one_class_each(rate):
     rng = torch.Generator().manual_seed(0)

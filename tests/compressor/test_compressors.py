@@ -5,7 +5,7 @@ from math import floor
 import numpy as np
 import pytest
 import torch
-from conftest import CTX, DIM, N_ITEMS, budget, make_update, slow
+from conftest import CTX, DIM, N_ITEMS, budget, long, make_update
 from methods import NAMES, OF_UPDATES, VARIANTS, compatible, make, sent, table
 
 from recbole_fedras.compressor import RowUpdate, check_compressor
@@ -26,7 +26,7 @@ def through_the_wire(compressor, update, rate, broadcast):
 @pytest.mark.parametrize(("name", "keys"), [*VARIANTS, ("BinaryCodes", {})])
 @pytest.mark.parametrize(
     ("n_items", "dim"),
-    [(N_ITEMS, DIM), slow(300, 16)],
+    [(N_ITEMS, DIM), long(300, 16)],
 )
 @pytest.mark.filterwarnings("ignore:not checked with budget=wire")
 def test_every_compressor_keeps_the_contract(name, keys, n_items, dim):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import recbole
-from conftest import shared_data, slow
+from conftest import long, shared_data
 
 from recbole_fedras.__main__ import main
 from recbole_fedras.compressor import check_compressor
@@ -170,7 +170,7 @@ def test_prepare_yields_the_papers_lastfm(tmp_path):
 
 @pytest.mark.parametrize(
     ("n_rounds", "hit"),  # chance: 0.1
-    [(10, 0.2), slow(60, 0.3)],
+    [(10, 0.2), long(60, 0.3)],
 )
 def test_fedras_learns_ml_100k_at_the_papers_cost(tmp_path, monkeypatch, n_rounds, hit):
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DIM, rounds_of, slow
+from conftest import DIM, long, rounds_of, slow
 from links import DirectLinks
 
 from recbole_fedras.config import Config
@@ -156,7 +156,7 @@ def test_a_node_that_starts_again_goes_on_where_it_was(run, parts, keys):
     assert_same(simulated, deployed(parts, links, "NCF", **keys))
 
 
-@pytest.mark.parametrize("seed", [0, slow(1), slow(2), slow(3)])
+@pytest.mark.parametrize("seed", [0, long(1), long(2), long(3)])
 def test_answers_that_are_lost_are_asked_for_again(run, parts, seed):
     """With ``min_shards`` of all, no round counts without one of them."""
     simulated = run("NCF", **KEYS, replica="personal")

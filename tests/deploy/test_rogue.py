@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgpack
 import pytest
 import torch
-from conftest import rounds_of, slow
+from conftest import long, rounds_of
 from test_node import deployed, links_to, parts, small  # noqa: F401
 
 from recbole_fedras.config.checkpoint import read_checkpoint
@@ -146,7 +146,7 @@ def silent(parts):  # noqa: F811
     return run_of(parts, links)
 
 
-@pytest.mark.parametrize("every", [6, slow(1)])
+@pytest.mark.parametrize("every", [6, long(1)])
 def test_who_lies_counts_as_silent(parts, silent, every):  # noqa: F811
     """Evaluation sums, and updates: whatever is wrong with them."""
     expected, table = silent

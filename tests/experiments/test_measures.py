@@ -27,6 +27,7 @@ def losses(**keys):
     return information_loss(whole(**keys))["result"]
 
 
+@pytest.mark.slow
 def test_information_loss_is_that_of_aggregates_and_tables(workspace):
     """Of no compression none; of clusters what the definition says."""
     exact = losses(compressor="none")["test_result"]

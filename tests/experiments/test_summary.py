@@ -53,6 +53,7 @@ def test_p_values_are_corrected_for_their_number():
     assert np.isnan(adjusted([np.nan])).all()
 
 
+@pytest.mark.slow
 def test_intervals_cover_a_mean_as_often_as_they_say():
     """Of users alike in all seeds; more seeds of the same then tell nothing new."""
     rng, covered = np.random.default_rng(0), 0

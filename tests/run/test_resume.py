@@ -158,7 +158,7 @@ def test_a_score_that_is_not_finite_stops_the_run(workspace, monkeypatch):
         run_recbole_fedras(argv=TINY)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_leaves_a_checkpoint_that_continues(workspace):
     """Interrupt a real process; its last.pth continues to the uninterrupted end."""
     import os

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from conftest import TINY, rounds_of
 
 from recbole_fedras.config import registry
@@ -27,6 +28,7 @@ def test_every_attack_changes_what_is_learnt(workspace):
         assert found != plain, attack
 
 
+@pytest.mark.slow
 def test_every_defence_changes_what_is_learnt_and_holds(workspace):
     attack = "--attack=sign_flip", "--attack_share=0.3", "--attack_strength=20"
     plain, spoilt = losses(), losses(*attack)

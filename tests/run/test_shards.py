@@ -166,7 +166,7 @@ def test_a_run_that_loses_a_process_can_be_resumed(run, workspace, shards_here):
     assert_same(whole, resumed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_end_with_the_bits_of_one(run):
     keys = {"client_fraction": 0.8, "replica": "personal"}
     assert_same(run("NCF", **keys), run("NCF", n_shards=2, **keys))
