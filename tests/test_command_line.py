@@ -168,6 +168,7 @@ class SignOfMine(Compressor):
         (["--n_jobs=0"], "n_jobs=0 is not allowed; it must be -1 or"),
         (["--n_jobs=-2"], "n_jobs=-2 is not allowed; it must be -1 or"),
         (["--n_jobs=True"], "n_jobs=True is not allowed; it must be -1 or"),
+        (["--secure_bound=1e-300"], "secure_bound=1e-300"),
         (["--aggregation=sum"], "known: discrete, dp_fedavg, fedavg, "),
         (["--replica=mine"], "replica='mine'"),
         (["--learner=adam"], "learner='adam'"),

@@ -102,7 +102,7 @@ def conditions(config: Keys) -> Conditions:
 def _secure_aggregation(config: Keys) -> SecureAggregation | None:
     found = SecureAggregation(
         read(config, "secure_neighbours", integer(2)),
-        read(config, "secure_bound", _POSITIVE),
+        read(config, "secure_bound", number(at_least=1e-6, at_most=1e6)),
     )
     return found if read(config, "secure_aggregation", BOOLEAN) else None
 

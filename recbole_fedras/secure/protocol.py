@@ -14,6 +14,9 @@ from recbole_fedras.secure.keys import KEY_BYTES, SEED_BYTES, KeyPair
 
 _SEALING, _MASKING, _ALONE = b"seal", b"pairwise mask", b"mask of one's own"
 
+#: Any key pair: who can agree on nothing with it can with nobody.
+_PROBE = KeyPair(bytes(SEED_BYTES))
+
 
 class Public(NamedTuple):
     """What everybody may know of a client.
@@ -236,10 +239,13 @@ class SecureServer:
         Raises
         ------
         PayloadError
-            If they have another length.
+            If they have another length, or are none: what neighbours would agree on
+            with such a key is known to everybody, and nobody could take its mask away.
         """
         if any(len(key) != KEY_BYTES for key in public):
             raise PayloadError("its public keys have another length")
+        for key in public:
+            _PROBE.agree(key, _MASKING)
         self.public[client] = public
 
     def draw_graph(self) -> None:

@@ -136,3 +136,14 @@ def test_fixed_point_sums_are_those_of_values_to_half_a_step_each():
     assert error.max() <= 1000 * code.step / 2 + 1e-9
     cut = code.decode(code.encode(np.array([9.0, -9.0])))
     assert np.abs(cut - [4, -4]).max() <= code.step
+
+
+@pytest.mark.parametrize("key", [bytes(32), b"\1" + bytes(31)])
+def test_a_key_that_nobody_can_agree_on_is_refused_when_it_comes(key):
+    """Else its neighbours fall silent, and nobody takes its masks away."""
+    one = Round(5, 16)
+    sound = one.clients[10].public
+    for public in (sound._replace(masking=key), sound._replace(sealing=key)):
+        with pytest.raises(PayloadError, match="not a public key"):
+            one.server.note_keys(10, public)
+    one.server.note_keys(10, sound)
