@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import nan
 from statistics import mean, stdev
 from typing import Any
 
@@ -38,7 +37,7 @@ def summary(label: str, runs: list[Outcome], first: list[Outcome]) -> dict[str, 
         row[metric + LOW], row[metric + HIGH] = interval(metric, runs) or (None, None)
     found = difference(runs, first)
     row |= {"better users": found.better, "worse users": found.worse}
-    row |= {"effect": found.effect, "p": found.p, "p adjusted": nan}  # of all rows
+    row |= {"effect": found.effect, "p": found.p, "p adjusted": ""}  # of all rows
     row |= cost([run["result"]["communication"] for run in runs])
     row["seconds"] = mean(run["result"]["seconds"]["total"] for run in runs)
     named = {measure.__name__: measure for measure in (train_and_test, centralised)}

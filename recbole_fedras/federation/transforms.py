@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from recbole_fedras.compressor.base import RoundContext, RowUpdate
+from recbole_fedras.compressor.base import REAL, RoundContext, RowUpdate
 
 
 class SharedUpdate(NamedTuple):
@@ -107,6 +107,8 @@ class Clip(Transform):
     clip_norm : float
         Positive.
     """
+
+    table_values = (REAL,)
 
     def __init__(self, clip_norm: float = 1.0) -> None:
         if type(clip_norm) not in (int, float) or not 0 < clip_norm < float("inf"):

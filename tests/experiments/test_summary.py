@@ -11,6 +11,7 @@ from sweeps import cell
 
 from recbole_fedras.experiments.rank_plot import draw_order
 from recbole_fedras.experiments.statistics import adjusted, difference, interval, order
+from recbole_fedras.experiments.summary import summaries
 from recbole_fedras.experiments.sweep import Sweep
 
 
@@ -79,3 +80,16 @@ def test_ranks_of_methods_are_told_apart_by_nemenyis_test():
     assert order({name: values[:4] for name, values in scores.items()}) is None
     assert order(dict(list(scores.items())[:2])) is None
     assert draw_order(found).axes[0].get_xlabel().startswith("mean rank over 14 cells")
+
+
+def test_what_is_tested_against_itself_has_no_corrected_p_value():
+    sent = {"uplink_bytes": 1, "downlink_bytes": 1, "catch_up_bytes": 0}
+    sent |= {"dense_bytes": 4, "wire_compression_rate": 0.5}
+    result = {"test_result": {"hit@10": 0.5}, "communication": sent}
+    result |= {"seconds": {"total": 1.0}}
+    run = {"result": result, "measure": "train_and_test", "ranks": [1, 2, 30] * 5}
+    run |= {"made": {"code": None, "commit": "abc"}}
+    worse = run | {"ranks": [2, 4, 30] * 5}
+    first, other = summaries({"first": [run], "other": [worse]})
+    assert first["p adjusted"] == ""
+    assert 0 < other["p adjusted"] < 0.05

@@ -187,6 +187,7 @@ def test_a_resumed_run_ends_like_the_whole(run, workspace):
             {"model": "MF", "aggregation": "discrete"},
             "aggregation='discrete' does not go .*: dp_fedavg, fedavg, ",
         ),
+        ({"transforms": ["clip"]}, "clip.* does not go with model='LightFR'"),
         ({"replica": "stale"}, "BinaryCodes needs to know the receiver's table"),
         (
             {"replica": "stale", "compressor": "none"},
