@@ -260,7 +260,7 @@ class RoundContext:
                 "the compressor needs to know the receiver's table: choose another for "
                 "replica=stale, and with bandwidth set downlink_feedback=True"
             )
-        return self.base[ids.to(self.base.device)]
+        return self.base[ids]
 
     def generator(self) -> np.random.Generator:
         """Random numbers of this sender, to this receiver, in this round."""
@@ -439,7 +439,7 @@ def put_update_rows(payload: Payload, update: RowUpdate, n_items: int) -> Payloa
 def raw_payload(update: RowUpdate, n_items: int) -> Payload:
     """Send the changed rows as they are: fields ``rows`` and ``values`` (n, dim)."""
     payload = put_update_rows(Payload(), update, n_items)
-    return payload.put_floats("values", update.rows.cpu().numpy())
+    return payload.put_floats("values", update.rows.numpy())
 
 
 def raw_layout(n_rows: int, budget: Budget) -> Layout:

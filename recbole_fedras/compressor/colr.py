@@ -77,7 +77,7 @@ class CoLR(Compressor):
         basis = shared_basis(common_rank(budget), ctx, update.rows)
         factor = update.rows @ basis.T * (len(basis) / ctx.dim)
         payload = put_update_rows(Payload(), update, ctx.n_items)
-        return payload.put_floats("factor", factor.cpu().numpy())
+        return payload.put_floats("factor", factor.numpy())
 
     def decode(self, payload: Payload, ctx: RoundContext) -> RowUpdate:
         """Multiply A by B."""

@@ -80,7 +80,7 @@ class CountSketch(Compressor):
         """Add values up in their buckets."""
         n_buckets = _buckets(budget)
         buckets, signs = _places(update.ids.numpy(), n_buckets, ctx)
-        values = signs * update.rows.cpu().numpy()
+        values = signs * update.rows.numpy()
         sketch = np.bincount(buckets.ravel(), values.ravel(), n_buckets)
         payload = put_update_rows(Payload(), update, ctx.n_items)
         return payload.put_floats("sketch", sketch.astype(np.float32))

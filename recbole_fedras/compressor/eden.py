@@ -97,7 +97,7 @@ class EDEN(Compressor):
         if roomy or fits_raw(n, budget):
             return raw_payload(update, ctx.n_items)
         n_fine = budget.most(0, m, partial(self._layout, n, budget, n_bits))
-        values = update.rows.cpu().numpy().astype(np.float64).ravel()
+        values = update.rows.numpy().astype(np.float64).ravel()
         if not np.isfinite(values).all():
             raise ValueError("EDEN: a row is not finite")
         signs = _signs(m, ctx)

@@ -82,7 +82,7 @@ class FCFBTS(RandomRows):
             self._selected = update.ids.numpy()
             self._arms = _Arms(ctx.n_items, ctx.dim)
         dense = np.zeros((ctx.n_items, ctx.dim))
-        dense[update.ids.numpy()] = update.rows.cpu().numpy()
+        dense[update.ids.numpy()] = update.rows.numpy()
         rates = self.bandit_alpha, self.bandit_beta
         self._arms.learn(self._selected, dense[self._selected], *rates)
         payloads = super().encode_broadcast(update, budgets, ctx)

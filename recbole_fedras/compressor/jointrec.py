@@ -83,7 +83,7 @@ class JointRec(Compressor):
         payload = put_update_rows(Payload(), update, ctx.n_items)
         ranges = []
         for name, factor in (("left", left), ("right", right)):
-            levels, low, high = _quantise(factor.cpu().numpy(), rng)
+            levels, low, high = _quantise(factor.numpy(), rng)
             payload.put_ints(name, levels, _LEVELS, "items")
             ranges.append((low, high))
         return payload.put_floats("ranges", np.array(ranges, np.float32))

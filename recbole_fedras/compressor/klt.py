@@ -86,7 +86,7 @@ class KLT(Compressor):
         limit = self._limit(len(update), budget)
         if 4 * update.rows.numel() <= limit or fits_raw(len(update), budget):
             return raw_payload(update, ctx.n_items)
-        rows = update.rows.cpu().numpy().astype(np.float64)
+        rows = update.rows.numpy().astype(np.float64)
         if not np.isfinite(rows).all():
             raise ValueError("KLT: a row is not finite")
         # Rotate by the eigenvectors: columns of coefficients are uncorrelated, and most

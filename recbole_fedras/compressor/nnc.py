@@ -100,7 +100,7 @@ class NNC(Compressor):
         limit = self._limit(len(update), budget)
         if 4 * update.rows.numel() <= limit or fits_raw(len(update), budget):
             return raw_payload(update, ctx.n_items)
-        values = update.rows.cpu().numpy().astype(np.float64).ravel()
+        values = update.rows.numpy().astype(np.float64).ravel()
         if not np.isfinite(values).all():
             raise ValueError("NNC: a row is not finite")
         step, code = _smallest_step(values, limit - 4)

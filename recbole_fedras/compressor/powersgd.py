@@ -97,7 +97,7 @@ class PowerSGD(SVD):
         query: Tensor | None,
     ) -> Payload:
         def factors(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-            start = _start(query, rank, ctx).to(rows.device)
+            start = _start(query, rank, ctx)
             exact = rows.double()
             left, _ = torch.linalg.qr(exact @ start.T)
             return left.to(rows.dtype), (left.T @ exact).to(rows.dtype)

@@ -73,7 +73,7 @@ class Quantize(Compressor):
             return raw_payload(update, ctx.n_items)
         # A scale for each row, in float32 as it will be received: both ends find from
         # the scales alone which rows are fine, so their places need not be sent.
-        rows = update.rows.cpu().numpy().astype(np.float64)
+        rows = update.rows.numpy().astype(np.float64)
         scales = np.abs(rows).max(axis=1, initial=0).astype(np.float32)  # (n,)
         n_fine = budget.most(0, n, partial(self._layout, n, budget, n_bits))
         fine = largest(scales, n_fine)

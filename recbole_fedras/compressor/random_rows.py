@@ -123,4 +123,4 @@ def _payload(
         payload.put_rows("rows", np.searchsorted(chosen, ids[kept]), len(chosen))
     else:
         payload.put_rows("rows", ids[kept], ctx.n_items)
-    return payload.put_floats("values", update.rows.cpu().numpy()[kept])
+    return payload.put_floats("values", update.rows.numpy()[kept])

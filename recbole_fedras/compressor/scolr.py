@@ -88,7 +88,7 @@ class SCoLR(Compressor):
         basis = self._part(min(common_rank(budget), rank), ctx, update.rows)
         factor = update.rows @ basis.T * (rank / ctx.dim)
         payload = put_update_rows(Payload(), update, ctx.n_items)
-        return payload.put_floats("factor", factor.cpu().numpy())
+        return payload.put_floats("factor", factor.numpy())
 
     def decode(self, payload: Payload, ctx: RoundContext) -> RowUpdate:
         """Multiply these columns by their rows of B."""

@@ -104,7 +104,7 @@ class SVD(Compressor):
         # matters most. 0 where bytes are not what counts.
         extra = budget.most(0, n, partial(self._layout, n, budget, rank))
         factors = factorise(update.rows, rank + bool(extra))
-        left, right = (factor.cpu().numpy() for factor in factors)
+        left, right = (factor.numpy() for factor in factors)
         payload = put_update_rows(Payload(), update, ctx.n_items)
         payload.put_floats("left", left[:, :rank])
         payload.put_floats(self._right, right)

@@ -88,7 +88,7 @@ class TopK(Compressor):
         if self.topk_scope == "global":
             return self._encode_global(update, budget, ctx)
         # k entries of every row; what is left of the bytes gives some rows one more.
-        n, rows = len(update), update.rows.cpu().numpy()
+        n, rows = len(update), update.rows.numpy()
         k = self._columns(n, budget)
         extra = (
             budget.most(0, n, partial(self._layout, n, budget, k)) if k < ctx.dim else 0
@@ -131,7 +131,7 @@ class TopK(Compressor):
         self, update: RowUpdate, budget: Budget, ctx: RoundContext
     ) -> Payload:
         """Rank all entries of all rows together; rows that keep none are not sent."""
-        flat = update.rows.cpu().numpy().ravel()
+        flat = update.rows.numpy().ravel()
 
         def n_rows(count: int) -> int:
             return len(np.unique(largest(flat, count) // ctx.dim))

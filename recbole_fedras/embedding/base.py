@@ -159,7 +159,7 @@ def introduction(embedding: ItemEmbedding, base_known: bool) -> Payload | None:
     """
     payload = Payload()
     if embedding.base is not None and not base_known:
-        payload.put_floats("base", embedding.base.cpu().numpy(), part="once")
+        payload.put_floats("base", embedding.base.numpy(), part="once")
     embedding.put_once(payload)
     return payload if len(payload) else None
 
@@ -168,7 +168,7 @@ def take_introduction(embedding: ItemEmbedding, payload: Payload) -> None:
     """Let a client's embedding know what :func:`introduction` says."""
     if "base" in payload:
         base = payload.floats("base", embedding.n_items, embedding.dim)
-        embedding.base = torch.from_numpy(base.copy()).to(embedding.members.device)
+        embedding.base = torch.from_numpy(base.copy())
     embedding.get_once(payload)
 
 
@@ -206,7 +206,7 @@ def local_rows(samples: Samples, embedding: ItemEmbedding | None) -> LocalRows:
     if embedding is None:
         themselves = np.arange(len(samples.ids))[:, None]
         return LocalRows(samples.row_offsets, samples.ids, themselves)
-    members = embedding.members.cpu().numpy()
+    members = embedding.members.numpy()
     wanted = members[samples.ids]  # (n_local_items, h)
     ids = np.empty(wanted.size, np.int64)
     places = np.empty_like(wanted)

@@ -104,11 +104,11 @@ class RQ(ItemEmbedding):
     def _set_codes(self, codes: NDArray[np.int64]) -> None:
         """Make codes the rows of one table, in which codebooks lie below each other."""
         rows = codes + np.arange(self.n_parts) * self._n_codes
-        self.members = torch.from_numpy(rows).to(self.members.device)
+        self.members = torch.from_numpy(rows)
 
     def put_once(self, payload: Payload) -> None:
         """Add codes, and the codebooks to start from if no seed draws them."""
-        codes = self.members.cpu().numpy() % self._n_codes
+        codes = self.members.numpy() % self._n_codes
         payload.put_ints("codes", codes, self._n_codes, part="once")
         if self._codebooks is not None:
             payload.put_floats("codebooks", self._codebooks.numpy(), part="once")

@@ -132,7 +132,7 @@ class _Groups:
     ) -> None:
         """Take in what clients receive of an update."""
         received = self._compressor.decode(payload, ctx)
-        pairs = update.rows.cpu().double(), received.rows.double()
+        pairs = update.rows.double(), received.rows.double()
         cosine = torch.cosine_similarity(*pairs, dim=1).numpy()
         _, groups, sizes = np.unique(
             received.rows.numpy(), axis=0, return_inverse=True, return_counts=True
@@ -191,7 +191,7 @@ class FullSVD(SVD):
         """Factorise and send both factors."""
 
         def factors(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-            vectors = np.linalg.svd(rows.cpu().numpy(), full_matrices=True)[2]
+            vectors = np.linalg.svd(rows.numpy(), full_matrices=True)[2]
             right = torch.from_numpy(vectors[:rank]).to(rows)
             return rows @ right.T, right
 

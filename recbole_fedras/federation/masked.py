@@ -62,7 +62,7 @@ class MaskedForm:
     def words(self, update: RowUpdate, theta: Tensor, ctx: RoundContext) -> Words:
         """Return a client's words."""
         rows = torch.zeros(self._n_rows, self._dim)
-        rows[update.ids] = update.rows.cpu()
+        rows[update.ids] = update.rows
         trained = np.zeros(self._n_rows, np.uint32)
         trained[update.ids.numpy()] = 1
         values = self._encoded(rows, ctx).values()

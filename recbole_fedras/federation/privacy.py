@@ -109,7 +109,7 @@ class LocalDP(GaussianMechanism, Transform):
         items, theta = update.clipped(self.clip_norm)
         n_values = ctx.n_items * ctx.dim
         noise = torch.from_numpy(self.noise(ctx, n_values + len(theta)))
-        rows = noise[:n_values].view(ctx.n_items, ctx.dim).to(items.rows.device)
-        rows.index_add_(0, items.ids.to(rows.device), items.rows.to(rows))
+        rows = noise[:n_values].view(ctx.n_items, ctx.dim)
+        rows.index_add_(0, items.ids, items.rows.to(rows))
         theta = theta + noise[n_values:].to(theta)
         return SharedUpdate(RowUpdate(torch.arange(ctx.n_items), rows.float()), theta)

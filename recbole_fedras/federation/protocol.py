@@ -155,7 +155,7 @@ def put_theta(payload: Payload, theta: Tensor) -> Payload:
     It is not compressed: float32, ``4 n_theta`` bytes.
     """
     if len(theta):
-        payload.put_floats("theta", theta.cpu().numpy(), part="theta")
+        payload.put_floats("theta", theta.numpy(), part="theta")
     return payload
 
 
@@ -168,7 +168,7 @@ def get_theta(payload: Payload, n_theta: int) -> Tensor:
 
 def whole_table(table: Tensor) -> Payload:
     """Make the payload of a ``TABLE``: every row as it is."""
-    everything = RowUpdate(torch.arange(len(table)), table.cpu())
+    everything = RowUpdate(torch.arange(len(table)), table)
     return raw_payload(everything, len(table))
 
 

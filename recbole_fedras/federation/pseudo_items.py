@@ -60,7 +60,7 @@ class PseudoItems(Transform):
         ids = update.items.ids.numpy()
         if not len(ids):
             return update
-        rows = update.items.rows.cpu().numpy()
+        rows = update.items.rows.numpy()
         rng = generator(ctx.seed, Stream.PSEUDO_ITEMS, ctx.round, ctx.sender + 1)
         others = np.setdiff1d(np.arange(ctx.n_items), ids, assume_unique=True)
         size = min(self.n_pseudo_items, len(others))

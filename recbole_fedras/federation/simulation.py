@@ -49,6 +49,7 @@ class FederatedModel(Protocol):
     score: Score
     train_clients: TrainClients | None
     embedding: ItemEmbedding | None
+    device: torch.device
 
     def user_rows(self) -> Tensor:
         """Private rows to start from, shape (n_clients, dim); changed in place."""
@@ -189,7 +190,9 @@ def make_shard(
         Those of the shard; by default all, and their rows are the model's.
     """
     start = start_of(model, clients)
-    local = LocalModel(model.score, start.theta, model.train_clients, model.embedding)
+    local = LocalModel(
+        model.score, start.theta, model.train_clients, model.embedding, model.device
+    )
     shard = Shard(agreement, data, local, start, methods.on_clients(), training)
     model.look_at(shard)
     return shard

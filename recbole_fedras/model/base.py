@@ -156,21 +156,19 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         embedding : ItemEmbedding or None
             None: a row each, as they are.
         """
-        device = self.user_embedding.weight.device
         if self.embedding is not None:
             for name in self.embedding.theta():
                 delattr(self, name)
         self.embedding, self._shard = embedding, None
-        self.item_embedding = _below_padding(self.initial_table()).to(device)
+        self.item_embedding = _below_padding(self.initial_table())
         if embedding is None:
             return
-        embedding.to(device)
         for name, value in embedding.theta().items():
             if hasattr(self, name):
                 raise ConfigError(
                     f"item_embedding: its parameter {name!r} is one of the model"
                 )
-            self.register_parameter(name, nn.Parameter(value.to(device)))
+            self.register_parameter(name, nn.Parameter(value))
 
     def begin_like(self, state_dict: Mapping[str, Any]) -> None:
         """Make items of what a saved state has them of: before or after a warm-up."""
@@ -200,6 +198,12 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     def score_all(self, user_rows: Tensor, item_table: Tensor, theta: Theta) -> Tensor:
         """Logits of every user, (n_users, dim), with every item of one table."""
         return self.score(user_rows[:, None], item_table[None], theta)
+
+    def _on_device(
+        self, user_rows: Tensor, items: Tensor, theta: Theta
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        network = {name: value.to(self.device) for name, value in theta.items()}
+        return user_rows.to(self.device), items.to(self.device), network
 
     # What federated training needs; ids count from 0, without [PAD].
 
@@ -252,31 +256,39 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
         if self._shard is None:
             theta = {name: parameter[None] for name, parameter in self._network()}
             tables = self.item_embedding.weight[None, 1:]
+            user = user.to(tables.device)
             table_of = torch.zeros_like(user)
             return _Held(self.user_embedding(user), tables, table_of, theta)
         clients = (user - 1).cpu().numpy()
         tables = self._shard.replicas.tables
-        table_of = self._shard.replicas.table_of(clients.tolist()).to(tables.device)
+        table_of = self._shard.replicas.table_of(clients.tolist())
         networks = self._shard.replicas.networks
         flat = self._shard.replicas.theta[None] if networks is None else networks
         if networks is not None:
             flat = networks[table_of]
-        theta = unflatten(flat.to(tables.device), self.theta())
+        theta = unflatten(flat, self.theta())
         return _Held(self._shard.user_rows_of(clients), tables, table_of, theta)
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """Logits of pairs: users (n,) with items (n,) or with candidates (n, m)."""
         holdings = self._held(user)
-        items = (item - 1).clamp(min=0)  # nobody asks for [PAD]
+        # Nobody asks for [PAD]. What clients hold need not be where scores are made.
+        items = (item - 1).clamp(min=0).to(holdings.tables.device)
         one_network = all(len(value) == 1 for value in holdings.theta.values())
         if item.dim() == 2:
             rows = self._vectors(items, holdings, holdings.table_of[:, None])
-            return self.score(holdings.user_rows[:, None], rows, holdings.theta)
+            return self.score(
+                *self._on_device(holdings.user_rows[:, None], rows, holdings.theta)
+            )
         if one_network:
             rows = self._vectors(items[None], holdings, holdings.table_of[None])
-            return self.score(holdings.user_rows[None], rows, holdings.theta)[0]
+            return self.score(
+                *self._on_device(holdings.user_rows[None], rows, holdings.theta)
+            )[0]
         rows = self._vectors(items[:, None], holdings, holdings.table_of[:, None])
-        return self.score(holdings.user_rows[:, None], rows, holdings.theta)[:, 0]
+        return self.score(
+            *self._on_device(holdings.user_rows[:, None], rows, holdings.theta)
+        )[:, 0]
 
     def _vectors(self, items: Tensor, holdings: _Held, table_of: Tensor) -> Tensor:
         """Vectors of items (n_clients, n) as tables (broadcast to that) have them."""
@@ -313,15 +325,17 @@ class FederatedRecommender(GeneralRecommender):  # type: ignore[misc]
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Logits of a batch's users with all items, shape (n * n_items,)."""
         holdings = self._held(interaction[self.USER_ID])
-        scores = holdings.user_rows.new_zeros(len(holdings.user_rows), self.n_items)
+        size = len(holdings.user_rows), self.n_items
+        scores = torch.zeros(size, device=self.device)
         for index in sorted(set(holdings.table_of.tolist())):
-            users = holdings.table_of == index
+            users = (holdings.table_of == index).nonzero().flatten()
             theta = {
                 name: value if len(value) == 1 else value[users][:1]
                 for name, value in holdings.theta.items()
             }
             table = self._all_vectors(holdings._replace(theta=theta), index)
-            scores[users, 1:] = self.score_all(holdings.user_rows[users], table, theta)
+            held = self._on_device(holdings.user_rows[users], table, theta)
+            scores[users.to(self.device), 1:] = self.score_all(*held)
         return scores.flatten()
 
 

@@ -117,7 +117,7 @@ def deploy(config: Config, links: Links) -> dict[str, Any]:
         init_seed(settings.seed, settings.reproducibility)
         network = config.make_model(_items(config, n_items, catalogue))
         make = partial(_make, config, links, members, n_items)
-        trainer = FederatedTrainer(config, network.to(settings.device), make)
+        trainer = FederatedTrainer(config, network, make)
         folder = begin(trainer)
         return train_and_test(trainer, folder, (None, "valid", "test"))
 

@@ -162,7 +162,7 @@ class FinishedRun:
     def _scores_of_new(self, users: Sequence[Any]) -> tuple[Tensor, Places]:
         """Return scores of users given by their items, and where these are."""
         model, simulation = self.model, self.simulation
-        first = model.initial_users(np.array([model.n_users - 1])).to(model.device)
+        first = model.initial_users(np.array([model.n_users - 1]))
         histories = [self._history(items) for items in users]
         rows = [simulation.train_newcomer(first, items - 1) for items in histories]
         with self._looking_at(torch.cat(rows)):
@@ -234,7 +234,7 @@ def load_run(
     loaders = prepare_data(config)
     train = loaders[0]._dataset
     with config.in_use():
-        model = config.make_model(train).to(config.run_settings().device)
+        model = config.make_model(train)
         digest = data_digest(config)
         make = simulated(config, loaders[0])
         simulation, _ = restore(config, model, make, path, digest)

@@ -134,8 +134,7 @@ class Loaded:
         train, valid, test = split_data(config, dataset, clients)
         self._dataset, self.data = train._dataset, client_data(train._dataset)
         self._held_out = {"valid": valid, "test": test}
-        device = config.run_settings().device
-        self.model = config.make_model(train._dataset).to(device)
+        self.model = config.make_model(train._dataset)
 
     @classmethod
     def part(cls, config: Config, shard: int, n_shards: int) -> Loaded:

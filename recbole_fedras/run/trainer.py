@@ -98,7 +98,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         """
         warm = self.simulation
         warm.state_dict()  # which brings what clients hold here, from wherever they are
-        source = warm.server.parameters.item_table.cpu().numpy()
+        source = warm.server.parameters.item_table.numpy()
         n_items, dim = source.shape
         self.model.copy_held()
         network = self.model.theta()

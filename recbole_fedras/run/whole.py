@@ -53,7 +53,7 @@ def run(
     settings = config.run_settings()
     train_data, valid_data, test_data = prepare_data(config)
     init_seed(settings.seed, settings.reproducibility)
-    network = config.make_model(train_data._dataset).to(settings.device)
+    network = config.make_model(train_data._dataset)
     make = simulated(config, train_data, links, kind)
     trainer = FederatedTrainer(config, network, make, data_digest(config))
 

@@ -180,7 +180,7 @@ class FedRAS(Compressor):
         _, assignments = self._kmeans(update, self._first(min(clustered)), ctx)
         open_ended = len(budgets) == 1 and budgets[0].n_bytes is None
         groups = split_groups(
-            update.rows.cpu().numpy(),
+            update.rows.numpy(),
             assignments,
             None if budgets[0].n_bytes is not None else self.threshold,
             n_recorded=recorded,
@@ -251,7 +251,7 @@ class FedRAS(Compressor):
         self, update: RowUpdate, n_groups: int, ctx: RoundContext
     ) -> tuple[Floats, Ints]:
         return kmeans(
-            update.rows.cpu().numpy(),
+            update.rows.numpy(),
             n_groups,
             ctx.generator(),
             self.kmeans_iterations,
@@ -262,5 +262,5 @@ class FedRAS(Compressor):
         self, update: RowUpdate, ctx: RoundContext, actions: Floats, assignments: Ints
     ) -> Payload:
         payload = put_update_rows(Payload(), update, ctx.n_items)
-        self._code.put(payload, update.rows.cpu().numpy(), actions, assignments)
+        self._code.put(payload, update.rows.numpy(), actions, assignments)
         return payload

@@ -32,7 +32,7 @@ class Direction(Attacker):
 
     def scores(self, seen: Seen, known: Known) -> Floats:
         """Return how far each row moved to the side of the client's items."""
-        rows = seen.update.rows.double().cpu().numpy()
+        rows = seen.update.rows.double().numpy()
         moved = rows @ np.linalg.eigh(rows.T @ rows)[1][:, -1]
         count = known.n_interactions(seen.header)
         up, down = (abs(int((side * moved > 0).sum()) - count) for side in (1, -1))

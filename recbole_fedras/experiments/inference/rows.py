@@ -61,4 +61,4 @@ class Norm(Attacker):
 
     def scores(self, seen: Seen, known: Known) -> Floats:
         """Return the norms of rows."""
-        return spread(seen, seen.update.rows.double().norm(dim=1).cpu().numpy())
+        return spread(seen, seen.update.rows.double().norm(dim=1).numpy())

@@ -56,7 +56,7 @@ class Shadow(Attacker):
             1 + known.training.n_negatives
         )
         labels, settled = np.zeros(n_rows, bool), np.zeros(n_rows, bool)
-        sent = seen.update.rows.double().cpu()
+        sent = seen.update.rows.double()
         while not settled.all():
             _guess(labels, settled, count, rng)
             distance = (_trained(seen, known, labels, rng) - sent).norm(dim=1).numpy()
@@ -90,7 +90,7 @@ def _trained(
     )
     model = known.model._replace(theta=unflatten(seen.theta, known.model.theta))
     samples = _samples(seen, labels, training.local_epochs, rng)
-    return train_cohort(model, user, [samples], training).updates.rows.double().cpu()
+    return train_cohort(model, user, [samples], training).updates.rows.double()
 
 
 def _samples(

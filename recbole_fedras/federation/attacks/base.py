@@ -70,7 +70,7 @@ class Known(NamedTuple):
 
 def _normals(key: np.uint64, rows: NDArray[np.int64], like: Tensor) -> Tensor:
     drawn = torch.from_numpy(normals(key, rows, like.shape[1]))
-    return drawn.to(like.device, like.dtype)
+    return drawn.to(like.dtype)
 
 
 class Attack:

@@ -74,8 +74,7 @@ def largest_deviation(n: int, m: int) -> float:
 
 def _moments(rows: Tensor, place: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Return mean and deviation of the rows at each of n places, each (n, dim)."""
-    counts = torch.bincount(place, minlength=n)[:, None].to(rows.device)
-    place = place.to(rows.device)
+    counts = torch.bincount(place, minlength=n)[:, None]
     empty = rows.new_zeros(n, rows.shape[1])
     mean = empty.index_add(0, place, rows) / counts
     spread = (rows - mean[place]).square()

@@ -44,13 +44,13 @@ class UplinkFeedback:
         """Add each client's residual to the rows that it sends, in place."""
         for index, client in enumerate(updates.clients.tolist()):
             update = updates[index]
-            update.rows.add_(self.residual(client)[update.ids].to(update.rows.device))
+            update.rows.add_(self.residual(client)[update.ids])
 
     def keep(self, client: int, update: RowUpdate, decoded: RowUpdate) -> None:
         """Note what was to be sent, and what arrives."""
         residual = self._residuals.renew(client)
-        residual[update.ids] = update.rows.cpu()
-        residual.index_add_(0, decoded.ids, decoded.rows.cpu(), alpha=-1)
+        residual[update.ids] = update.rows
+        residual.index_add_(0, decoded.ids, decoded.rows, alpha=-1)
 
     def commit(self, counted: Collection[int]) -> None:
         """Keep the residuals of clients whose updates have counted; forget others'."""

@@ -52,7 +52,7 @@ class Maskers:
             self._clients, self._words = {}, {}
         self._round = ctxs[0].round
         for index, ctx in enumerate(ctxs):
-            client, theta = ctx.sender, updates.theta[index].cpu()
+            client, theta = ctx.sender, updates.theta[index]
             self._words[client] = self._form.words(updates[index], theta, ctx)
             self._clients[client] = made = SecureClient(client)
             keys = b"".join(made.public)

@@ -52,7 +52,7 @@ class Newcomers:
 
     def user_rows_of(self, clients: Ints) -> Tensor:
         """Return private rows, shape (n, dim)."""
-        return self.user_rows[torch.from_numpy(clients).to(self.user_rows.device)]
+        return self.user_rows[torch.from_numpy(clients)]
 
 
 def train_newcomer(

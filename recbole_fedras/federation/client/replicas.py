@@ -148,7 +148,7 @@ class SharedReplicas(Replicas):
             else:
                 message.require_base(self.versions[tier])
                 change = self._decode(message, table)
-                table.index_add_(0, change.ids.to(table.device), change.rows.to(table))
+                table.index_add_(0, change.ids, change.rows)
             self.versions[tier] = header.version
 
     def commit(self, counted: Collection[int]) -> None:
@@ -220,7 +220,7 @@ class OwnReplicas(Replicas):
         for message, change in zip(fresh, self._changes(fresh), strict=True):
             client = message.header.client
             table = self._tables.renew(client)
-            table.index_add_(0, change.ids.to(table.device), change.rows.to(table))
+            table.index_add_(0, change.ids, change.rows)
             self._networks.renew(client).copy_(self.theta)
 
     def _changes(self, messages: Sequence[Message]) -> list[RowUpdate]:

@@ -335,15 +335,15 @@ class Shard:
     def _train(self, clients: Ints, round: int) -> Trained:
         places, tables = self._places(clients), self.replicas.tables
         states = self.user_states
-        theta = self.replicas.theta.to(tables.device)
         participants = Participants(
             torch.from_numpy(clients),
             self.user_rows[places],
-            None if states is None else states[places].to(tables.device),
+            None if states is None else states[places],
             tables,
             self.replicas.table_of(clients.tolist()),
         )
-        model = self.model._replace(theta=unflatten(theta, self.model.theta))
+        theta = unflatten(self.replicas.theta, self.model.theta)
+        model = self.model._replace(theta=theta)
         with self.seconds("local_training"):
             trained = train_cohort(
                 model,
@@ -360,7 +360,7 @@ class Shard:
 
     def _samples(self, clients: Ints, round: int) -> list[Samples]:
         """Draw what each group trains on; attackers may label theirs otherwise."""
-        whole = self.replicas.tables.device.type != "cpu"
+        whole = not self.model.on_cpu
         agreement, training = self._agreement, self.training
         groups, drawn = draw_groups(
             clients, agreement, self._data, training, round, whole

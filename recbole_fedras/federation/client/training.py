@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,12 +42,30 @@ class LocalModel(NamedTuple):
         those of the general path to rounding.
     embedding : ItemEmbedding, optional
         What items are made of; by default a row of the table each.
+    device : torch.device
+        Where clients train; all that they hold and send is on the CPU.
     """
 
     score: Score
     theta: Theta
     train_clients: TrainClients | None = None
     embedding: ItemEmbedding | None = None
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether clients train where they are."""
+        return self.device.type == "cpu"
+
+    def placed(self) -> LocalModel:
+        """Return a copy whose tensors are where clients train."""
+        if self.on_cpu:
+            return self
+        theta = {name: value.to(self.device) for name, value in self.theta.items()}
+        embedding = copy.deepcopy(self.embedding)
+        if embedding is not None:
+            embedding.to(self.device)
+        return self._replace(theta=theta, embedding=embedding)
 
 
 class Participants(NamedTuple):
@@ -69,6 +88,15 @@ class Participants(NamedTuple):
     user_states: Tensor | None
     tables: Tensor
     table_of_client: Tensor
+
+    def to(self, device: torch.device) -> Participants:
+        """Return the same with their parameters on a device."""
+        states = self.user_states
+        return self._replace(
+            user_rows=self.user_rows.to(device),
+            user_states=None if states is None else states.to(device),
+            tables=self.tables.to(device),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +172,7 @@ def train_cohort(
     workspace : Workspace, optional
         Holds the updates returned, until it is used again.
     """
-    clients, user_rows, user_states, tables, _ = participants
+    clients, user_rows, user_states, tables, _ = participants.to(model.device)
     local = thread_map(lambda samples: local_rows(samples, model.embedding), groups)
     n_rows = sum(len(rows.ids) for rows in local)
     n_theta = sum(value.numel() for value in model.theta.values())
@@ -152,14 +180,15 @@ def train_cohort(
     results = _Results(
         user_rows.clone(),
         None if user_states is None else user_states.clone(),
-        (workspace or Workspace()).rows(n_rows, tables.shape[-1], tables.device),
-        torch.empty(len(clients), n_theta, device=tables.device),
+        (workspace or Workspace()).rows(n_rows, tables.shape[-1], model.device),
+        torch.empty(len(clients), n_theta, device=model.device),
     )
-    train = _trainer(model, participants, training, gradient_map)
+    train = _trainer(model.placed(), training, gradient_map)
     losses = thread_map(
         lambda group: group.mark(train(group)),
-        _split(participants, groups, local, results),
+        _split(participants._replace(tables=tables), groups, local, results),
     )
+    results = results.cpu()
     updates = CohortUpdate(
         clients=clients,
         offsets=_join([rows.offsets for rows in local]),
@@ -184,6 +213,12 @@ class _Results(NamedTuple):
     states: Tensor | None
     changes: Tensor
     theta_changes: Tensor
+
+    def cpu(self) -> _Results:
+        """Return them where clients keep and compress them."""
+        states = None if self.states is None else self.states.cpu()
+        changes, of_theta = self.changes.cpu(), self.theta_changes.cpu()
+        return _Results(self.users.cpu(), states, changes, of_theta)
 
 
 def _split(
@@ -216,16 +251,12 @@ def _join(offsets: Sequence[Ints]) -> Tensor:
 
 
 def _trainer(
-    model: LocalModel,
-    participants: Participants,
-    training: LocalTraining,
-    gradient_map: Tensor | None,
+    model: LocalModel, training: LocalTraining, gradient_map: Tensor | None
 ) -> Callable[[Group], Tensor]:
     """Return what trains a group and returns its losses: compiled where that serves."""
-    device = participants.tables.device
-    plain = model.embedding is None and participants.user_states is None
-    if model.train_clients is None or not plain or device.type != "cpu":
-        mapping = None if gradient_map is None else gradient_map.to(device)
+    plain = model.embedding is None and training.user_optimizer == "sgd"
+    if model.train_clients is None or not plain or not model.on_cpu:
+        mapping = None if gradient_map is None else gradient_map.to(model.device)
         objective = Objective(model.score, training, model.embedding, mapping)
         return partial(train_batched, objective, model.theta)
     mapping = torch.empty(0, 0) if gradient_map is None else gradient_map

@@ -161,7 +161,7 @@ class Broadcast(PublishedDownlinks):
         self._tables, self._resent = {}, {}
         self._before.copy_(self.mirrors)
         for table, change in zip(self.mirrors, self._changes, strict=True):
-            table.index_add_(0, change.ids.to(table.device), change.rows.to(table))
+            table.index_add_(0, change.ids, change.rows)
         self._states = self._next_states
 
     def rollback(self) -> None:

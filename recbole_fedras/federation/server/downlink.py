@@ -123,7 +123,7 @@ class DownlinkPolicy(ABC):
         """Return what a replica lacks: ``Q - replica``, where it is not zero."""
         ahead = self._parameters.item_table - table
         ids = ahead.any(dim=1).nonzero().flatten()
-        return RowUpdate(ids.cpu(), ahead[ids])
+        return RowUpdate(ids, ahead[ids])
 
     def _with_theta(self, payload: Payload, header: Header) -> Message:
         return Message.of(put_theta(payload, self._parameters.theta), header)

@@ -48,10 +48,7 @@ class ServerOptimizer:
             "squares": torch.full_like(change, first),
             "steps": torch.zeros(()),
         }
-        state = {
-            name: self._state.get(name, value).to(change)
-            for name, value in start.items()
-        }
+        state = {name: self._state.get(name, value) for name, value in start.items()}
         mean, squares, steps = state["mean"], state["squares"], state["steps"] + 1
         beta, decay = settings.betas
         mean = beta * mean + (1 - beta) * change

@@ -46,7 +46,7 @@ class _OwnMirrors(DownlinkPolicy):
 
     def _apply(self, client: int, update: RowUpdate) -> None:
         table = self._mirrors.renew(client)
-        table.index_add_(0, update.ids.to(table.device), update.rows.to(table))
+        table.index_add_(0, update.ids, update.rows)
 
     def commit(self, counted: Ints) -> None:
         """Keep what these clients were sent."""

@@ -58,15 +58,13 @@ class SharedParameters:
         """
         self._before = self.item_table.clone(), self.theta.clone(), self.round
         if not self._plain:
-            dense = torch.zeros_like(self.item_table).cpu()
-            dense[update.ids] = update.rows.to(dense)
+            dense = torch.zeros_like(self.item_table)
+            dense[update.ids] = update.rows
             change = self._optimizers["item_table"].step(dense)
             ids = change.any(dim=1).nonzero().flatten()
             update = RowUpdate(ids, change[ids])
-        self.item_table.index_add_(
-            0, update.ids.to(self.item_table.device), update.rows.to(self.item_table)
-        )
-        self.theta += self._optimizers["theta"].step(theta_change.to(self.theta))
+        self.item_table.index_add_(0, update.ids, update.rows)
+        self.theta += self._optimizers["theta"].step(theta_change)
         self.round += 1
         return update
 
