@@ -59,14 +59,15 @@ class Exhibit:
     and testing; ``figure``, the name of its x-axis, if it is one, and what ``drawn``
     along it: ``settings``, as lines or as ``bars``, ``metrics``, ``rounds``, ``hours``,
     ``bytes``, ``privacy`` or ``heat``, a map of learning rates and weight decays, which
-    settings name; ``metrics``, of the test or of the exposure of an attack's targets;
-    ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and ``settings``, each a
-    label with keys, a setting's perhaps by dataset; ``learning_rates``, the grid for
-    methods that name none, perhaps by model, and ``tuning``, keys of the setting that
-    they are chosen in, perhaps by dataset, the first if it says none;
-    ``tuned_by_setting``, if each setting has learning rates of its own, chosen with its
-    keys and those of ``tuning``; ``jobs``, if only so many runs may be under way; and
-    ``paper``, values by dataset, model and method, a list for each setting.
+    settings name; ``metrics``, of the test, of the exposure of an attack's targets, or
+    ``epsilon``; ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and
+    ``settings``, each a label with keys, a setting's perhaps by dataset;
+    ``learning_rates``, the grid for methods that name none, perhaps by model, and
+    ``tuning``, keys of the setting that they are chosen in, perhaps by dataset, the
+    first if it says none; ``tuned_by_setting``, if each setting has learning rates of
+    its own, chosen with its keys and those of ``tuning``; ``jobs``, if only so many
+    runs may be under way; and ``paper``, values by dataset, model and method, a list
+    for each setting.
     """
 
     name: str

@@ -196,10 +196,13 @@ def _rows(
         "other code": other_code(runs, exhibit.measure),
     }
     rest |= tested
-    found = [result["test_result"] | result.get("exposure", {}) for result in results]
+    found = [
+        result["test_result"] | result.get("exposure", {}) | result.get("privacy", {})
+        for result in results
+    ]
     for index, metric in enumerate(exhibit.metrics):
-        values = [measured[metric] for measured in found if metric in measured]
-        if found and not values:  # who attacks without a target exposes none
+        values = [of[metric] for of in found if of.get(metric) is not None]
+        if found and not values:  # no target to expose, or no noise to bound anything
             continue
         paper = None if entry.paper is None else entry.paper[index]
         low, high = interval(metric, runs) or (None, None)

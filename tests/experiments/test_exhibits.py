@@ -33,7 +33,7 @@ def test_exhibits_are_whole(name, every):
         method = of_label.get(label, label)
         if name in ("peft", "gel") and method != "FedRAS":
             method = "none"
-        if name.startswith("robustness"):
+        if name.startswith("robustness") or name == "privacy-noise":
             method = entry.keys["compressor"]
         if name in ("stragglers", "heterogeneity"):
             method = method.partition(",")[0]

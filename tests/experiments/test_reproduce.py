@@ -119,4 +119,8 @@ def test_exposure_is_a_metric_of_runs_that_have_it():
     exposed = quality | {"exposure": {"er@10": 0.25}}
     assert rows_of(pushed, exposed) == {"hit@10": 0.5, "er@10": 0.25}
     assert rows_of(calm, quality) == {"hit@10": 0.5}
+    noisy, bare = ({"privacy": {"epsilon": value}} for value in (2.0, None))
+    exhibit = Exhibit("mine", "Mine", ["hit@10", "epsilon"], [calm])
+    assert rows_of(calm, quality | noisy) == {"hit@10": 0.5, "epsilon": 2.0}
+    assert rows_of(calm, quality | bare) == {"hit@10": 0.5}
     assert all(np.isnan(value) for value in rows_of(lost, None).values())
