@@ -11,8 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from recbole_fedras.beyond.updates import ErrorFeedback, Occasion, decompress_update
+from recbole_fedras.beyond.updates import (
+    ErrorFeedback,
+    Occasion,
+    Update,
+    decompress_update,
+)
 from recbole_fedras.compressor.base import SERVER, Compressor
+from recbole_fedras.errors import NonFiniteError
 
 
 class Examples(NamedTuple):
@@ -68,6 +74,11 @@ def train(model: nn.Module, clients: Sequence[Examples], how: Averaging) -> Sent
         Of floats only; batch normalisation's counters are none.
     clients : sequence of Examples
     how : Averaging
+
+    Raises
+    ------
+    NonFiniteError
+        If a client's training diverged.
     """
     rng = np.random.default_rng([how.seed, 0])
     held = _copy(model)
@@ -81,6 +92,7 @@ def train(model: nn.Module, clients: Sequence[Examples], how: Averaging) -> Sent
             examples, occasion = clients[client], Occasion(round, client, how.seed)
             _train_locally(model, examples, how, occasion)
             update = {name: value - held[name] for name, value in _copy(model).items()}
+            _require_finite(update, occasion)
             model.load_state_dict(held)
             data = uplinks[client].compress(
                 update, how.compressor, how.compression_rate, occasion
@@ -99,15 +111,32 @@ def train(model: nn.Module, clients: Sequence[Examples], how: Averaging) -> Sent
     return Sent(up, down)
 
 
+def class_ranks(model: nn.Module, examples: Examples) -> Tensor:
+    """Return the place of each example's class among all, by score; 1: it is found.
+
+    Of classes with equal scores an example's is the last.
+    """
+    with torch.no_grad():
+        scores: Tensor = model(examples.inputs)
+    return (scores >= scores.gather(1, examples.classes[:, None])).sum(dim=1)
+
+
 def accuracy(model: nn.Module, examples: Examples) -> float:
     """Return the share of examples whose class is found."""
-    with torch.no_grad():
-        found = model(examples.inputs).argmax(dim=1)
-    return float((found == examples.classes).float().mean())
+    return float((class_ranks(model, examples) == 1).double().mean())
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def _require_finite(update: Update, occasion: Occasion) -> None:
+    for name, value in update.items():
+        if not value.isfinite().all():
+            raise NonFiniteError(
+                f"round {occasion.round}, client {occasion.sender}: the change of "
+                f"{name!r} is not finite; a lower learning_rate may help"
+            )
 
 
 def _train_locally(

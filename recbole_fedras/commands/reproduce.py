@@ -30,7 +30,7 @@ def reproduce(argv: list[str]) -> None:
     parser.add_argument(
         "--without", action="append", default=[], help="leave this method out"
     )
-    parser.add_argument("--seeds", default="2020 1 2", help="(default: 2020 1 2)")
+    parser.add_argument("--seeds", help="(default: the exhibit's, mostly 2020 1 2)")
     parser.add_argument(
         "--rounds",
         type=int,
@@ -72,10 +72,15 @@ def _run_exhibits(
                 f"--model={arguments.model}"
             )
     exhibits = [read_exhibit(name, *chosen, arguments.without, keys) for name in names]
-    seeds = several("seeds", arguments.seeds, int)
+    asked = arguments.seeds
+    seeds = None if asked is None else several("seeds", asked, int)
     output = Path(arguments.output)
     with config.in_use():
         for exhibit in exhibits:
             jobs = exhibit.jobs or arguments.jobs
-            sweep = Sweep(output / exhibit.name, jobs, arguments.redo, beside=output)
-            reproduction.reproduce(exhibit, seeds, local, sweep, arguments.dry_run)
+            sweep = Sweep(
+                output / exhibit.name, jobs, arguments.redo, output, exhibit.resolver()
+            )
+            reproduction.reproduce(
+                exhibit, seeds or exhibit.seeds, local, sweep, arguments.dry_run
+            )

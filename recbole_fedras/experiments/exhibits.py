@@ -12,13 +12,14 @@ from recbole_fedras.config import registry
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.experiments.clients import train_and_test_clients
 from recbole_fedras.experiments.entries import Entry, entries_of
-from recbole_fedras.experiments.identity import Keys, Measure
+from recbole_fedras.experiments.identity import Keys, Measure, Resolver
 from recbole_fedras.experiments.leak import leak
 from recbole_fedras.experiments.measures import (
     group_sizes,
     information_loss,
     transfer_time,
 )
+from recbole_fedras.experiments.network import NetworkResolver, train_network
 from recbole_fedras.experiments.outcome import train_and_test
 from recbole_fedras.experiments.sweep import RELABELLING
 
@@ -29,7 +30,11 @@ _MEASURES: dict[str, Measure] = {
     "group_sizes": group_sizes,
     "transfer_time": transfer_time,
     "leak": leak,
+    "train_network": train_network,
 }
+
+#: Of exhibits that name no others.
+SEEDS = (2020, 1, 2)
 
 #: Keys that not all runs of an exhibit can be given, and why.
 _REFUSED = {
@@ -55,18 +60,19 @@ class Exhibit:
     """A table or figure, as ``properties/experiment/{name}.yaml`` says.
 
     The file's keys: ``like``, another exhibit, if it only says in which keys and
-    methods it differs from that; ``title``; ``measure``, if it is another than training
-    and testing; ``figure``, the name of its x-axis, if it is one, and what ``drawn``
-    along it: ``settings``, as lines or as ``bars``, ``metrics``, ``rounds``, ``hours``,
-    ``bytes``, ``privacy`` or ``heat``, a map of learning rates and weight decays, which
-    settings name; ``metrics``, of the test, of the exposure of an attack's targets, or
-    ``epsilon``; ``datasets``; ``models``; ``keys`` of all runs; ``methods`` and
-    ``settings``, each a label with keys, a setting's perhaps by dataset;
-    ``learning_rates``, the grid for methods that name none, perhaps by model, and
-    ``tuning``, keys of the setting that they are chosen in, perhaps by dataset, the
-    first if it says none; ``tuned_by_setting``, if each setting has learning rates of
-    its own, chosen with its keys and those of ``tuning``; ``jobs``, if only so many
-    runs may be under way; and ``paper``, values by dataset, model and method, a list
+    methods it differs from that; ``title``; ``measure``, if it is another than
+    training and testing; ``figure``, the name of its x-axis, if it is one, and what
+    ``drawn`` along it: ``settings``, as lines or as ``bars``, ``models`` as bars,
+    ``metrics``, ``rounds``, ``hours``, ``bytes``, ``privacy`` or ``heat``, a map of
+    learning rates and weight decays, which settings name; ``metrics``, of the test,
+    of the exposure of an attack's targets, or ``epsilon``; ``datasets``; ``models``;
+    ``keys`` of all runs; ``methods`` and ``settings``, each a label with keys, a setting's
+    perhaps by dataset; ``learning_rates``, the grid for methods that name none,
+    perhaps by model, and ``tuning``, keys of the setting that they are chosen in,
+    perhaps by dataset, the first if it says none; ``tuned_by_setting``, if each
+    setting has learning rates of its own, chosen with its keys and those of
+    ``tuning``; ``jobs``, if only so many runs may be under way; ``seeds``, if
+    others than usual; and ``paper``, values by dataset, model and method, a list
     for each setting.
     """
 
@@ -78,6 +84,12 @@ class Exhibit:
     drawn: str = "settings"
     measure: Measure = train_and_test
     jobs: int | None = None
+    seeds: tuple[int, ...] = SEEDS
+
+    def resolver(self) -> Resolver:
+        """Return what finds the identities of its runs."""
+        networks = self.measure is train_network
+        return NetworkResolver() if networks else Resolver()
 
 
 def read_exhibit(
@@ -146,6 +158,7 @@ def read_exhibit(
         exhibit.get("drawn", "settings"),
         _MEASURES[exhibit.get("measure", "train_and_test")],
         exhibit.get("jobs"),
+        tuple(exhibit.get("seeds", SEEDS)),
     )
 
 

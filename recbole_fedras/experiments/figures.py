@@ -74,14 +74,16 @@ def draw_bytes(rows: Sequence[Row], xlabel: str | None) -> Figure:
     return with_legend(figure, _keys_of_points(rows, settings))
 
 
-def draw_bars(rows: Sequence[Row], xlabel: str | None) -> Figure:
-    """Draw each metric as bars, a group of methods for each of an exhibit's settings.
+def draw_bars(
+    rows: Sequence[Row], xlabel: str | None, label: str = "setting"
+) -> Figure:
+    """Draw each metric as bars, a group of methods for each value of a label.
 
-    For settings that are no numbers: a line between them would say nothing.
+    For values that are no numbers: a line between them would say nothing.
     """
     figure, every = panels_of(rows, xlabel, (7, 3))
     for panel, shown in every:
-        _draw_groups(panel, shown, "setting", distinct(row["method"] for row in rows))
+        _draw_groups(panel, shown, label, distinct(row["method"] for row in rows))
     return with_legend(figure)
 
 

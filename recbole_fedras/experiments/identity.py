@@ -125,6 +125,9 @@ class Resolver:
         found = self._found[template]
         return found._replace(keys=given, config=found.config | free)
 
+    def require(self, cell: Keys) -> None:
+        """Refuse what could not run here; recommenders' data may be downloaded."""
+
     def _resolve(self, cell: Keys, given: Keys, measure: Measure) -> Identity:
         config = Config(config_dict=cell)
         kept = given | {  # of what is given, a checkpoint to resume is not resolved

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from math import inf, isnan, nan
 from statistics import mean, stdev
@@ -12,9 +13,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from recbole_fedras.experiments import figures
+from recbole_fedras.experiments.clients import train_and_test_clients
 from recbole_fedras.experiments.entries import Entry
 from recbole_fedras.experiments.exhibits import Exhibit
 from recbole_fedras.experiments.identity import Keys, Outcome
+from recbole_fedras.experiments.network import train_network
 from recbole_fedras.experiments.outcome import train_and_test
 from recbole_fedras.experiments.panels import save
 from recbole_fedras.experiments.privacy_figure import draw_privacy
@@ -33,6 +36,9 @@ from recbole_fedras.experiments.sweep import Sweep
 from recbole_fedras.experiments.tables import HIGH, LOW, Table
 
 Row = dict[str, Any]
+
+#: Measures whose first metric is the better the larger, so that methods can be ranked.
+_MORE_IS_BETTER = (train_and_test, train_and_test_clients, train_network)
 
 
 def reproduce(
@@ -89,7 +95,7 @@ def reproduce(
     if exhibit.drawn == "heat":
         lost = regrets(cells_of(by_entry, exhibit.metrics[0]))
         Table(f"{title} {exhibit.metrics[0]}", lost).write(sweep.folder / "regret")
-    ranked = order(_scores(rows)) if exhibit.measure is train_and_test else None
+    ranked = order(_scores(rows)) if exhibit.measure in _MORE_IS_BETTER else None
     if ranked is not None:
         save(draw_order(ranked), sweep.folder / "ranks.png")
     print(f"Tables{' and figure.png' * bool(exhibit.figure)} are in {sweep.folder}")
@@ -265,10 +271,11 @@ def _drawn(
         return figures.draw_curves(curves, metrics, exhibit.figure, against)
     if exhibit.drawn == "heat":
         return draw_heat(cells_of(by_entry, exhibit.metrics[0]), exhibit.metrics[0])
-    draw = {
+    draw: dict[str, Callable[[list[Row], str | None], Figure]] = {
         "bars": figures.draw_bars,
         "bytes": figures.draw_bytes,
         "metrics": figures.draw_metrics,
+        "models": partial(figures.draw_bars, label="model"),
         "privacy": draw_privacy,
         "settings": figures.draw_settings,
     }

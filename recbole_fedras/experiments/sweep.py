@@ -67,6 +67,8 @@ class Sweep:
         Whether to run again what other code has made.
     beside : Path, optional
         A folder of folders of runs, which are taken too.
+    resolver : Resolver, optional
+        What finds the runs' identities; by default those of recommenders.
 
     Raises
     ------
@@ -80,13 +82,14 @@ class Sweep:
         n_jobs: int = -1,
         redo: bool = False,
         beside: Path | None = None,
+        resolver: Resolver | None = None,
     ) -> None:
         if n_jobs < 1 and n_jobs != -1:
             raise ConfigError(f"n_jobs={n_jobs} must be -1 or at least 1")
         self.folder = folder
         self._n_jobs = n_jobs
         self._redo = redo
-        self._resolver = Resolver()
+        self._resolver = resolver or Resolver()
         self._runs = Runs(folder, beside)
 
     def find(self, cell: Keys, measure: Measure = train_and_test) -> Outcome | None:
@@ -143,6 +146,8 @@ class Sweep:
             name: self._find(identity, measure) for name, (identity, _) in named.items()
         }
         missing = {name: named[name][1] for name, run in found.items() if run is None}
+        for cell in missing.values():
+            self._resolver.require(cell)
         done = len(named) - len(missing)
         with tqdm(total=len(named), initial=done, desc=title, unit="run") as bar:
             for name, outcome in _outcomes(measure, missing, self._n_jobs):

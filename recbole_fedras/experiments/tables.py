@@ -110,5 +110,7 @@ def _shown(key: str, value: Any) -> str:
 
 def _style(key: str, value: float) -> str:
     style = next(style for name, style in FORMATS.items() if fnmatchcase(key, name))
+    if 0 < abs(value) < 0.05 and style == ",.1f":
+        return ".1g"
     small = style.endswith(".4f") and 0 < abs(value) < 1e-3
     return style.replace(".4f", ".2e") if small else style
