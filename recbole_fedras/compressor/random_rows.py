@@ -53,6 +53,8 @@ class RandomRows(Compressor):
     (1024, 8)
     """
 
+    linear = True  # whoever is sent one downlink sends the same rows
+
     def validate(self, budget: Budget) -> None:
         """Require at least one row."""
         budget.require("number of rows", _count(budget))

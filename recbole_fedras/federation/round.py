@@ -113,10 +113,8 @@ def run_round(
 
 def _require_counted(closed: Closed, round: int) -> None:
     """Refuse a round of which nothing is left because all was refused."""
-    if closed.refusals and not len(closed.counted):
-        reasons = "; ".join(
-            f"client {client}: {reason}" for client, reason in closed.refusals[:3]
-        )
+    if closed.refusals and not len(closed.counted) and not closed.lost:
+        reasons = "; ".join(map(str, closed.refusals[:3]))
         raise FederationError(
             f"round {round}: of {closed.n_invited} clients invited, none sent an "
             f"update that counts ({reasons}); where norms are the reason, lower "

@@ -88,9 +88,7 @@ def round_row(round: int, report: RoundReport) -> dict[str, Any]:
     row: dict[str, Any] = {"round": round, "loss": report.loss}
     row["clients"] = report.n_clients
     row["absent"] = report.n_invited - report.n_clients
-    row["refused"] = "; ".join(
-        f"client {client}: {reason}" for client, reason in report.refusals
-    )
+    row["refused"] = "; ".join(map(str, report.refusals))
     row |= report.metrics
     row |= report.bytes
     for direction in DIRECTIONS:  # as papers count: values of items only

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from Crypto.Protocol.SecretSharing import Shamir
@@ -102,7 +102,47 @@ def share(seed: bytes, threshold: int, n: int) -> list[bytes]:
     return [part for _, part in Shamir.split(threshold, n, seed, ssss=False)]
 
 
-def restore(shares: Mapping[int, bytes]) -> bytes:
-    """Return the seed of shares by their places, as many as the threshold."""
-    parts = [(1 + place, part) for place, part in shares.items()]
-    return Shamir.combine(parts, ssss=False)
+#: Choices of shares that are tried. Of 16 shares, of which 9 restore a seed, one that
+#: is wrong is always found, and so are three.
+TRIES = 128
+
+
+def restore(
+    shares: Mapping[int, bytes], threshold: int, fits: Callable[[bytes], bool]
+) -> tuple[bytes | None, list[int]]:
+    """Return the seed that is wanted, of shares of which some may be wrong.
+
+    Parameters
+    ----------
+    shares : mapping of int to bytes
+        By their places.
+    threshold : int
+        Shares that restore a seed.
+    fits : callable
+        Whether a seed is the one that is wanted.
+
+    Returns
+    -------
+    seed : bytes or None
+        None if no choice of shares gives it.
+    wrong : list of int
+        Places of wrong shares; not looked for if the first choice fits.
+    """
+    places = sorted(shares)
+    chosen = places[:threshold]
+    for _ in range(TRIES):
+        seed = _combined(shares, chosen)
+        if fits(seed):
+            break
+        chosen = secrets.SystemRandom().sample(places, threshold)
+    else:
+        return None, []
+    if chosen == places[:threshold]:
+        return seed, []
+    rest = [place for place in places if place not in chosen]
+    # With all but one of the chosen, a sound share restores the seed as well.
+    return seed, [at for at in rest if _combined(shares, [*chosen[1:], at]) != seed]
+
+
+def _combined(shares: Mapping[int, bytes], places: list[int]) -> bytes:
+    return Shamir.combine([(1 + at, shares[at]) for at in places], ssss=False)

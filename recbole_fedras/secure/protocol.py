@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from recbole_fedras.secure.fixed_point import Words
 from recbole_fedras.secure.keys import KEY_BYTES, SEED_BYTES, KeyPair
 
 _SEALING, _MASKING, _ALONE = b"seal", b"pairwise mask", b"mask of one's own"
+_COMMITMENT = b"commitment to a seed"
 
 #: Any key pair: who can agree on nothing with it can with nobody.
 _PROBE = KeyPair(bytes(SEED_BYTES))
@@ -25,10 +27,28 @@ class Public(NamedTuple):
     ----------
     sealing, masking : bytes
         Public keys: of notes to it, and of masks that it shares with another.
+    alone : bytes
+        By which the seed of its own mask is known again; it does not tell the seed.
     """
 
     sealing: bytes
     masking: bytes
+    alone: bytes
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Public:
+        """Read what stands one behind the other.
+
+        Raises
+        ------
+        PayloadError
+            If that has another length.
+        """
+        if len(data) != len(cls._fields) * KEY_BYTES:
+            raise PayloadError("its public keys have another length")
+        return cls(
+            *(data[at : at + KEY_BYTES] for at in range(0, len(data), KEY_BYTES))
+        )
 
 
 def threshold(n_neighbours: int) -> int:
@@ -89,7 +109,9 @@ class SecureClient:
     if the client has dropped out, the second if it has not, never both.
 
     **Departures**: signatures and the round that checks consistency, against servers
-    who lie, are left out. A private key follows from a seed of 16 bytes.
+    who lie, are left out. A private key follows from a seed of 16 bytes. With its keys
+    a client sends what the other seed is known again by, so that a neighbour's wrong
+    share is found out.
 
     Parameters
     ----------
@@ -100,7 +122,7 @@ class SecureClient:
     Four clients; the second masks nothing, as it has dropped out by then:
 
     >>> clients = [SecureClient(number) for number in range(4)]
-    >>> server = SecureServer(n_words=2, n_neighbours=3, seed=1)
+    >>> server = SecureServer(n_words=2, n_neighbours=3, rng=Random(1))
     >>> for client in clients:
     ...     server.note_keys(client.client, client.public)
     >>> server.draw_graph()
@@ -123,7 +145,8 @@ class SecureClient:
         self._masking_seed, self._own_seed = keys.new_seed(), keys.new_seed()
         self._sealing = KeyPair(keys.new_seed())
         self._masking = KeyPair(self._masking_seed)
-        self.public = Public(self._sealing.public, self._masking.public)
+        alone = keys.derived(self._own_seed, _COMMITMENT)
+        self.public = Public(self._sealing.public, self._masking.public, alone)
         self._roster: Mapping[int, Public] = {}
         self._kept: dict[int, bytes] = {}
         self._threshold = 0
@@ -215,8 +238,8 @@ class SecureServer:
         Of each client.
     n_neighbours : int
         Of each client.
-    seed : int
-        Of the random ring of neighbours.
+    rng : Random
+        Draws the ring of neighbours, which no client may choose: a ``SystemRandom``.
 
     Attributes
     ----------
@@ -224,10 +247,13 @@ class SecureServer:
         Of clients who have sent keys.
     masked : dict of int to ndarray of uint32
         Words as they have arrived.
+    faults : list of tuple of int and str
+        Clients whose shares were wrong, and of whom.
     """
 
-    def __init__(self, n_words: int, n_neighbours: int, seed: int) -> None:
-        self._n_words, self._n_neighbours, self._seed = n_words, n_neighbours, seed
+    def __init__(self, n_words: int, n_neighbours: int, rng: Random) -> None:
+        self._n_words, self._n_neighbours, self._rng = n_words, n_neighbours, rng
+        self.faults: list[tuple[int, str]] = []
         self.public: dict[int, Public] = {}
         self._notes: dict[int, dict[int, bytes]] = {}
         self.masked: dict[int, Words] = {}
@@ -239,19 +265,16 @@ class SecureServer:
         Raises
         ------
         PayloadError
-            If they have another length, or are none: what neighbours would agree on
-            with such a key is known to everybody, and nobody could take its mask away.
+            If one is none: what neighbours would agree on with such a key is known to
+            everybody, and nobody could take its mask away.
         """
-        if any(len(key) != KEY_BYTES for key in public):
-            raise PayloadError("its public keys have another length")
-        for key in public:
+        for key in (public.sealing, public.masking):
             _PROBE.agree(key, _MASKING)
         self.public[client] = public
 
     def draw_graph(self) -> None:
         """Draw who shares masks with whom, of those who have sent keys."""
-        rng = np.random.default_rng(self._seed)
-        ring = rng.permutation(sorted(self.public)).tolist()
+        ring = self._rng.sample(sorted(self.public), len(self.public))
         self._graph = Graph(ring, self._n_neighbours)
 
     def roster_of(self, client: int) -> dict[int, Public]:
@@ -307,7 +330,8 @@ class SecureServer:
         Raises
         ------
         FederationError
-            If too few neighbours of a client are left to take its masks away.
+            If too few neighbours of a client are left to take its masks away, or too
+            many of them have sent wrong shares.
         """
         total = np.zeros(self._n_words, np.uint32)
         for words in self.masked.values():
@@ -332,7 +356,11 @@ class SecureServer:
             total -= found if other < dropped else -found
 
     def _seed_of(self, client: int) -> bytes:
-        """Restore the one seed of a client that its neighbours have told of."""
+        """Restore the one seed of a client that its neighbours have told of.
+
+        Shares that are wrong are found out: by the client's public key of the one seed,
+        by its commitment to the other.
+        """
         places = {other: place for place, other in enumerate(self._graph.of(client))}
         shares = {
             places[other]: self._revealed[other][client]
@@ -345,7 +373,25 @@ class SecureServer:
                 f"{len(shares)} neighbours of client {client} are left, of {enough} "
                 "that it takes to remove its mask; raise secure_neighbours"
             )
-        return keys.restore(dict(list(shares.items())[:enough]))
+
+        def fits(seed: bytes) -> bool:
+            public = self.public[client]
+            if client in self.masked:
+                return keys.derived(seed, _COMMITMENT) == public.alone
+            return KeyPair(seed).public == public.masking
+
+        seed, wrong = keys.restore(shares, enough, fits)
+        if seed is None:
+            raise FederationError(
+                f"no {enough} shares restore the seed of client {client}: it, or many "
+                f"of its {len(shares)} neighbours, sent wrong ones"
+            )
+        others = {place: other for other, place in places.items()}
+        self.faults += [
+            (others[place], f"its share of client {client}'s seed is wrong")
+            for place in wrong
+        ]
+        return seed
 
 
 def _about(sender: int, receiver: int) -> bytes:

@@ -14,6 +14,7 @@ from recbole_fedras.config import Config
 from recbole_fedras.config.private import check_deployed
 from recbole_fedras.errors import ConfigError, FederationError
 from recbole_fedras.federation.settings import SecureAggregation
+from recbole_fedras.run.report import round_row
 from recbole_fedras.secure.protocol import SecureServer
 from recbole_fedras.wire.message import Kind, Message
 
@@ -60,6 +61,8 @@ def require_near(found, expected):
         ("none", ncf, "inverse_frequency"),
         slow("none", mf, "fedavg"),
         slow("CoLR", mf, "inverse_frequency"),  # of each row alone, as few or all
+        ("FCF-BTS", mf, "inverse_frequency"),  # of the rows that its downlink names
+        slow("RandomRows", mf, "fedavg"),
     ],
 )
 def test_it_ends_where_the_plain_run_does(name, model, aggregation, data):
@@ -130,15 +133,22 @@ def test_it_survives_those_who_fall_silent_at_any_stage(data, monkeypatch):
     ("kind", "said"),
     [
         (Kind.REVEALED, "raise secure_neighbours"),
-        slow(Kind.KEYS, "0 clients take part"),
+        slow(Kind.KEYS, "0 clients sent keys, of 3 needed"),
     ],
 )
-def test_with_too_few_left_a_round_fails_and_changes_nothing(
+def test_a_round_of_too_few_is_one_of_nobody_and_several_end_the_run(
     kind, said, data, monkeypatch
 ):
     found, plain = (run(mf(), data, n_rounds=1, secure=way) for way in (SECURE, None))
     lose(found, {kind: range(12)}, monkeypatch)
-    with pytest.raises(FederationError, match=said):
+    lose(plain, {Kind.UPDATE: range(12)}, monkeypatch)
+    for _ in range(2):
+        plain.run_round()
+        report = found.run_round()
+        assert report.n_clients == 0
+        assert said in round_row(1, report)["refused"]
+    require_near(found, plain)
+    with pytest.raises(FederationError, match="nor in the 2 rounds before"):
         found.run_round()
     monkeypatch.undo()
     for simulation in (found, plain):  # and goes on
@@ -165,12 +175,7 @@ def test_a_sketch_of_all_rows_trains_too(data):
     assert 0.01 < float(moved.abs().max()) < 10
 
 
-#: They send what the server has chosen of what a client has, which adds up in a round
-#: of updates of all rows, but they have not been tried behind masks.
-UNTRIED = ("RandomRows", "FCF-BTS")
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in UNTRIED])
+@pytest.mark.parametrize("name", NAMES)
 def test_compressors_add_up_or_do_not_say_so(name):
     check = _Check(lambda: make(name), budget(0.5), 60, 0)
     if make(name).linear:

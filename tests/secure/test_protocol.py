@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
 
@@ -18,10 +20,12 @@ class Round:
 
     def __init__(self, n: int, n_neighbours: int) -> None:
         self.clients = {10 + k: SecureClient(10 + k) for k in range(n)}
-        self.server = SecureServer(N_WORDS, n_neighbours, seed=3)
-        rng = np.random.default_rng(0)
+        # On this ring nobody loses more neighbours than the cases below allow.
+        rng = Random(7)  # noqa: S311
+        self.server = SecureServer(N_WORDS, n_neighbours, rng)
+        words = np.random.default_rng(0)
         self.words = {
-            client: rng.integers(0, 2**32, N_WORDS).astype(np.uint32)
+            client: words.integers(0, 2**32, N_WORDS).astype(np.uint32)
             for client in self.clients
         }
 
@@ -122,9 +126,36 @@ def test_fewer_shares_than_the_threshold_restore_nothing():
     seed = keys.new_seed()
     parts = dict(enumerate(keys.share(seed, threshold(7), 7)))
     enough = {place: parts[place] for place in (1, 4, 5, 6)}
-    assert keys.restore(enough) == seed
+    assert keys.restore(enough, 4, seed.__eq__) == (seed, [])
     del enough[4]
-    assert keys.restore(enough) != seed
+    assert keys.restore(enough, 3, seed.__eq__) == (None, [])
+
+
+@pytest.mark.parametrize("no_words", [(), (10,)])
+def test_a_wrong_share_is_found_out_and_named(no_words):
+    """Of either seed: of a client's own mask, or of those shared with one lost."""
+    one = Round(8, 16)
+    one.share()
+    one.mask(no_words)
+    for number, client in one.clients.items():
+        told = client.reveal(one.server.masked)
+        if number == 12:
+            told[10] = bytes([told[10][0] ^ 1]) + told[10][1:]
+        one.server.note_revealed(number, told)
+    plain = np.sum([one.words[c] for c in one.clients], 0, dtype=np.uint32)
+    assert one.server.total().tolist() == plain.tolist()
+    assert one.server.faults == [(12, "its share of client 10's seed is wrong")]
+
+
+def test_a_client_whose_shares_are_wrong_is_named():
+    """Nobody can take its masks away: those who share them keep their shares apart."""
+    one = Round(6, 16)
+    one.clients[13]._own_seed = keys.new_seed()  # after it has committed itself
+    one.share()
+    one.mask()
+    one.reveal()
+    with pytest.raises(FederationError, match="restore the seed of client 13"):
+        one.server.total()
 
 
 def test_fixed_point_sums_are_those_of_values_to_half_a_step_each():

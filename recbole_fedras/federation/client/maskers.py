@@ -10,7 +10,6 @@ from recbole_fedras.federation.masked import MaskedForm
 from recbole_fedras.federation.protocol import Agreement
 from recbole_fedras.federation.settings import SecureAggregation
 from recbole_fedras.secure.fixed_point import Words
-from recbole_fedras.secure.keys import KEY_BYTES
 from recbole_fedras.secure.notes import pack_blobs, unpack_blobs
 from recbole_fedras.secure.protocol import Public, SecureClient
 from recbole_fedras.wire.message import Header, Kind, Message
@@ -75,25 +74,12 @@ class Maskers:
     def _body(self, kind: Kind, client: int, asked: bytes) -> bytes:
         own, blobs = self._clients[client], unpack_blobs(asked)
         if kind is Kind.ROSTER:
-            roster = {other: public_of(keys) for other, keys in blobs.items()}
+            roster = {other: Public.from_bytes(keys) for other, keys in blobs.items()}
             return pack_blobs(own.shares(roster))
         if kind is Kind.NOTES:
             masked = own.masked(self._words[client], blobs)
             return self._form.put(masked).to_bytes()
         return pack_blobs(own.reveal(blobs))
-
-
-def public_of(keys: bytes) -> Public:
-    """Read two public keys.
-
-    Raises
-    ------
-    PayloadError
-        If they have another length.
-    """
-    if len(keys) != 2 * KEY_BYTES:
-        raise PayloadError("public keys of another length")
-    return Public(keys[:KEY_BYTES], keys[KEY_BYTES:])
 
 
 def _header(kind: Kind, round: int, client: int) -> Header:

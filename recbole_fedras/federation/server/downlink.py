@@ -73,6 +73,11 @@ class DownlinkPolicy(ABC):
     def publish(self, update: RowUpdate) -> None:
         """Make downlinks of ``update``, which the server has just applied."""
 
+    @property
+    def published(self) -> Payload | None:
+        """What all clients of the first tier are sent last; None: each its own."""
+        return None
+
     def prepare(self) -> None:
         """Take what a commit needs of the compressor, so that it cannot fail."""
         self._next_state = self._compressor.state_dict()
@@ -163,6 +168,11 @@ class PublishedDownlinks(DownlinkPolicy):
         for payload, budget in zip(payloads, self._agreement.budgets, strict=True):
             hold_to(budget, payload, self._compressor)
         return [self._with_theta(payload, header) for payload in payloads]
+
+    @property
+    def published(self) -> Payload:
+        """The newest downlink."""
+        return self.messages[0].payload
 
     def deliver(self, clients: Iterable[int]) -> Iterator[Message]:
         """Send each client its tier's newest message."""

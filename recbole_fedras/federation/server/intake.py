@@ -37,6 +37,11 @@ class Refusal(NamedTuple):
     client: int
     reason: str
 
+    def __str__(self) -> str:
+        if self.client == UNKNOWN:
+            return self.reason
+        return f"client {self.client}: {self.reason}"
+
 
 class Intake:
     """The updates of one round, from the first to the last.
@@ -62,6 +67,9 @@ class Intake:
     refusals : list of Refusal
     counted : list of int
         Clients whose updates were added, increasing.
+    lost : str
+        Why nobody has counted, if masks of those who have answered could not be taken
+        away.
     """
 
     #: What answers must be, at this time.
@@ -86,6 +94,7 @@ class Intake:
         self._loss, self._n_samples, self._n_losses = 0.0, 0, 0
         self.refusals: list[Refusal] = []
         self.counted: list[int] = []
+        self.lost = ""
 
     def take(self, answer: Answer) -> Message | None:
         """Take in an answer, or refuse it; return it, if it could be read."""

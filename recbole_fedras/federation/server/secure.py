@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from random import SystemRandom
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_fedras.compressor.base import Compressor, RowUpdate
-from recbole_fedras.errors import PayloadError
+from recbole_fedras.compressor.base import Compressor, RoundContext, RowUpdate
+from recbole_fedras.errors import FederationError
 from recbole_fedras.federation.masked import MaskedForm
 from recbole_fedras.federation.protocol import Agreement
-from recbole_fedras.federation.server.intake import Intake
+from recbole_fedras.federation.server.intake import UNKNOWN, Intake, Refusal
 from recbole_fedras.federation.settings import SecureAggregation
-from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.secure import FEWEST
-from recbole_fedras.secure.keys import KEY_BYTES
 from recbole_fedras.secure.notes import pack_blobs, unpack_blobs
 from recbole_fedras.secure.protocol import Public, SecureServer
 from recbole_fedras.wire.message import Header, Kind, Message
@@ -31,6 +30,7 @@ class SecureIntake(Intake):
     has come, even if its sender is silent afterwards. Single updates cannot be checked:
     neither norms nor what an update does to a row. Where so few are invited that a sum
     would tell each client's part, nobody is asked for more than keys, and none counts.
+    Nor does anybody in a round that is ``lost``.
 
     Parameters
     ----------
@@ -39,7 +39,8 @@ class SecureIntake(Intake):
     secure : SecureAggregation
     add_sum : callable
         ``Aggregator.add_sum``.
-    round : int
+    ctx : RoundContext
+        Of the round, with the downlink that all were sent, if there is one.
     invited : mapping of int to int
         As for the base class; all to this round.
     """
@@ -52,23 +53,23 @@ class SecureIntake(Intake):
         uplink: Compressor,
         secure: SecureAggregation,
         add_sum: AddSum,
-        round: int,
+        ctx: RoundContext,
         invited: Mapping[int, int],
     ) -> None:
-        super().__init__(agreement, uplink, _none_alone, round, invited, _no_base)
-        self._add_sum, self._ctx = add_sum, agreement.context(round)
-        self._too_few = len(invited) < FEWEST
+        super().__init__(agreement, uplink, _none_alone, ctx.round, invited, _no_base)
+        self._add_sum, self._ctx, self._n_invited = add_sum, ctx, len(invited)
         self._form = MaskedForm(agreement, uplink, secure.bound)
-        seed = agreement.federation.seed
-        self._n_words = self._form.n_words(self._ctx)
-        ring = int(generator(seed, Stream.PRIVACY, round).integers(2**62))
-        self._talk = SecureServer(self._n_words, secure.neighbours, ring)
+        self._n_words = self._form.n_words(ctx)
+        self._talk = SecureServer(self._n_words, secure.neighbours, SystemRandom())
 
     def follow_up(self) -> Iterator[list[Message]]:
         """Ask for shares, for masked updates, and for what takes masks away."""
-        if self._too_few:
-            return
         talk = self._talk
+        if self._n_invited < FEWEST:
+            return
+        if len(talk.public) < FEWEST:
+            self.lost = f"{len(talk.public)} clients sent keys, of {FEWEST} needed"
+            return
         talk.draw_graph()
         rosters = {client: talk.roster_of(client) for client in talk.public}
         yield self._ask(
@@ -112,9 +113,7 @@ class SecureIntake(Intake):
         """
         client, body, talk = message.header.client, message.body, self._talk
         if self.kind is Kind.KEYS:
-            if len(body) != 2 * KEY_BYTES:
-                raise PayloadError("its public keys have another length")
-            talk.note_keys(client, Public(body[:KEY_BYTES], body[KEY_BYTES:]))
+            talk.note_keys(client, Public.from_bytes(body))
         elif self.kind is Kind.SHARES:
             talk.note_shares(client, unpack_blobs(body))
         elif self.kind is Kind.UPDATE:
@@ -124,18 +123,20 @@ class SecureIntake(Intake):
             talk.note_revealed(client, unpack_blobs(body))
 
     def finish(self) -> float | None:
-        """Add the sum of all updates that have come.
-
-        Raises
-        ------
-        FederationError
-            If too few are left to take masks away.
-        """
+        """Add the sum of all updates that have come, if masks can be taken away."""
+        if self._talk.masked:
+            try:
+                total = self._talk.total()
+            except FederationError as error:
+                self.lost = str(error)
+            else:
+                self.counted = sorted(self._talk.masked)
+                found = self._form.sum_of(total, self._ctx)
+                self._add_sum(*found, len(self.counted))
+        self.refusals += [Refusal(*fault) for fault in self._talk.faults]
+        if self.lost:
+            self.refusals.append(Refusal(UNKNOWN, self.lost))
         self.refusals.sort()
-        self.counted = sorted(self._talk.masked)
-        if self.counted:
-            found = self._form.sum_of(self._talk.total(), self._ctx)
-            self._add_sum(*found, len(self.counted))
         return None
 
 

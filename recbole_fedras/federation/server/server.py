@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedras.compressor.base import Compressor, RowUpdate, empty_update
-from recbole_fedras.errors import ConfigError
+from recbole_fedras.errors import ConfigError, FederationError
 from recbole_fedras.federation.protocol import Agreement, Ints, receipt
 from recbole_fedras.federation.server.aggregation import Aggregator
 from recbole_fedras.federation.server.downlink import DownlinkPolicy
@@ -31,6 +31,9 @@ from recbole_fedras.wire.message import Header, Kind, Message
 from recbole_fedras.wire.payload import Payload
 from recbole_fedras.wire.transport import Answer
 
+#: Rounds in a row whose masks cannot be taken away: the settings must be wrong.
+MOST_LOST = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Closed:
@@ -44,12 +47,15 @@ class Closed:
     refusals : list of Refusal
     loss : float or None
         Of a training sample, the mean; None if no client reports it.
+    lost : str
+        Why nobody counts, if masks could not be taken away.
     """
 
     counted: Ints
     n_invited: int
     refusals: list[Refusal]
     loss: float | None
+    lost: str
 
 
 class Server:
@@ -143,6 +149,7 @@ class Server:
         # Who may answer, and the round that each was invited to: in force, to be.
         self._at_work: dict[int, int] = {}
         self._invited: dict[int, int] = {}
+        self._n_lost = 0
         self.seconds = Stopwatch()
 
     def _require_enough(self) -> None:
@@ -192,8 +199,9 @@ class Server:
             # What it needs is there with the extra privacy only.
             from recbole_fedras.federation.server.secure import SecureIntake
 
-            add = self.aggregator.add_sum
-            return SecureIntake(agreement, self._uplink, secure, add, round, invited)
+            add, sent = self.aggregator.add_sum, self.policy.published
+            ctx = replace(agreement.context(round), downlink=sent)
+            return SecureIntake(agreement, self._uplink, secure, add, ctx, invited)
         mirror_of, uplink = self.policy.mirror_of, self._uplink
         return Intake(agreement, uplink, self._count, round, invited, mirror_of)
 
@@ -258,9 +266,15 @@ class Server:
 
         Without any update the server steps by zero, and publishes that; unless the
         aggregator has something to say of such a round.
+
+        Raises
+        ------
+        FederationError
+            If it is one of several rounds in a row that are lost behind masks.
         """
         with self.seconds("aggregation"):
             loss = self._intake.finish()
+            self._require_found(self._intake.lost)
             counted = np.array(self._intake.counted, np.int64)
             some = len(counted) or self.aggregator.empty_rounds
             update = self._combined() if some else self._nothing()
@@ -269,7 +283,16 @@ class Server:
             self.policy.publish(change)
             self.policy.prepare()
         self._counted, self._next_states = counted, self._states_of_parts()
-        return Closed(counted, len(self._invited), self._intake.refusals, loss)
+        refusals, lost = self._intake.refusals, self._intake.lost
+        return Closed(counted, len(self._invited), refusals, loss, lost)
+
+    def _require_found(self, lost: str) -> None:
+        if lost and self._n_lost + 1 == MOST_LOST:
+            raise FederationError(
+                f"round {self.round}: masks could not be taken away, nor in the "
+                f"{self._n_lost} rounds before ({lost}); raise secure_neighbours or "
+                "client_fraction, so that enough are left when some fall silent"
+            )
 
     def _combined(self) -> SharedUpdate:
         update = SharedUpdate(*self.aggregator.result())
@@ -299,6 +322,7 @@ class Server:
 
     def commit(self) -> None:
         """Put the closed round into force; nothing here can fail."""
+        self._n_lost = self._n_lost + 1 if self._intake.lost else 0
         self._states = self._next_states
         self._introduced[self._counted] = True
         self.policy.commit(self._counted)
