@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recbole_fedras.commands.options import add_jobs, several
+from recbole_fedras.commands.options import add_jobs, loading, several
 from recbole_fedras.config.arguments import add_config_arguments, files_of
 
 
@@ -38,9 +38,10 @@ def leak(argv: list[str]) -> None:
     add_jobs(parser)
     parser.add_argument("--output", default="leak", help="folder for runs and tables")
     arguments, rest = parser.parse_known_args(argv)
-    from recbole_fedras.config import Config
-    from recbole_fedras.experiments.leak_report import Grid, report_leaks
-    from recbole_fedras.experiments.sweep import Sweep
+    with loading():
+        from recbole_fedras.config import Config
+        from recbole_fedras.experiments.leak_report import Grid, report_leaks
+        from recbole_fedras.experiments.sweep import Sweep
 
     shared = Config(arguments.model, arguments.dataset, files_of(arguments), argv=rest)
     grid = Grid(

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from recbole_fedras.errors import ConfigError
+from recbole_fedras.run.stages import stage
 
 Value = TypeVar("Value")
+
+
+def loading() -> AbstractContextManager[None]:
+    """Say that what a command needs is being imported, which takes seconds."""
+    return stage("loading RecBole and torch")
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:

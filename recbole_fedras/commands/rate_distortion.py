@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from recbole_fedras.commands.options import loading
 from recbole_fedras.config.arguments import add_config_arguments, files_of
 
 
@@ -36,8 +37,12 @@ def rate_distortion(argv: list[str]) -> None:
         "--output", default="rate_distortion", help="folder for table, plot and update"
     )
     arguments, rest = parser.parse_known_args(argv)
-    from recbole_fedras.config import Config
-    from recbole_fedras.experiments.rate_distortion import RATES, run_rate_distortion
+    with loading():
+        from recbole_fedras.config import Config
+        from recbole_fedras.experiments.rate_distortion import (
+            RATES,
+            run_rate_distortion,
+        )
 
     config = Config(arguments.model, arguments.dataset, files_of(arguments), argv=rest)
     with config.in_use():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from recbole_fedras.commands.options import loading
 from recbole_fedras.config.arguments import words
 from recbole_fedras.errors import ConfigError
+from recbole_fedras.run.stages import stage
 
 
 def recommend(argv: list[str]) -> None:
@@ -30,11 +32,12 @@ def recommend(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     if not (arguments.users or arguments.items):
         raise ConfigError("recommend needs --users or --items, one at least")
-    from tabulate import tabulate
+    with loading():
+        from tabulate import tabulate
 
-    from recbole_fedras.run.finished import load_run
-
-    finished = load_run(arguments.run, arguments.data_path)
+        from recbole_fedras.run.finished import load_run
+    with stage(f"reading {arguments.run}"):
+        finished = load_run(arguments.run, arguments.data_path)
     users = [*arguments.users, *map(words, arguments.items)]
     best = finished.recommend(users, arguments.k)
     if arguments.output:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recbole_fedras.commands.options import add_jobs, several
+from recbole_fedras.commands.options import add_jobs, loading, several
 from recbole_fedras.config.arguments import add_files, files_of
 from recbole_fedras.errors import ConfigError
 
@@ -48,11 +48,12 @@ def reproduce(argv: list[str]) -> None:
 def _run_exhibits(
     arguments: argparse.Namespace, rest: list[str], known: list[str]
 ) -> None:
-    from recbole_fedras.config import Config
-    from recbole_fedras.experiments import reproduce as reproduction
-    from recbole_fedras.experiments.exhibits import has_part, read_exhibit
-    from recbole_fedras.experiments.identity import LOCAL
-    from recbole_fedras.experiments.sweep import Sweep
+    with loading():
+        from recbole_fedras.config import Config
+        from recbole_fedras.experiments import reproduce as reproduction
+        from recbole_fedras.experiments.exhibits import has_part, read_exhibit
+        from recbole_fedras.experiments.identity import LOCAL
+        from recbole_fedras.experiments.sweep import Sweep
 
     config = Config(config_file_list=files_of(arguments), argv=rest)
     keys = config.external_config_dict

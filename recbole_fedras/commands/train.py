@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from recbole_fedras.commands import COMMANDS
+from recbole_fedras.commands.options import loading
 from recbole_fedras.config.arguments import add_config_arguments, files_of
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.version import __version__
@@ -47,7 +48,8 @@ def train(argv: list[str]) -> None:
     if arguments.list is not None:
         _list(arguments.list, files, rest)
         return
-    from recbole_fedras.quick_start import run_recbole_fedras
+    with loading():
+        from recbole_fedras.quick_start import run_recbole_fedras
 
     run_recbole_fedras(arguments.model, arguments.dataset, files, argv=rest)
 

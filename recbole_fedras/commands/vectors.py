@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from recbole_fedras.commands.options import loading
+from recbole_fedras.run.stages import stage
+
 
 def vectors(argv: list[str]) -> None:
     """Write the items' vectors of a finished run."""
@@ -19,8 +22,9 @@ def vectors(argv: list[str]) -> None:
     )
     parser.add_argument("--data_path", help="where the datasets are, if moved")
     arguments = parser.parse_args(argv)
-    from recbole_fedras.run.finished import load_run
-
-    finished = load_run(arguments.run, arguments.data_path)
+    with loading():
+        from recbole_fedras.run.finished import load_run
+    with stage(f"reading {arguments.run}"):
+        finished = load_run(arguments.run, arguments.data_path)
     n_items, dim = finished.item_vectors(arguments.output).shape
     print(f"{n_items} items, {dim} values each, are in {arguments.output}")

@@ -66,9 +66,9 @@ class Exhibit:
     ``metrics``, ``rounds``, ``hours``, ``bytes``, ``privacy`` or ``heat``, a map of
     learning rates and weight decays, which settings name; ``metrics``, of the test,
     of the exposure of an attack's targets, or ``epsilon``; ``datasets``; ``models``;
-    ``keys`` of all runs; ``methods`` and ``settings``, each a label with keys, a setting's
-    perhaps by dataset; ``learning_rates``, the grid for methods that name none,
-    perhaps by model, and ``tuning``, keys of the setting that they are chosen in,
+    ``keys`` of all runs; ``methods`` and ``settings``, each a label with keys, a
+    setting's perhaps by dataset; ``learning_rates``, the grid for methods that name
+    none, perhaps by model, and ``tuning``, keys of the setting that they are chosen in,
     perhaps by dataset, the first if it says none; ``tuned_by_setting``, if each
     setting has learning rates of its own, chosen with its keys and those of
     ``tuning``; ``jobs``, if only so many runs may be under way; ``seeds``, if

@@ -39,8 +39,10 @@ from recbole_fedras.wire.ledger import Ledger
 from recbole_fedras.wire.payload import Payload
 from recbole_fedras.wire.transport import MemoryTransport, Transport
 
-#: Phases of a round that take time.
-PHASES = ("local_training", "compression", "serialisation", "aggregation")
+#: Phases of a round that take time; compiling, where numba's cache lacks a kernel.
+PHASES = (
+    "compiling", "local_training", "compression", "serialisation", "aggregation",
+)  # fmt: skip
 
 
 class FederatedModel(Protocol):

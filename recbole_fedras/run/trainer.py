@@ -300,6 +300,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self, valid_data: Any, show_progress: bool = False
     ) -> tuple[float, dict[str, float]]:
         start = perf_counter()
+        self._bar.doing = "evaluating"
         try:
             score, result = super()._valid_epoch(valid_data, show_progress=False)
         except NonFiniteError as error:
@@ -308,6 +309,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             raise NonFiniteError(
                 f"round {done}: {error}; checkpoints from before are in {kept}"
             ) from error
+        self._bar.doing = ""
         seconds = perf_counter() - start
         row = self.rows[-1]
         self._valid_result = plain(dict(result))

@@ -16,13 +16,16 @@ from recbole_fedras.run.cost import cost
 from recbole_fedras.run.exposure import exposure
 from recbole_fedras.run.groups import hits_by_group
 from recbole_fedras.run.privacy import privacy
+from recbole_fedras.run.progress import compiling
 from recbole_fedras.run.report import RunFolder, result_table, seconds_by_phase
 from recbole_fedras.run.setup import (
     MakeSimulation,
     data_digest,
-    prepare_data,
+    load_data,
     simulated,
+    split_data,
 )
+from recbole_fedras.run.stages import stage
 from recbole_fedras.run.trainer import FederatedTrainer
 from recbole_fedras.wire.links import Links
 
@@ -51,15 +54,18 @@ def run(
         What ``result.json`` holds.
     """
     settings = config.run_settings()
-    train_data, valid_data, test_data = prepare_data(config)
-    init_seed(settings.seed, settings.reproducibility)
-    network = config.make_model(train_data._dataset)
-    make = simulated(config, train_data, links, kind)
-    trainer = FederatedTrainer(config, network, make, data_digest(config))
-
-    folder = begin(trainer)
-    result = train_and_test(trainer, folder, (train_data, valid_data, test_data), saved)
-    _write_ranks(folder, trainer, test_data._dataset)
+    show = settings.show_progress
+    with stage(f"reading {settings.dataset}", show):
+        dataset = load_data(config)
+    with stage("setting up clients", show, compiling):
+        data = split_data(config, dataset)
+        init_seed(settings.seed, settings.reproducibility)
+        network = config.make_model(data[0]._dataset)
+        make = simulated(config, data[0], links, kind)
+        trainer = FederatedTrainer(config, network, make, data_digest(config))
+        folder = begin(trainer)
+    result = train_and_test(trainer, folder, data, saved)
+    _write_ranks(folder, trainer, data[-1]._dataset)
     return result
 
 
@@ -113,7 +119,8 @@ def train_and_test(
         train_data, valid_data, saved=saved, show_progress=settings.show_progress
     )
     start = time.perf_counter()
-    test_result = trainer.evaluate(test_data, load_best_model=saved)
+    with stage("testing", settings.show_progress, compiling):
+        test_result = trainer.evaluate(test_data, load_best_model=saved)
     test_seconds = time.perf_counter() - start
 
     folder.write_rounds(trainer.rows)
