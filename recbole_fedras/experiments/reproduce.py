@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from math import inf, isnan, nan
+from math import isnan, nan
 from statistics import mean, stdev
 from typing import Any
 
@@ -28,9 +28,11 @@ from recbole_fedras.experiments.statistics import (
     interval,
     order,
 )
-from recbole_fedras.experiments.summary import cost
+from recbole_fedras.experiments.summary import cost, measured
 from recbole_fedras.experiments.sweep import Sweep
 from recbole_fedras.experiments.tables import HIGH, LOW, Table
+from recbole_fedras.experiments.tuning import best_rate
+from recbole_fedras.run.stages import tell
 
 Row = dict[str, Any]
 
@@ -41,6 +43,7 @@ def reproduce(
     local: Keys,
     sweep: Sweep,
     dry_run: bool = False,
+    style: str = "markdown",
 ) -> list[Row]:
     """Run an exhibit and write it as Markdown, CSV and LaTeX; draw a figure.
 
@@ -60,6 +63,8 @@ def reproduce(
         a figure ``figure.png`` too.
     dry_run : bool
         Only say how many runs there are and how many of them are finished.
+    style : {'markdown', 'latex', 'csv'}
+        Of the table that is printed.
 
     Returns
     -------
@@ -83,7 +88,7 @@ def reproduce(
     ]
     title = f"{exhibit.title}. Seeds {', '.join(map(str, seeds))}."
     note = note_of_other_code(outcomes, exhibit.measure)
-    Table(title, rows, note).write(sweep.folder)
+    Table(title, rows, note).write(sweep.folder, style)
     if exhibit.figure is not None:
         save(_drawn(exhibit, rows, by_entry), sweep.folder / "figure.png")
     if exhibit.drawn == "heat":
@@ -92,7 +97,7 @@ def reproduce(
     ranked = order(_scores(rows)) if exhibit.measure is train_and_test else None
     if ranked is not None:
         save(draw_order(ranked), sweep.folder / "ranks.png")
-    print(f"Tables{' and figure.png' * bool(exhibit.figure)} are in {sweep.folder}")
+    tell(f"tables{' and figure.png' * bool(exhibit.figure)} are in {sweep.folder}")
     return rows
 
 
@@ -145,7 +150,7 @@ class _Plan:
         outcomes = iter(tried)
         for key, entry in self._tuned.items():
             rates = entry.learning_rates
-            self.rates[key] = _best_rate(rates, list(islice(outcomes, len(rates))))
+            self.rates[key] = best_rate(rates, list(islice(outcomes, len(rates))))
 
     def by_entry(
         self, outcomes: Sequence[Outcome]
@@ -169,15 +174,6 @@ class _Plan:
         return ", ".join(parts)
 
 
-def _best_rate(rates: list[float], tried: list[Outcome]) -> float:
-    """Return the rate with the best validation score."""
-    scores = [
-        outcome["result"]["best_valid_score"] if outcome["result"] else -inf
-        for outcome in tried
-    ]
-    return rates[scores.index(max(scores))]
-
-
 def _rows(
     exhibit: Exhibit,
     entry: Entry,
@@ -196,9 +192,9 @@ def _rows(
         "other code": other_code(runs, exhibit.measure),
     }
     rest |= tested
-    found = [result["test_result"] | result.get("exposure", {}) for result in results]
+    found = [measured(run) for run in runs if run["result"]]
     for index, metric in enumerate(exhibit.metrics):
-        values = [measured[metric] for measured in found if metric in measured]
+        values = [one[metric] for one in found if metric in one]
         if found and not values:  # who attacks without a target exposes none
             continue
         paper = None if entry.paper is None else entry.paper[index]
