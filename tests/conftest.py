@@ -154,10 +154,10 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     started: list[dict[str, Any]] = []
 
-    def outcomes(measure: Any, missing: dict[Path, Any], n_jobs: int) -> Iterator[Any]:
-        for path, cell in missing.items():
+    def outcomes(run: Any, missing: dict[str, Any], n_jobs: int) -> Iterator[Any]:
+        for name, cell in missing.items():
             started.append(cell)
-            yield path, sweep._run_cell(measure, cell)
+            yield name, run(name, cell)
 
     monkeypatch.setattr(sweep, "_outcomes", outcomes)
     return started

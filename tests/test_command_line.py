@@ -45,6 +45,40 @@ def test_rate_distortion_captures_measures_and_reads_back(workspace, capsys):
     assert csvs[0] == csvs[1]
 
 
+def test_rate_distortion_goes_on_where_a_method_fails(workspace, capsys):
+    np.save("update.npy", np.random.default_rng(0).normal(size=(60, 8)))
+    Path("of_mine.py").write_text(
+        """
+from recbole_fedras.compressor.none import NoCompression
+
+class Large(NoCompression):
+    lossless = False
+
+class Fixed(Large):
+    fixed_rate = True
+"""
+    )
+    command = ["rate-distortion", *TINY, "--update=update.npy", "--format=csv"]
+    rates = ["--rates", "0.75", "0.9"]
+    assert main([*command, *rates, "--compressor_class=of_mine.Large"]) == 0
+    rows = {
+        (row["method"], row["CR allowed"]): row
+        for row in csv.DictReader(capsys.readouterr().out.splitlines())
+    }
+    assert "say fixed_rate = True" in rows["Large", "0.75"]["failed"]
+    assert ("Large", "0.9") not in rows
+    assert rows["SVD", "0.75"]["failed"] == ""
+    assert main([*command, *rates, "--compressor_class=of_mine.Fixed"]) == 0
+    rows = {
+        row["method"]: row
+        for row in csv.DictReader(capsys.readouterr().out.splitlines())
+    }
+    assert rows["Fixed"]["CR allowed"] == ""
+    assert float(rows["Fixed"]["bytes/item"]) > 32
+    assert main([*command[:-1], *rates]) == 0
+    assert "Too few bytes for " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

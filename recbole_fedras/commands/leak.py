@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recbole_fedras.commands.options import add_jobs, loading, several
+from recbole_fedras.commands.options import add_format, add_jobs, loading, several
 from recbole_fedras.config.arguments import add_config_arguments, files_of
 
 
@@ -36,6 +36,7 @@ def leak(argv: list[str]) -> None:
     )
     parser.add_argument("--seeds", default="2020", help="one or more")
     add_jobs(parser)
+    add_format(parser)
     parser.add_argument("--output", default="leak", help="folder for runs and tables")
     arguments, rest = parser.parse_known_args(argv)
     with loading():
@@ -53,4 +54,4 @@ def leak(argv: list[str]) -> None:
     )
     with shared.in_use():
         sweep = Sweep(Path(arguments.output), arguments.jobs, arguments.redo)
-        report_leaks(grid, shared.external_config_dict, sweep)
+        report_leaks(grid, shared.external_config_dict, sweep, arguments.format)

@@ -30,6 +30,16 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """Say how the table is printed."""
+    parser.add_argument(
+        "--format",
+        choices=("markdown", "latex", "csv"),
+        default="markdown",
+        help="of the table that is printed (default: markdown)",
+    )
+
+
 def several(option: str, given: str, kind: Callable[[str], Value]) -> list[Value]:
     """Read the values of an option, at least one.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from recbole_fedras.commands.options import loading
+from recbole_fedras.commands.options import add_format, loading
 from recbole_fedras.config.arguments import add_config_arguments, files_of
 
 
@@ -36,6 +36,7 @@ def rate_distortion(argv: list[str]) -> None:
     parser.add_argument(
         "--output", default="rate_distortion", help="folder for table, plot and update"
     )
+    add_format(parser)
     arguments, rest = parser.parse_known_args(argv)
     with loading():
         from recbole_fedras.config import Config
@@ -46,7 +47,7 @@ def rate_distortion(argv: list[str]) -> None:
 
     config = Config(arguments.model, arguments.dataset, files_of(arguments), argv=rest)
     with config.in_use():
-        run_rate_distortion(
+        table = run_rate_distortion(
             config,
             arguments.update,
             arguments.direction,
@@ -54,3 +55,4 @@ def rate_distortion(argv: list[str]) -> None:
             arguments.rates or RATES,
             arguments.output,
         )
+    print(table.printed(arguments.format), end="")

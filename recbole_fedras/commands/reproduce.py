@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recbole_fedras.commands.options import add_jobs, loading, several
+from recbole_fedras.commands.options import add_format, add_jobs, loading, several
 from recbole_fedras.config.arguments import add_files, files_of
 from recbole_fedras.errors import ConfigError
 
@@ -38,6 +38,7 @@ def reproduce(argv: list[str]) -> None:
     )
     add_files(parser)
     add_jobs(parser)
+    add_format(parser)
     parser.add_argument("--data_path", help="folder of the datasets' folders")
     parser.add_argument("--output", default="results", help="(default: results)")
     parser.add_argument("--dry_run", action="store_true", help="only count the runs")
@@ -80,8 +81,17 @@ def _run_exhibits(
         for exhibit in exhibits:
             jobs = exhibit.jobs or arguments.jobs
             sweep = Sweep(
-                output / exhibit.name, jobs, arguments.redo, output, exhibit.resolver()
+                output / exhibit.name,
+                jobs,
+                arguments.redo,
+                beside=output,
+                resolver=exhibit.resolver(),
             )
             reproduction.reproduce(
-                exhibit, seeds or exhibit.seeds, local, sweep, arguments.dry_run
+                exhibit,
+                seeds or exhibit.seeds,
+                local,
+                sweep,
+                arguments.dry_run,
+                arguments.format,
             )

@@ -308,6 +308,9 @@ class Compressor(ABC):
     #: Whether every update arrives as it is; no budget of bytes binds it.
     lossless: ClassVar[bool] = False
 
+    #: Whether payloads are the same at any compression rate; no budget binds it.
+    fixed_rate: ClassVar[bool] = False
+
     #: Bits that a value of the table takes, where every update arrives as it is.
     value_bits: ClassVar[int] = 32
 
@@ -329,6 +332,11 @@ class Compressor(ABC):
     #: Whether clients' updates are encoded and decoded in threads. That pays where both
     #: are mostly compiled code without the interpreter lock; they must keep no state.
     threaded: ClassVar[bool] = False
+
+    @classmethod
+    def obeys_rate(cls) -> bool:
+        """Whether a compression rate makes any difference to it."""
+        return not (cls.lossless or cls.fixed_rate)
 
     def validate(self, budget: Budget) -> None:  # noqa: B027 - optional
         """Raise a BudgetError if the method cannot work within ``budget``."""

@@ -46,7 +46,8 @@ def check_compressor(
     - another object decodes the bytes received, to rows of the update, increasing; at a
       low rate something of the update is left, all of it if ``lossless``;
     - if it is ``linear``, payloads of two clients add up to one of their sum;
-    - where all bytes are budgeted, the payload takes no more, or ``validate`` refuses.
+    - where all bytes are budgeted, the payload takes no more, or ``validate`` refuses;
+      one of a ``fixed_rate`` is the same at another rate.
 
     It is silent if all of this is so.
 
@@ -95,6 +96,8 @@ def check_compressor(
         _Check(make, generous, n_items, sender).fidelity()
     if make().linear:
         _Check(make, nominal, n_items, 0).adds_up()
+    if make().fixed_rate:
+        _Check(make, nominal, n_items, 0).is_fixed()
 
 
 class _Check:
@@ -134,8 +137,12 @@ class _Check:
         self._require(same, "the same seed gave other bytes: draw from ctx.generator()")
         size = len(payload.to_bytes())
         most = self._budget.n_bytes
-        if most is not None and not sent.lossless:
-            self._require(size <= most, f"{size} bytes, of {most}")
+        if most is not None and sent.obeys_rate():
+            self._require(
+                size <= most,
+                f"{size} bytes, of {most}: ask Budget.most what fits or, if it has one "
+                "rate only, say fixed_rate = True",
+            )
         self._decode(payload)
         self._next(sent)
         if self._sender == SERVER and sent.heterogeneous:
@@ -209,6 +216,14 @@ class _Check:
             f"decoding leaves an error of {error / energy:.3g} of the update's energy",
         )
         self._require(error == 0 or not sent.lossless, "it is not lossless")
+
+    def is_fixed(self) -> None:
+        """Check that another rate changes nothing."""
+        other = self._make().encode(
+            self._update, replace(self._budget, compression_rate=_GENEROUS), self._ctx
+        )
+        same = other.to_bytes() == self._encode(self._make(), self._update).to_bytes()
+        self._require(same, f"fixed_rate, but a rate of {_GENEROUS} gives other bytes")
 
     def adds_up(self) -> None:
         """Check that the payload of a sum is the sum of payloads of two clients."""

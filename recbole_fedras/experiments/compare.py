@@ -1,18 +1,14 @@
-"""Compares compressors on a dataset: a table, and one page with the plots."""
+"""Compares methods on a dataset: a table, and a page with all that one may ask."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
-from itertools import product
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
 
-from matplotlib.figure import Figure
-
-from recbole_fedras.compressor import Compressor
-from recbole_fedras.config import Config, registry
-from recbole_fedras.errors import ConfigError, NonFiniteError
-from recbole_fedras.experiments import figures
+from recbole_fedras.config import Config
+from recbole_fedras.errors import ConfigError, FederationError, NonFiniteError
 from recbole_fedras.experiments.centralised import centralised
 from recbole_fedras.experiments.clients import (
     gap_columns,
@@ -21,113 +17,107 @@ from recbole_fedras.experiments.clients import (
 )
 from recbole_fedras.experiments.identity import Keys, Measure, Outcome
 from recbole_fedras.experiments.outcome import train_and_test
-from recbole_fedras.experiments.panels import svg
+from recbole_fedras.experiments.page import Comparison, write_page
 from recbole_fedras.experiments.provenance import note_of_other_code
-from recbole_fedras.experiments.summary import summaries
-from recbole_fedras.experiments.sweep import RELABELLING, Sweep
+from recbole_fedras.experiments.summary import measured, summaries
+from recbole_fedras.experiments.sweep import Sweep
 from recbole_fedras.experiments.tables import SPREAD, Table
+from recbole_fedras.experiments.tuning import tuned
 from recbole_fedras.federation.simulation import Simulation
+from recbole_fedras.run.progress import compiling
 from recbole_fedras.run.setup import make_simulation, prepare_data
+from recbole_fedras.run.stages import stage, tell
 from recbole_fedras.run.trainer import check_after_warmup
 
-#: Keys that declare a compressor of the user's own, which ``compressors`` may name.
-_DECLARING = {"compressor", "compressor_class"}
+#: Columns of the table that is shown, as one puts into a paper, behind the metrics; all
+#: are in ``table.csv`` and in the report.
+_SHOWN = (
+    "p adjusted", "uplink MB", "downlink MB", "catch-up MB", "CR charged", "hours*",
+    "seconds", "learning rate", "other code",
+)  # fmt: skip
 
-#: Keys that runs differ in.
-_COMPARED = RELABELLING | {"compression_rate", "seed"}
+
+#: What is trained on everybody's data.
+_CENTRAL = "RecBole's BPR, centralised"
+
+Row = dict[str, Any]
+
+
+class Asked(NamedTuple):
+    """What a comparison is to say, and how.
+
+    Attributes
+    ----------
+    target : float
+        Of the first method's best validation score: the share that hours are told of,
+        where runs are in a described world.
+    centralised : bool
+        Whether the table also has RecBole's BPR, trained on everybody's data.
+    learning_rates : sequence of float
+        Of which each method is given that with the best validation score, with the
+        first seed, unless it names its own; none: as configured.
+    style : {'markdown', 'latex', 'csv'}
+        Of the table that is printed, as CSV with all columns.
+    """
+
+    target: float = 0.95
+    centralised: bool = False
+    learning_rates: Sequence[float] = ()
+    style: str = "markdown"
 
 
 def compare(
-    compressors: Sequence[str],
-    rates: Sequence[float],
-    keys: Keys,
-    seeds: Sequence[int],
-    sweep: Sweep,
-    target: float = 0.95,
-    central: bool = False,
+    methods: dict[str, Keys], seeds: Sequence[int], sweep: Sweep, asked: Asked
 ) -> list[dict[str, Any]]:
-    """Run every compressor at every rate with every seed; write and print the table.
+    """Run every method with every seed; write and print the table.
 
     Parameters
     ----------
-    compressors : sequence of str
-        The first is what the others are tested against; ``none`` runs at one rate.
-    rates : sequence of float
-    keys : dict
-        Keys that all runs have in common. ``compressor`` and ``compressor_class``
-        together declare a compressor of one's own that ``compressors`` may name.
+    methods : dict of str to dict
+        The keys of each, by what the table calls it. The others are tested against the
+        first.
     seeds : sequence of int
     sweep : Sweep
         Whose folder is for the runs, ``table.md``, ``.csv`` and ``.tex``, and
         ``report.html``; and ``clients.md`` and the others, of groups of clients.
-    target : float
-        Of the first method's best validation score: the share that hours are told of,
-        where runs are in a described world.
-    central : bool
-        Whether the table also has RecBole's BPR, trained on everybody's data.
+    asked : Asked
 
     Returns
     -------
     list of dict
-        The table's rows.
+        The table's rows. Of a method that has failed there is the reason.
 
     Raises
     ------
     ConfigError
         For a configuration that cannot work, before any run.
-    NonFiniteError
-        If a run diverged; the others are kept.
+    FederationError
+        If all methods failed.
     """
-    cells = _cells(methods_of(compressors, rates, keys), seeds)
-    check_cells([cell for of_method in cells.values() for cell in of_method], sweep)
+    with stage("checking what is to be run", doing=compiling):
+        _require_one_test(methods)
+        cells = _cells(methods, seeds)
+        check_cells([cell for of_method in cells.values() for cell in of_method], sweep)
+    cells = _cells(tuned(methods, asked.learning_rates, seeds[0], sweep), seeds)
     outcomes = iter(
-        sweep.run([c for group in cells.values() for c in group], "Compare")
+        sweep.run([c for of in cells.values() for c in of], "Compare", tolerant=True)
     )
     runs = {label: [next(outcomes) for _ in group] for label, group in cells.items()}
-    refuse_diverged(runs)
-    first = next(iter(runs.values()))
-    rows = summaries(runs | _centralised(next(iter(cells.values())), sweep, central))
-    for row, group in zip(rows, runs.values(), strict=False):  # then the centralised
-        row |= gap_columns(group) | world_columns(group, first, target)
-    rows = [dict.fromkeys(rows[0], "") | row for row in rows]
-    note = note_of_other_code(
-        [run for group in runs.values() for run in group], train_and_test
-    )
-    dataset, tried = first[0]["result"]["dataset"], ", ".join(map(str, seeds))
-    table = Table(f"{dataset}, seeds {tried}", rows, note)
-    table.write(sweep.folder)
-    groups = [row for label, group in runs.items() for row in group_rows(label, group)]
-    clients = Table(f"Groups of clients, {table.title}", groups)
-    if groups:
-        clients.write_files(sweep.folder, "clients")
-    page = _page(table, clients, _figures(rows[: len(runs)], runs))
-    (sweep.folder / "report.html").write_text(page, encoding="utf-8")
-    print(f"Tables and report.html are in {sweep.folder}")
+    failed = _failures(runs)
+    good = {label: group for label, group in runs.items() if label not in failed}
+    central = {}
+    if asked.centralised:
+        of_first = cells[next(iter(good))]
+        central = {_CENTRAL: sweep.run(of_first, "Centralised", centralised)}
+    with stage("writing tables and report"):
+        rows = _rows(good, central, failed, [*runs, *central], asked.target)
+        table, shown = _write(rows, good, seeds, sweep)
+    whole = asked.style == "csv"
+    print((table if whole else shown).printed(asked.style), end="")
+    tell(f"tables and report.html are in {sweep.folder}")
+    if sweep.models:
+        tell(f"models are in {sweep.models}")
     return rows
-
-
-def _centralised(
-    cells: list[Keys], sweep: Sweep, wanted: bool
-) -> dict[str, list[Outcome]]:
-    if not wanted:
-        return {}
-    runs = sweep.run(cells, "Centralised", centralised)
-    return {"RecBole's BPR, centralised": runs}
-
-
-def methods_of(
-    compressors: Sequence[str], rates: Sequence[float], keys: Keys
-) -> dict[str, Keys]:
-    """Return the keys of each compressor at each rate, by what the table calls it."""
-    declared = _declared(keys)
-    belonging = _DECLARING.union(*declared.values())
-    shared = {key: value for key, value in keys.items() if key not in belonging}
-    methods: dict[str, Keys] = {}
-    for name, rate in product(dict.fromkeys(compressors), sorted(set(rates))):
-        label = name if name == "none" else f"{name} {100 * rate:.10g} %"
-        chosen = {"compressor": name, "compression_rate": rate}
-        methods.setdefault(label, shared | chosen | declared.get(name, {}))
-    return methods
 
 
 def _cells(methods: dict[str, Keys], seeds: Sequence[int]) -> dict[str, list[Keys]]:
@@ -135,6 +125,26 @@ def _cells(methods: dict[str, Keys], seeds: Sequence[int]) -> dict[str, list[Key
         label: [keys | {"seed": seed} for seed in dict.fromkeys(seeds)]
         for label, keys in methods.items()
     }
+
+
+def _require_one_test(methods: dict[str, Keys]) -> None:
+    """Refuse methods that are not tested alike."""
+    first: dict[str, Any] = {}
+    for label, keys in methods.items():
+        config = Config(config_dict=keys)
+        test = {
+            "dataset": (config.run_settings().dataset, config.run_settings().data_path),
+            "rows": config.data_settings(),
+            "metrics": (config["metrics"], config["valid_metric"]),
+            "candidates": config.evaluation_settings(),
+        }
+        first = first or test
+        for what, value in test.items():
+            if value != first[what]:
+                raise ConfigError(
+                    f"{label!r} and {next(iter(methods))!r} are not tested alike, "
+                    f"their {what} differ; compare on one dataset, split and metrics"
+                )
 
 
 def check_cells(
@@ -154,90 +164,93 @@ def check_cells(
 
 def refuse_diverged(runs: dict[str, list[Outcome]]) -> None:
     """Raise a NonFiniteError for the first run that diverged."""
+    for label, reason in _reasons(runs):
+        raise NonFiniteError(f"{label}, {reason}")
+
+
+def _reasons(runs: dict[str, list[Outcome]]) -> Iterator[tuple[str, str]]:
     for label, group in runs.items():
         for run in group:
             if run["result"] is None:
-                seed = run["config"]["seed"]
-                raise NonFiniteError(f"{label}, seed {seed}: {run['error']}")
+                yield label, f"seed {run['config']['seed']}: {run['error']}"
 
 
-def _declared(keys: Keys) -> dict[str, Keys]:
-    """Return class and hyper-parameters of a compressor of the user's own, by its name.
+def _failures(runs: dict[str, list[Outcome]]) -> dict[str, str]:
+    """Return why methods failed, with any seed: others' means would not be alike.
 
     Raises
     ------
-    ConfigError
-        If a key is given that is what the runs differ in.
+    FederationError
+        If all did.
     """
-    refused = sorted(_COMPARED & keys.keys())
-    if "compressor" in keys and "compressor_class" not in keys:
-        refused.append("compressor")
-    if refused:
-        raise ConfigError(
-            f"{', '.join(refused)} must not be set: that is what is compared, by "
-            "--compressors, --compression_rates and --seeds"
-        )
-    if "compressor_class" not in keys:
-        return {}
-    found = registry.load_class(
-        "compressor_class", keys["compressor_class"], Compressor
-    )
-    group = {"compressor_class", *registry.hyper_parameters(found)} & keys.keys()
-    return {keys["compressor"]: {key: keys[key] for key in group}}
+    failed = dict(reversed([*_reasons(runs)]))  # of each the first
+    if len(failed) == len(runs):
+        reasons = "; ".join(f"{label}, {reason}" for label, reason in failed.items())
+        raise FederationError(f"all methods failed: {reasons}")
+    return {label: failed[label] for label in runs if label in failed}
 
 
-def _figures(
-    rows: list[dict[str, Any]], runs: dict[str, list[Outcome]]
-) -> dict[str, Figure]:
-    """Draw quality against cost and learning curves, of the first metric."""
-    result = next(iter(runs.values()))[0]["result"]
-    dataset, metric = result["dataset"], next(iter(result["test_result"]))
-    points = [
-        row
-        | {"dataset": dataset, "metric": metric, "setting": ""}
-        | {"ours": row[metric], "sd": row[metric + SPREAD]}
+def _rows(
+    runs: dict[str, list[Outcome]],
+    central: dict[str, list[Outcome]],
+    failed: dict[str, str],
+    order: Sequence[str],
+    target: float,
+) -> list[Row]:
+    """Return a row for each method, in their order; of those that failed the reason."""
+    first = next(iter(runs.values()))
+    rows = {row["method"]: row for row in summaries(runs | central)}
+    for label, group in runs.items():
+        rows[label] |= gap_columns(group) | world_columns(group, first, target)
+    rows |= {
+        label: {"method": label, "failed": reason} for label, reason in failed.items()
+    }
+    columns = dict.fromkeys([*(key for row in rows.values() for key in row), "failed"])
+    return [dict.fromkeys(columns, "") | rows[label] for label in order]
+
+
+def _write(
+    rows: list[Row], runs: dict[str, list[Outcome]], seeds: Sequence[int], sweep: Sweep
+) -> tuple[Table, Table]:
+    """Write tables and report; return the table, and what is shown of it."""
+    every = [run for group in runs.values() for run in group]
+    notes = [
+        f"{row['method']} failed, {row['failed']}" for row in rows if row.get("failed")
+    ]
+    notes.append(note_of_other_code(every, train_and_test))
+    table = Table(_title(every, seeds), rows, "\n\n".join(filter(None, notes)))
+    shown = replace(table, rows=_shown(rows, [*measured(every[0])]))
+    shown.write_files(sweep.folder, "table")
+    (sweep.folder / "table.csv").write_text(table.csv(), encoding="utf-8")
+    groups = [row for label, group in runs.items() for row in group_rows(label, group)]
+    clients = Table(f"Groups of clients, {table.title}", groups)
+    if groups:
+        clients.write_files(sweep.folder, "clients")
+    write_page(sweep.folder / "report.html", Comparison(table, shown, clients, runs))
+    return table, shown
+
+
+def _title(runs: Sequence[Outcome], seeds: Sequence[int]) -> str:
+    """Say what all runs have in common."""
+    results = [run["result"] for run in runs]
+    parts = [results[0]["dataset"]]
+    for key, said in (("model", "{}"), ("rounds", "{} rounds")):
+        if len({result[key] for result in results}) == 1:
+            parts.append(said.format(results[0][key]))
+    return ", ".join([*parts, "seeds " + " ".join(map(str, seeds))])
+
+
+def _shown(rows: list[Row], metrics: Sequence[str]) -> list[Row]:
+    """Leave out what one does not put into a paper; name what has failed."""
+    first, *_ = metrics
+    shown = ["method", *(f"{of}{end}" for of in metrics for end in ("", SPREAD))]
+    shown += [
+        key for key in rows[0]
+        if any(fnmatchcase(key, pattern) for pattern in _SHOWN)
+    ]  # fmt: skip
+    if len({row["learning rate"] for row in rows} - {""}) < 2:
+        shown.remove("learning rate")
+    return [
+        {key: row[key] for key in shown} | ({first: "failed"} if row["failed"] else {})
         for row in rows
     ]
-    curves = [
-        figures.Curve(dataset, label, run["curve"])
-        for label, group in runs.items()
-        for run in group
-    ]
-    sent = "MB sent, uplink and downlink"
-    drawn = {
-        "Quality against cost": figures.draw_bytes(points, sent),
-        f"{metric} against rounds": figures.draw_curves(curves, [metric], "round"),
-        f"{metric} against MB sent": figures.draw_curves(
-            curves, [metric], sent, "megabytes"
-        ),
-    }
-    if all("hours" in row for curve in curves for row in curve.rounds):
-        hours = "hours in the described world"
-        drawn[f"{metric} against hours"] = figures.draw_curves(
-            curves, [metric], hours, "hours"
-        )
-    return drawn
-
-
-def _page(table: Table, clients: Table, drawn: dict[str, Figure]) -> str:
-    """Put tables and figures into one page that fetches nothing."""
-    title, first = escape(table.title), escape(table.rows[0]["method"])
-    note = (
-        "[ ]: 95 % of a bootstrap over users and seeds. p: Wilcoxon's signed ranks "
-        "over users' reciprocal ranks in the test, 0 beyond topk, two-sided, against "
-        f"{first}; effect: their rank-biserial correlation, from -1, all users worse, "
-        "to 1; adjusted: for so many tests, by Benjamini and Hochberg. Catch-up is not "
-        "sent, and in no plot."
-    )
-    plots = "".join(
-        f"<h2>{escape(name)}</h2>{svg(figure)}" for name, figure in drawn.items()
-    )
-    if clients.rows:
-        plots += f"<h2>{escape(clients.title)}</h2>{clients.shown('html')}"
-    return (
-        f"<!doctype html><meta charset='utf-8'><title>{title}</title>"
-        "<style>body{font-family:sans-serif;margin:2em}td,th{padding:.2em .6em;"
-        "text-align:right}svg{max-width:100%;height:auto}</style>"
-        f"<h1>{title}</h1>{table.shown('html')}<p>{note}</p>"
-        f"<p>{escape(table.note)}</p>{plots}"
-    )

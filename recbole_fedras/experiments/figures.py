@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from recbole_fedras.experiments.panels import (
+    COLOURS,
     MARKERS,
     distinct,
     panels,
@@ -25,6 +26,10 @@ from recbole_fedras.experiments.panels import (
 )
 
 Row = Mapping[str, Any]
+
+
+#: Columns of megabytes sent.
+_SENT = ("uplink MB", "downlink MB")
 
 
 class Curve(NamedTuple):
@@ -54,10 +59,19 @@ def draw_settings(rows: Sequence[Row], xlabel: str | None) -> Figure:
     return with_legend(figure)
 
 
-def draw_bytes(rows: Sequence[Row], xlabel: str | None) -> Figure:
-    """Draw each metric against uplink and downlink; nothing on the line is beaten.
+def draw_bytes(
+    rows: Sequence[Row], xlabel: str | None, counted: Sequence[str] = _SENT
+) -> Figure:
+    """Draw each metric against megabytes; nothing on the line is beaten.
 
     Methods differ in colour; settings, if there are several, in markers.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+    xlabel : str or None
+    counted : sequence of str
+        Columns of megabytes that are added up; by default what is sent.
     """
     figure, every = panels_of(rows, xlabel, (6, 4))
     settings = distinct(row["setting"] for row in rows)
@@ -67,9 +81,9 @@ def draw_bytes(rows: Sequence[Row], xlabel: str | None) -> Figure:
             for row in [row for row in shown if row["method"] == method]:
                 if len(settings) > 1:
                     style["marker"] = MARKERS[settings.index(row["setting"])]
-                size, (values, deviations) = _megabytes(row), _bars([row])
+                size, (values, deviations) = _sum(row, counted), _bars([row])
                 panel.errorbar(size, values, deviations, capsize=3, **style)
-        _draw_front(panel, [(_megabytes(row), row["ours"]) for row in shown])
+        _draw_front(panel, [(_sum(row, counted), row["ours"]) for row in shown])
         scale_by_decades(panel)
     return with_legend(figure, _keys_of_points(rows, settings))
 
@@ -108,7 +122,15 @@ def _draw_groups(
         chosen = [row for row in rows if row["method"] == method]
         places = [groups.index(row[label]) + index * width for row in chosen]
         values, deviations = _bars(chosen)
-        panel.bar(places, values, width, yerr=deviations, capsize=3, label=method)
+        panel.bar(
+            places,
+            values,
+            width,
+            yerr=deviations,
+            capsize=3,
+            label=method,
+            color=COLOURS[index % len(COLOURS)],
+        )
     middles = [place + 0.4 - width / 2 for place in range(len(groups))]
     panel.set_xticks(middles, [fill(group, 14) for group in groups], fontsize="x-small")
 
@@ -124,7 +146,7 @@ def draw_curves(
     Parameters
     ----------
     against : {'round', 'megabytes', 'hours'}
-        Megabytes sent so far, uplink and downlink; hours in a described world.
+        Megabytes so far, everything charged; hours in a described world.
     """
     datasets = distinct(curve.dataset for curve in curves)
     figure, every = panels(datasets, metrics, xlabel)
@@ -203,11 +225,12 @@ def _draw_band(
 def _place(row: dict[str, float], against: str) -> float:
     if against in ("round", "hours"):
         return row[against]
-    return (row["uplink_bytes"] + row["downlink_bytes"]) / 1e6
+    charged = ("uplink_bytes", "downlink_bytes", "catch_up_bytes")
+    return _sum(row, charged) / 1e6
 
 
-def _megabytes(row: Row) -> float:
-    return float(row["uplink MB"] + row["downlink MB"])
+def _sum(row: Row, columns: Sequence[str]) -> float:
+    return float(sum(row[column] for column in columns))
 
 
 def _bars(rows: Sequence[Row]) -> tuple[list[float], list[float]]:

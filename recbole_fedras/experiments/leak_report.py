@@ -9,19 +9,17 @@ from typing import Any, NamedTuple
 
 from recbole_fedras.config import Config
 from recbole_fedras.errors import ConfigError
-from recbole_fedras.experiments.compare import (
-    check_cells,
-    methods_of,
-    refuse_diverged,
-)
+from recbole_fedras.experiments.compare import check_cells, refuse_diverged
 from recbole_fedras.experiments.identity import Keys, Outcome
 from recbole_fedras.experiments.leak import attackers, leak
+from recbole_fedras.experiments.methods import methods_of
 from recbole_fedras.experiments.panels import save
 from recbole_fedras.experiments.privacy_figure import draw_privacy
 from recbole_fedras.experiments.provenance import note_of_other_code, other_code
 from recbole_fedras.experiments.summary import cost
 from recbole_fedras.experiments.sweep import Sweep
 from recbole_fedras.experiments.tables import SPREAD, Table
+from recbole_fedras.run.stages import tell
 
 Row = dict[str, Any]
 
@@ -69,7 +67,9 @@ class _Label(NamedTuple):
     protection: str
 
 
-def report_leaks(grid: Grid, keys: Keys, sweep: Sweep) -> list[Row]:
+def report_leaks(
+    grid: Grid, keys: Keys, sweep: Sweep, style: str = "markdown"
+) -> list[Row]:
     """Run all combinations; write and print tables, and draw ``leak.png``.
 
     Parameters
@@ -80,6 +80,8 @@ def report_leaks(grid: Grid, keys: Keys, sweep: Sweep) -> list[Row]:
     sweep : Sweep
         Whose folder is for runs, ``table.md``, ``.csv`` and ``.tex``, the same of each
         attacker in ``auc/`` and ``precision/``, and the figure.
+    style : {'markdown', 'latex', 'csv'}
+        Of the tables that are printed.
 
     Returns
     -------
@@ -105,7 +107,7 @@ def report_leaks(grid: Grid, keys: Keys, sweep: Sweep) -> list[Row]:
     runs = {label: [next(outcomes) for _ in group] for label, group in cells.items()}
     refuse_diverged({" ".join(map(str, label)): group for label, group in runs.items()})
     rows = [_row(label, group) for label, group in runs.items()]
-    _write(rows, runs, sweep)
+    _write(rows, runs, sweep, style)
     return rows
 
 
@@ -165,7 +167,9 @@ def _averaged(values: dict[str, list[float]]) -> Row:
     return row
 
 
-def _write(rows: list[Row], runs: dict[_Label, list[Outcome]], sweep: Sweep) -> None:
+def _write(
+    rows: list[Row], runs: dict[_Label, list[Outcome]], sweep: Sweep, style: str
+) -> None:
     every = [run for group in runs.values() for run in group]
     dataset = every[0]["result"]["dataset"]
     seeds = dict.fromkeys(str(run["config"]["seed"]) for run in every)
@@ -174,9 +178,9 @@ def _write(rows: list[Row], runs: dict[_Label, list[Outcome]], sweep: Sweep) -> 
     for of in ("AUC", "precision"):
         of_each = [_by_attacker(of, label, group) for label, group in runs.items()]
         Table(f"{of} of each attacker: {title}", of_each).write(
-            sweep.folder / of.lower()
+            sweep.folder / of.lower(), style
         )
-    Table(title, rows, "\n\n".join(filter(None, notes))).write(sweep.folder)
+    Table(title, rows, "\n\n".join(filter(None, notes))).write(sweep.folder, style)
     points = [
         row
         | {"dataset": dataset, "metric": metric, "ours": row[metric]}
@@ -186,7 +190,7 @@ def _write(rows: list[Row], runs: dict[_Label, list[Outcome]], sweep: Sweep) -> 
     ]
     figure = draw_privacy(points, "AUC of the strongest attacker")
     save(figure, sweep.folder / "leak.png")
-    print(f"Tables and leak.png are in {sweep.folder}")
+    tell(f"tables and leak.png are in {sweep.folder}")
 
 
 def _quality(rows: list[Row]) -> str:

@@ -14,8 +14,15 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 Row = Mapping[str, Any]
 
-#: Of these no two are alike in black and white; with ten colours, 30 pairs of both.
+#: Of these no two are alike in black and white.
 MARKERS = "osD^v<>pP*Xhd8H"
+
+#: As many, each about as far from the next one (Oklab) as are matplotlib's ten.
+COLOURS = (
+    "#1f77b4", "#f28e00", "#2ca02c", "#d62728", "#7b3fbf", "#6b3d14", "#ff2da5",
+    "#8c8c8c", "#a3a300", "#12b5cb", "#00226b", "#0b5d1e", "#c9a0f0", "#ff9a8a",
+    "#000000",
+)  # fmt: skip
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -64,9 +71,9 @@ def panels(
 
 def style_of(index: int) -> dict[str, Any]:
     """Colour, marker and line of a method, the same in all panels."""
-    line = ("-", "--", ":")[index // 10 % 3]
-    marker = MARKERS[index % len(MARKERS)]
-    return {"color": f"C{index % 10}", "marker": marker, "ms": 5, "ls": line}
+    again, place = divmod(index, len(COLOURS))
+    line = ("-", "--", ":")[again % 3]
+    return {"color": COLOURS[place], "marker": MARKERS[place], "ms": 5, "ls": line}
 
 
 def styles(rows: Sequence[Row]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -13,11 +14,13 @@ from recbole_fedras.compressor import Budget, Compressor, RoundContext, RowUpdat
 from recbole_fedras.compressor.base import SERVER
 from recbole_fedras.config import Config, registry
 from recbole_fedras.errors import BudgetError, ConfigError
+from recbole_fedras.experiments.failures import reason_of
 from recbole_fedras.experiments.figures import draw_distortion
 from recbole_fedras.experiments.panels import save
-from recbole_fedras.experiments.tables import Table, write_csv
+from recbole_fedras.experiments.tables import Table
 from recbole_fedras.experiments.updates import capture, load_update, save_update
 from recbole_fedras.federation.budgets import hold_to, wire_budget
+from recbole_fedras.run.stages import tell
 from recbole_fedras.wire.message import Header, Kind, Message
 
 RATES = (0.5, 0.75, 0.875, 0.9375, 0.96875, 0.984375)
@@ -81,33 +84,66 @@ def _shipped() -> dict[str, type[Compressor]]:
     }
 
 
+class Gap(NamedTuple):
+    """One compressor that has no point at a rate.
+
+    Attributes
+    ----------
+    method : str
+    rate : float
+    reason : str
+    failed : bool
+        Whether it failed; else it has refused the rate.
+    """
+
+    method: str
+    rate: float
+    reason: str
+    failed: bool
+
+
 def measure(
     compressors: dict[str, Compressor],
     update: RowUpdate,
     n_items: int,
     direction: str,
     rates: Sequence[float],
-) -> list[Point]:
+) -> tuple[list[Point], list[Gap]]:
     """Encode within each budget of all bytes, and decode what was sent.
 
-    A method that cannot work at a rate has no point there.
+    One method's failure leaves the others alone: it is a gap.
     """
     dim = update.rows.shape[1]
-    sender = SERVER if direction == "downlink" else 0
-    ctx = RoundContext(0, 0, n_items, dim, sender)
+    ctx = RoundContext(0, 0, n_items, dim, SERVER if direction == "downlink" else 0)
     points: list[Point] = []
+    gaps: list[Gap] = []
     for method, compressor in tqdm(compressors.items(), unit="method"):
-        for rate in rates[:1] if compressor.lossless else rates:
+        for rate in rates if compressor.obeys_rate() else rates[:1]:
             try:
                 budget = wire_budget(n_items, dim, rate, 0)
                 compressor.validate(budget)
-            except BudgetError:
+            except BudgetError as error:
+                gaps.append(Gap(method, rate, str(error), False))
                 continue
-            message = _sent(compressor, update, budget, ctx)
-            error = _error(update, compressor.decode(message.payload, ctx), ctx)
-            asked = None if compressor.lossless else rate
-            points.append(_point(method, asked, message, error, n_items))
-    return points
+            try:
+                points.append(_measured(method, compressor, update, budget, ctx))
+            except Exception as error:  # whatever a class of the user's own raises
+                gaps.append(Gap(method, rate, reason_of(error), True))
+                break
+    return points, gaps
+
+
+def _measured(
+    method: str,
+    compressor: Compressor,
+    update: RowUpdate,
+    budget: Budget,
+    ctx: RoundContext,
+) -> Point:
+    message = _sent(compressor, update, budget, ctx)
+    error = _error(update, compressor.decode(message.payload, ctx), ctx)
+    asked = budget.compression_rate if compressor.obeys_rate() else None
+    return _point(method, asked, message, error, ctx.n_items)
 
 
 def _sent(
@@ -138,9 +174,10 @@ def _point(
     return Point(method, rate, size / n_items, error, *shares)
 
 
-def table(points: Sequence[Point], title: str) -> Table:
-    """Put points of a rate together, best first."""
-    rows = [
+def table(points: Sequence[Point], gaps: Sequence[Gap], title: str) -> Table:
+    """Put points of a rate together, best first, and failures last."""
+    failures = [gap for gap in gaps if gap.failed]
+    rows: list[dict[str, Any]] = [
         {
             "CR allowed": point.rate,
             "method": point.method,
@@ -148,10 +185,19 @@ def table(points: Sequence[Point], title: str) -> Table:
             "error": point.error,
             "ids": point.ids_share,
             "framing": point.framing_share,
+            "failed": "",
         }
         for point in sorted(points, key=lambda point: (point.rate or 0, point.error))
     ]
-    return Table(title, rows)
+    rows += [
+        dict.fromkeys(rows[0])
+        | {"CR allowed": gap.rate, "method": gap.method, "failed": gap.reason}
+        for gap in failures
+    ]
+    refused = ", ".join(
+        f"{gap.method} ({gap.rate:.2%})" for gap in gaps if not gap.failed
+    )
+    return Table(title, rows, f"Too few bytes for {refused}." if refused else "")
 
 
 def run_rate_distortion(
@@ -161,13 +207,20 @@ def run_rate_distortion(
     n_rounds: int,
     rates: Sequence[float],
     output: str,
-) -> list[Point]:
-    """Capture or read an update, measure, and write table, plot and update.
+) -> Table:
+    """Capture or read an update, measure, and write points, plot and update.
+
+    Returns
+    -------
+    Table
+        To be shown.
 
     Raises
     ------
     ConfigError, DataError
         For input that cannot work, before any work.
+    BudgetError
+        If no compressor has a point.
     """
     _check(direction, n_rounds, rates)
     folder, compressors = Path(output), methods(config)
@@ -178,15 +231,21 @@ def run_rate_distortion(
     else:
         update, n_items = load_update(Path(update_file))
         source = update_file
-    points = measure(compressors, update, n_items, direction, sorted(rates))
+    points, gaps = measure(compressors, update, n_items, direction, sorted(rates))
+    if not points:
+        reasons = "; ".join(f"{gap.method}: {gap.reason}" for gap in gaps)
+        raise BudgetError(f"no compressor has a point: {reasons}")
     folder.mkdir(parents=True, exist_ok=True)
     save_update(folder / "update.npz", update, n_items)
     title = (
         f"{direction} of {source}: {len(update):,} of {n_items:,} items x "
         f"{update.rows.shape[1]}"
     )
-    _write(folder, points, title)
-    return points
+    rows = [asdict(point) for point in points]
+    (folder / "points.csv").write_text(Table(title, rows).csv(), encoding="utf-8")
+    save(draw_distortion(rows, title), folder / "rate_distortion.png")
+    tell(f"update, points and plot (rate_distortion.png) are in {folder}")
+    return table(points, gaps, title)
 
 
 def _check(direction: str, n_rounds: int, rates: Sequence[float]) -> None:
@@ -196,11 +255,3 @@ def _check(direction: str, n_rounds: int, rates: Sequence[float]) -> None:
         raise ConfigError(f"--rates={list(rates)} must lie in [0, 1)")
     if n_rounds < 1:
         raise ConfigError(f"--rounds={n_rounds} must be at least 1")
-
-
-def _write(folder: Path, points: list[Point], title: str) -> None:
-    rows = [asdict(point) for point in points]
-    write_csv(folder / "points.csv", rows)
-    save(draw_distortion(rows, title), folder / "rate_distortion.png")
-    print(table(points, title).markdown(), end="")
-    print(f"Update, points and plot (rate_distortion.png) are in {folder}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from math import inf, isnan, nan
+from math import isnan, nan
 from statistics import mean, stdev
 from typing import Any
 
@@ -31,9 +31,11 @@ from recbole_fedras.experiments.statistics import (
     interval,
     order,
 )
-from recbole_fedras.experiments.summary import cost
+from recbole_fedras.experiments.summary import cost, measured
 from recbole_fedras.experiments.sweep import Sweep
 from recbole_fedras.experiments.tables import HIGH, LOW, Table
+from recbole_fedras.experiments.tuning import best_rate
+from recbole_fedras.run.stages import tell
 
 Row = dict[str, Any]
 
@@ -47,6 +49,7 @@ def reproduce(
     local: Keys,
     sweep: Sweep,
     dry_run: bool = False,
+    style: str = "markdown",
 ) -> list[Row]:
     """Run an exhibit and write it as Markdown, CSV and LaTeX; draw a figure.
 
@@ -66,6 +69,8 @@ def reproduce(
         a figure ``figure.png`` too.
     dry_run : bool
         Only say how many runs there are and how many of them are finished.
+    style : {'markdown', 'latex', 'csv'}
+        Of the table that is printed.
 
     Returns
     -------
@@ -89,7 +94,7 @@ def reproduce(
     ]
     title = f"{exhibit.title}. Seeds {', '.join(map(str, seeds))}."
     note = note_of_other_code(outcomes, exhibit.measure)
-    Table(title, rows, note).write(sweep.folder)
+    Table(title, rows, note).write(sweep.folder, style)
     if exhibit.figure is not None:
         save(_drawn(exhibit, rows, by_entry), sweep.folder / "figure.png")
     if exhibit.drawn == "heat":
@@ -98,7 +103,7 @@ def reproduce(
     ranked = order(_scores(rows)) if exhibit.measure in _MORE_IS_BETTER else None
     if ranked is not None:
         save(draw_order(ranked), sweep.folder / "ranks.png")
-    print(f"Tables{' and figure.png' * bool(exhibit.figure)} are in {sweep.folder}")
+    tell(f"tables{' and figure.png' * bool(exhibit.figure)} are in {sweep.folder}")
     return rows
 
 
@@ -151,7 +156,7 @@ class _Plan:
         outcomes = iter(tried)
         for key, entry in self._tuned.items():
             rates = entry.learning_rates
-            self.rates[key] = _best_rate(rates, list(islice(outcomes, len(rates))))
+            self.rates[key] = best_rate(rates, list(islice(outcomes, len(rates))))
 
     def by_entry(
         self, outcomes: Sequence[Outcome]
@@ -175,15 +180,6 @@ class _Plan:
         return ", ".join(parts)
 
 
-def _best_rate(rates: list[float], tried: list[Outcome]) -> float:
-    """Return the rate with the best validation score."""
-    scores = [
-        outcome["result"]["best_valid_score"] if outcome["result"] else -inf
-        for outcome in tried
-    ]
-    return rates[scores.index(max(scores))]
-
-
 def _rows(
     exhibit: Exhibit,
     entry: Entry,
@@ -202,12 +198,9 @@ def _rows(
         "other code": other_code(runs, exhibit.measure),
     }
     rest |= tested
-    found = [
-        result["test_result"] | result.get("exposure", {}) | result.get("privacy", {})
-        for result in results
-    ]
+    found = [measured(run) for run in runs if run["result"]]
     for index, metric in enumerate(exhibit.metrics):
-        values = [of[metric] for of in found if of.get(metric) is not None]
+        values = [one[metric] for one in found if one.get(metric) is not None]
         if found and not values:  # no target to expose, or no noise to bound anything
             continue
         paper = None if entry.paper is None else entry.paper[index]

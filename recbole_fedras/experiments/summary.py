@@ -30,8 +30,9 @@ def summaries(runs: Mapping[str, list[Outcome]]) -> list[dict[str, Any]]:
 def summary(label: str, runs: list[Outcome], first: list[Outcome]) -> dict[str, Any]:
     """Return one row: quality, its significance against ``first``, and cost."""
     row: dict[str, Any] = {"method": label}
-    for metric in runs[0]["result"]["test_result"]:
-        values = [run["result"]["test_result"][metric] for run in runs]
+    tested = [measured(run) for run in runs]
+    for metric in tested[0]:
+        values = [found[metric] for found in tested]
         row[metric] = mean(values)
         row[metric + SPREAD] = stdev(values) if len(values) > 1 else None
         row[metric + LOW], row[metric + HIGH] = interval(metric, runs) or (None, None)
@@ -39,10 +40,25 @@ def summary(label: str, runs: list[Outcome], first: list[Outcome]) -> dict[str, 
     row |= {"better users": found.better, "worse users": found.worse}
     row |= {"effect": found.effect, "p": found.p, "p adjusted": ""}  # of all rows
     row |= cost([run["result"]["communication"] for run in runs])
+    for direction in ("uplink", "downlink"):  # of what FedAvg sends one way
+        dense = (
+            mean(run["result"]["communication"]["dense_bytes"] for run in runs) / 2e6
+        )
+        row[f"CR {direction}"] = 1 - row[f"{direction} MB"] / dense
     row["seconds"] = mean(run["result"]["seconds"]["total"] for run in runs)
+    trained = runs[0]["measure"] == train_and_test.__name__
+    row["learning rate"] = runs[0]["config"]["learning_rate"] if trained else ""
     named = {measure.__name__: measure for measure in (train_and_test, centralised)}
     row["other code"] = other_code(runs, named[runs[0]["measure"]])
     return row
+
+
+def measured(run: Outcome) -> dict[str, float]:
+    """Return what the test has found, an attack's exposure and what noise bounds."""
+    result = run["result"]
+    more = result.get("exposure", {}) | result.get("privacy", {})
+    found: dict[str, float] = result["test_result"] | more
+    return found
 
 
 def cost(runs: list[dict[str, Any]]) -> dict[str, float]:

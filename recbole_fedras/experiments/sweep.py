@@ -7,13 +7,16 @@ import io
 import logging
 import multiprocessing
 import os
+import shutil
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from joblib import cpu_count
 from tqdm import tqdm
@@ -26,6 +29,7 @@ from recbole_fedras.errors import (
     KilledError,
     NonFiniteError,
 )
+from recbole_fedras.experiments.failures import reason_of
 from recbole_fedras.experiments.identity import (
     Identity,
     Keys,
@@ -36,8 +40,10 @@ from recbole_fedras.experiments.identity import (
 from recbole_fedras.experiments.outcome import train_and_test
 from recbole_fedras.experiments.provenance import is_other_code, made_by
 from recbole_fedras.experiments.runs import Runs
+from recbole_fedras.run.stages import ticking
 
-Name = TypeVar("Name")
+#: Digits by which the folder of a run is found.
+_SHORT = 8
 
 #: Keys of each run's own process, which a sweep sets.
 QUIET = {"show_progress": False, "n_jobs": 1, "checkpoint_dir": "saved"}
@@ -69,11 +75,18 @@ class Sweep:
         A folder of folders of runs, which are taken too.
     resolver : Resolver, optional
         What finds the runs' identities; by default those of recommenders.
+    keep_models : bool
+        Whether the folders of runs are kept, in ``models``.
 
     Raises
     ------
     ConfigError
         If ``n_jobs`` is neither.
+
+    Attributes
+    ----------
+    models : Path or None
+        Where they are kept, if they are.
     """
 
     def __init__(
@@ -83,10 +96,12 @@ class Sweep:
         redo: bool = False,
         beside: Path | None = None,
         resolver: Resolver | None = None,
+        keep_models: bool = False,
     ) -> None:
         if n_jobs < 1 and n_jobs != -1:
             raise ConfigError(f"n_jobs={n_jobs} must be -1 or at least 1")
         self.folder = folder
+        self.models = folder / "models" if keep_models else None
         self._n_jobs = n_jobs
         self._redo = redo
         self._resolver = resolver or Resolver()
@@ -107,6 +122,7 @@ class Sweep:
         cells: Sequence[Keys],
         title: str = "Runs",
         measure: Measure = train_and_test,
+        tolerant: bool = False,
     ) -> list[Outcome]:
         """Run every configuration that is not finished; return all outcomes.
 
@@ -119,6 +135,8 @@ class Sweep:
         measure : callable, optional
             What to do with the keys of a cell. A function of a module, as it is called
             in another process.
+        tolerant : bool
+            Whether others go on when a run raises; its ``error`` is the reason then.
 
         Returns
         -------
@@ -143,18 +161,20 @@ class Sweep:
             identity = self._resolver.identity(cell, measure)
             named[identity.name] = (identity, cell)
         found = {
-            name: self._find(identity, measure) for name, (identity, _) in named.items()
+            name: self._find(identity, measure) if self._has_model(name) else None
+            for name, (identity, _) in named.items()
         }
         missing = {name: named[name][1] for name, run in found.items() if run is None}
         for cell in missing.values():
             self._resolver.require(cell)
         done = len(named) - len(missing)
-        with tqdm(total=len(named), initial=done, desc=title, unit="run") as bar:
-            for name, outcome in _outcomes(measure, missing, self._n_jobs):
+        run_cell = partial(_run_cell, measure, self.models, tolerant)
+        with _bar(len(named), done, title) as bar:
+            for name, outcome in _outcomes(run_cell, missing, self._n_jobs):
                 found[name] = self._keep(named[name][0], outcome, measure)
                 bar.update()
         outcomes = {name: run for name, run in found.items() if run is not None}
-        self._runs.keep(outcomes.values())
+        self._runs.keep(run for run in outcomes.values() if not run.get("raised"))
         return [outcomes[self._resolver.identity(cell, measure).name] for cell in cells]
 
     def _find(self, identity: Identity, measure: Measure) -> Outcome | None:
@@ -163,15 +183,29 @@ class Sweep:
             return None
         return found
 
+    def _has_model(self, name: str) -> bool:
+        """Whether a run's folder is here, if it is wanted."""
+        return not self.models or any(self.models.glob(f"*-{name[:_SHORT]}"))
+
     def _keep(self, identity: Identity, outcome: Outcome, measure: Measure) -> Outcome:
         run = identity._asdict() | {"made": made_by(measure)} | outcome
-        self._runs.add(identity, run)
+        if not run.get("raised"):
+            self._runs.add(identity, run)
         return run
 
 
+@contextlib.contextmanager
+def _bar(total: int, done: int, title: str) -> Iterator[Any]:
+    """Show a bar over runs; on a terminal its clock ticks."""
+    with tqdm(total=total, initial=done, desc=title, unit="run") as bar:
+        live = sys.stderr.isatty()
+        with ticking(bar.refresh) if live else contextlib.nullcontext():
+            yield bar
+
+
 def _outcomes(
-    measure: Measure, missing: dict[Name, Keys], n_jobs: int
-) -> Iterator[tuple[Name, Outcome]]:
+    run_cell: Callable[[str, Keys], Outcome], missing: dict[str, Keys], n_jobs: int
+) -> Iterator[tuple[str, Outcome]]:
     """Yield outcomes as runs end; after an error start no more, and raise it last."""
     if not missing:
         return
@@ -179,8 +213,7 @@ def _outcomes(
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, _end_with_sweep) as pool:
         running = {
-            pool.submit(_run_cell, measure, cell): name
-            for name, cell in missing.items()
+            pool.submit(run_cell, name, cell): name for name, cell in missing.items()
         }
         try:
             yield from _as_they_end(pool, running)
@@ -190,8 +223,8 @@ def _outcomes(
 
 
 def _as_they_end(
-    pool: ProcessPoolExecutor, running: dict[Future[Outcome], Name]
-) -> Iterator[tuple[Name, Outcome]]:
+    pool: ProcessPoolExecutor, running: dict[Future[Outcome], str]
+) -> Iterator[tuple[str, Outcome]]:
     failed: Exception | None = None
     while running:
         done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -226,8 +259,10 @@ def _end_with_sweep() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run_cell(measure: Measure, cell: Keys) -> Outcome:
-    """Measure in a folder of its own, quietly."""
+def _run_cell(
+    measure: Measure, models: Path | None, tolerant: bool, name: str, cell: Keys
+) -> Outcome:
+    """Measure in a folder of its own, quietly; keep what it leaves there if asked."""
     # Where it is from here, which may be RecBole's own copy.
     given = registry.read_properties(".", "overall") | {"data_path": "dataset/"} | cell
     folder = Path(folder_of(given["dataset"], given["data_path"]))
@@ -239,9 +274,22 @@ def _run_cell(measure: Measure, cell: Keys) -> Outcome:
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 outcome = measure(cell | keys | QUIET)
+            if models is not None:
+                _keep_folders(before / models, name)
         except (NonFiniteError, FederationError) as error:
             outcome = {"result": None, "error": str(error)}
+        except Exception as error:
+            if not tolerant:
+                raise
+            outcome = {"result": None, "error": reason_of(error), "raised": True}
         finally:
             os.chdir(before)
             logging.disable(logging.NOTSET)
     return outcome
+
+
+def _keep_folders(models: Path, name: str) -> None:
+    """Move the folders of runs, of which they are found by name."""
+    models.mkdir(parents=True, exist_ok=True)
+    for folder in Path(str(QUIET["checkpoint_dir"])).glob("*/"):
+        shutil.move(folder, models / f"{folder.name}-{name[:_SHORT]}")

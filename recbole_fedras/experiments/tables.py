@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -30,6 +31,10 @@ SPREAD = " sd"
 
 #: The same, of the ends of its interval.
 LOW, HIGH = " low", " high"
+
+
+#: What stands for no value.
+_LACKING = (None, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,32 +75,46 @@ class Table:
         parts = (self.title, self.shown("github"), self.note)
         return "\n\n".join(filter(None, parts)) + "\n"
 
-    def write(self, folder: Path) -> None:
-        """Write ``table.md``, ``table.csv`` and ``table.tex``; print the first."""
+    def latex(self) -> str:
+        """Title and note as comments, rows as a ``tabular`` of booktabs."""
+        title, note = (
+            f"% {said}\n" if said else "" for said in (self.title, self.note)
+        )
+        return f"{title}{self.shown('latex_booktabs')}\n{note}"
+
+    def csv(self) -> str:
+        """Values as they are, in full."""
+        written = io.StringIO()
+        writer = csv.DictWriter(written, self.rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return written.getvalue()
+
+    def printed(self, style: str) -> str:
+        """Return what is printed: ``markdown``, ``latex`` or ``csv``."""
+        shown: str = getattr(self, style)()
+        return shown
+
+    def write(self, folder: Path, style: str = "markdown") -> None:
+        """Write ``table.md``, ``table.csv`` and ``table.tex``; print one of them."""
         self.write_files(folder, "table")
-        print(self.markdown(), end="")
+        print(self.printed(style), end="")
 
     def write_files(self, folder: Path, name: str) -> None:
         """Write ``.md``, ``.csv`` and ``.tex`` of a name."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.md").write_text(self.markdown(), encoding="utf-8")
-        latex = f"% {self.title}\n{self.shown('latex_booktabs')}\n"
-        (folder / f"{name}.tex").write_text(latex, encoding="utf-8")
-        write_csv(folder / f"{name}.csv", self.rows)
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write values as they are, in full."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+        for suffix, shown in (
+            ("md", self.markdown()),
+            ("tex", self.latex()),
+            ("csv", self.csv()),
+        ):
+            (folder / f"{name}.{suffix}").write_text(shown, encoding="utf-8")
 
 
 def _spread(row: Row, key: str) -> str:
     value, low, high = (row.get(key + end) for end in (SPREAD, LOW, HIGH))
-    shown = "" if value is None else f" ± {value:{_style(key, row[key])}}"
-    if low is None or high is None:
+    shown = "" if value in _LACKING else f" ± {value:{_style(key, row[key])}}"
+    if low in _LACKING or high in _LACKING:
         return shown
     return f"{shown} [{low:{_style(key, low)}}, {high:{_style(key, high)}}]"
 

@@ -25,7 +25,7 @@ def make_budgets(
 ) -> list[Budget]:
     """Return what each bandwidth tier may send of a table (n_rows, dim) and a network.
 
-    What sends everything as it is needs no budget of bytes.
+    What a rate makes no difference to needs no budget of bytes.
 
     Raises
     ------
@@ -33,8 +33,8 @@ def make_budgets(
         If a compressor cannot work with one of them.
     """
     rates = federation.compression_rates
-    lossless = all(compressor.lossless for compressor in compressors)
-    if federation.budget == "wire" and not lossless:
+    bound = any(compressor.obeys_rate() for compressor in compressors)
+    if federation.budget == "wire" and bound:
         budgets = [wire_budget(n_rows, dim, rate, n_theta) for rate in rates]
     else:
         budgets = [Budget(n_rows, dim, rate) for rate in rates]
@@ -52,14 +52,15 @@ def hold_to(budget: Budget, payload: Payload, compressor: Compressor) -> None:
     BudgetError
         If its payload takes more.
     """
-    if budget.n_bytes is None or compressor.lossless:
+    if budget.n_bytes is None or not compressor.obeys_rate():
         return
     size = len(payload.to_bytes())
     if size > budget.n_bytes:
         raise BudgetError(
             f"{type(compressor).__name__} made a payload of {size} bytes, of at most "
             f"{budget.n_bytes} (budget=wire, compression_rate="
-            f"{budget.compression_rate}): it must ask Budget.most what fits"
+            f"{budget.compression_rate}): it must ask Budget.most what fits or, if it "
+            "has one rate only, say fixed_rate = True"
         )
 
 

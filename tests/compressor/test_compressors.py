@@ -130,6 +130,17 @@ class _Hasty(NoCompression):
         return [self.encode(updates[0], budgets[0], ctxs[0])] * len(updates)
 
 
+class _Fixed(NoCompression):
+    lossless, fixed_rate = False, True
+
+
+class _Obeying(_Fixed):
+    def encode(self, update, budget, ctx):
+        if budget.compression_rate > 0.5:
+            update = RowUpdate(update.ids[1:], update.rows[1:])
+        return super().encode(update, budget, ctx)
+
+
 class _Failing(NoCompression):
     def encode(self, update, budget, ctx):
         update.rows.max()
@@ -163,7 +174,8 @@ class _Aliasing(_Stateful):
         (_Dicing, r"the same seed gave other bytes: draw from ctx\.generator"),
         (_Remembering, "remembers other updates"),
         (_Learning, r"encode_broadcast .* not all in state_dict"),
-        (_Spending, r"of bytes: \d+ bytes, of 4800"),
+        (_Spending, r"of bytes: \d+ bytes, of 4800.* say fixed_rate = True"),
+        (_Obeying, r"fixed_rate, but a rate of 0\.1 gives other bytes"),
         (_Backwards, "ids must increase"),
         (_Inventing, "rows that were not sent"),
         (_Doubling, r"float32, not torch\.float64"),
@@ -182,6 +194,10 @@ class _Aliasing(_Stateful):
 def test_the_contract_says_what_is_broken(broken, said):
     with pytest.raises(AssertionError, match=said):
         check_compressor(broken)
+
+
+def test_a_rate_that_is_fixed_is_not_held_to_another():
+    check_compressor(_Fixed)
 
 
 @pytest.mark.parametrize(("name", "keys"), VARIANTS)

@@ -148,7 +148,8 @@ def test_curves_are_drawn_against_what_was_sent():
         {
             "round": at,
             "uplink_bytes": 1e6 * at,
-            "downlink_bytes": 3e6,
+            "downlink_bytes": 2e6,
+            "catch_up_bytes": 1e6,
             "valid_hit@10": 1,
         }
         for at in (1, 2)
@@ -161,7 +162,10 @@ def test_curves_are_drawn_against_what_was_sent():
 def test_fifteen_methods_are_told_apart_and_the_legend_hides_nothing():
     styles = [style_of(index) for index in range(15)]
     assert len({style["marker"] for style in styles}) == 15
-    assert len({(style["color"], style["ls"]) for style in styles}) == 15
+    assert len({style["color"] for style in styles}) == 15
+    again = style_of(15)
+    assert again["color"] == styles[0]["color"]
+    assert again["ls"] != styles[0]["ls"]
     rows = [row("x", f"method {i}", "hit@10", 0.1 * i, "a") for i in range(15)]
     figure = figures.draw_settings(rows, "rate")
     figure.draw_without_rendering()

@@ -88,8 +88,9 @@ def test_what_is_tested_against_itself_has_no_corrected_p_value():
     result = {"test_result": {"hit@10": 0.5}, "communication": sent}
     result |= {"seconds": {"total": 1.0}}
     run = {"result": result, "measure": "train_and_test", "ranks": [1, 2, 30] * 5}
-    run |= {"made": {"code": None, "commit": "abc"}}
+    run |= {"made": {"code": None, "commit": "abc"}, "config": {"learning_rate": 0.3}}
     worse = run | {"ranks": [2, 4, 30] * 5}
     first, other = summaries({"first": [run], "other": [worse]})
     assert first["p adjusted"] == ""
     assert 0 < other["p adjusted"] < 0.05
+    assert (other["CR uplink"], other["learning rate"]) == (0.5, 0.3)

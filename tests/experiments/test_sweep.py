@@ -42,11 +42,11 @@ def test_a_finished_cell_never_runs_twice(workspace, in_process):
 def test_a_sweep_that_was_killed_goes_on(workspace, in_process, monkeypatch):
     run, calls = sweep_module._run_cell, []
 
-    def killed_at_second(measure, own):
-        calls.append(own)
+    def killed_at_second(*how_and_cell):
+        calls.append(how_and_cell[-1])
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return run(measure, own)
+        return run(*how_and_cell)
 
     cells = [cell(seed=seed) for seed in (1, 2, 3)]
     monkeypatch.setattr(sweep_module, "_run_cell", killed_at_second)
@@ -122,5 +122,6 @@ def test_two_sweeps_of_a_folder_lose_nothing(workspace, in_process):
 def test_a_cell_finds_the_dataset_that_ships_with_recbole(tmp_path, monkeypatch):
     """Though it runs in a folder of its own, and there is none called dataset here."""
     monkeypatch.chdir(tmp_path)
-    found = sweep_module._run_cell(lambda keys: keys, {"compressor": "none"})
+    cell = {"compressor": "none"}
+    found = sweep_module._run_cell(lambda keys: keys, None, False, "a", cell)
     assert (Path(found["data_path"]) / "ml-100k" / "ml-100k.inter").is_file()
