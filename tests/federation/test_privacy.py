@@ -247,10 +247,10 @@ def test_rounds_that_are_done_again_with_other_noise_count_again(
     keys = [key for key in TINY if "epochs" not in key and "fraction" not in key]
     keys += ["--dp_noise_source=os", "--compressor=none", "--client_fraction=1"]
     keys += ["--transforms=local_dp", "--report_loss=False", "--epochs=5"]
-    monkeypatch.setattr(FederatedTrainer, "_save_last", fail_from_round(3))
-    with pytest.raises(OSError, match="killed"):
-        run_recbole_fedras(argv=keys)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(FederatedTrainer, "_save_last", fail_from_round(3))
+        with pytest.raises(OSError, match="killed"):
+            run_recbole_fedras(argv=keys)
     (last,) = workspace.glob("saved/*/last.pth")
     told = run_recbole_fedras(argv=[f"--resume={last}"])
     assert told["rounds"] == 5
