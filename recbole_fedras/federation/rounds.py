@@ -57,6 +57,8 @@ class Rounds(ABC):
         """Take over what other rounds have come to, but for their parameters."""
         self.ledger.load_state_dict(other.ledger.state_dict())
         self.server.invitations[:] = other.server.invitations
+        self.server.begun = other.server.begun
+        self.server.at_begin = other.server.at_begin
 
     #: Whether the user has asked for an end: no one is waited for then.
     asked_to_end: Callable[[], bool] = staticmethod(lambda: False)

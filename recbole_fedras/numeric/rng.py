@@ -109,14 +109,19 @@ def normals(key: np.uint64, rows: NDArray[np.int64], dim: int) -> NDArray[np.flo
     return np.asarray(ndtri(uniforms(key, rows, dim)))
 
 
-def system_normals(n: int) -> NDArray[np.float64]:
-    """Return n standard normal numbers that nobody can draw again.
+def system_uniforms(n: int) -> NDArray[np.float64]:
+    """Return n numbers in (0, 1) that nobody can draw again, nor tell from others.
 
     They come from the operating system's generator, which is made for cryptography; no
     seed is involved.
     """
     bits = np.frombuffer(os.urandom(8 * n), np.uint64) >> np.uint64(12)
-    return np.asarray(ndtri((bits + 0.5) * 2.0**-52))
+    return np.asarray((bits + 0.5) * 2.0**-52)
+
+
+def system_normals(n: int) -> NDArray[np.float64]:
+    """Return n standard normal numbers; else as :func:`system_uniforms`."""
+    return np.asarray(ndtri(system_uniforms(n)))
 
 
 def _mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:

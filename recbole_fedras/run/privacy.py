@@ -10,12 +10,18 @@ from recbole_fedras.config.private import privacy_of
 from recbole_fedras.federation.rounds import Rounds
 
 
+def noise_is_new(config: Config) -> bool:
+    """Whether a round that is done again has other noise, and so tells more."""
+    return privacy_of(config) is not None and config["dp_noise_source"] == "os"
+
+
 def privacy(config: Config, rounds: Rounds) -> dict[str, Any]:
     """Return what ``result.json`` says of differential privacy; {} without any.
 
     Central: each of the rounds, warm-up included, was a Gaussian mechanism on a Poisson
     sample. Local: each invitation of a client was one, of half the multiplier, as any
     two updates differ by twice the norm; it is told for whoever was invited most often.
+    Rounds that failed, or were done again, count each time.
     ``epsilon`` is None where there is no noise, and so no guarantee.
     """
     mode = privacy_of(config)
@@ -35,7 +41,7 @@ def privacy(config: Config, rounds: Rounds) -> dict[str, Any]:
     }
     if mode == "central":
         rate = config.federation().client_fraction
-        about |= {"sampling_probability": rate, "releases": rounds.round}
+        about |= {"sampling_probability": rate, "releases": rounds.server.begun}
     else:
         rate, multiplier = 1.0, multiplier / 2
         about["releases"] = int(rounds.server.invitations.max())

@@ -13,11 +13,14 @@ import yaml
 from recbole.utils import get_local_time
 from tabulate import tabulate
 
-from recbole_fedras.config.checkpoint import plain
+from recbole_fedras.config.checkpoint import plain, replacing
+from recbole_fedras.errors import DataError
 from recbole_fedras.federation.round import RoundReport
 from recbole_fedras.federation.simulation import PHASES
 from recbole_fedras.wire.ledger import DIRECTIONS
 from recbole_fedras.wire.payload import PARTS
+
+_BEGUN = "rounds_begun"
 
 
 class RunFolder:
@@ -25,7 +28,8 @@ class RunFolder:
 
     Holds ``config.yaml``, ``rounds.csv``, ``result.json``, ``ranks.csv`` (of the test),
     ``best.pth`` (best validation score) and ``last.pth`` (newest state), for
-    ``--resume``.
+    ``--resume``. Where noise cannot be drawn again, ``rounds_begun`` says how many
+    rounds have begun, before anybody is asked for anything.
 
     Parameters
     ----------
@@ -61,6 +65,11 @@ class RunFolder:
             writer.writeheader()
             writer.writerows(rows)
 
+    def write_begun(self, n_rounds: int) -> None:
+        """Write how many rounds have begun; it is on the disk at once."""
+        with replacing(self.path / _BEGUN) as file:
+            file.write(str(n_rounds).encode())
+
     def write_ranks(self, users: Iterable[str], ranks: Iterable[int]) -> None:
         """Write where each user's held-out item stood in the test; 0: not in topk."""
         with (self.path / "ranks.csv").open("w", newline="", encoding="utf-8") as file:
@@ -74,6 +83,25 @@ class RunFolder:
             _without_infinity(plain(result)), indent=2, allow_nan=False
         )
         (self.path / "result.json").write_text(document + "\n", encoding="utf-8")
+
+
+def rounds_begun(checkpoint: str | Path) -> int:
+    """Read how many rounds have begun in the run that a checkpoint is from.
+
+    Raises
+    ------
+    DataError
+        If nothing beside it says so.
+    """
+    path = Path(checkpoint).with_name(_BEGUN)
+    try:
+        return int(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"resume={str(checkpoint)!r}: {path} is missing or damaged; it says how "
+            "many rounds have told something of users, which epsilon rests on with "
+            "dp_noise_source=os: put it back, or start anew"
+        ) from error
 
 
 def _without_infinity(value: Any) -> Any:

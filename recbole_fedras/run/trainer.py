@@ -29,9 +29,10 @@ from recbole_fedras.federation.rounds import Rounds
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.numeric.theta import unflatten
 from recbole_fedras.run.evaluation import FairCollector, candidate_scores
+from recbole_fedras.run.privacy import noise_is_new
 from recbole_fedras.run.progress import Interrupt, ProgressBar
 from recbole_fedras.run.randomness import random_state, restore_random_state
-from recbole_fedras.run.report import RunFolder, round_row
+from recbole_fedras.run.report import RunFolder, round_row, rounds_begun
 from recbole_fedras.run.setup import MakeRounds, in_warmup, restore
 from recbole_fedras.run.sums import means
 from recbole_fedras.wire.payload import Payload
@@ -113,6 +114,8 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         """Write checkpoints and rounds to ``folder`` instead of RecBole's one file."""
         self.folder = folder
         self.saved_model_file = str(folder.best)
+        if noise_is_new(self.config):
+            self.simulation.server.at_begin = folder.write_begun
 
     @compat.recbole()
     def fit(
@@ -233,6 +236,8 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.simulation, state = restore(
             self.config, self.model, self._make, resume_file, self._data_digest
         )
+        if noise_is_new(self.config):
+            self._recall(rounds_begun(resume_file))
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
@@ -245,6 +250,13 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             self.logger.warning(f"No best.pth beside {best}: it counts as the best")
         shutil.copyfile(best, self.saved_model_file)
         self.logger.info(f"Resuming {resume_file} from round {self.start_epoch}")
+
+    def _recall(self, begun: int) -> None:
+        """Count rounds that began after a checkpoint; their noise cannot come again."""
+        self.simulation.server.recall(begun)
+        if self.folder is not None:
+            self.folder.write_begun(begun)
+            self.simulation.server.at_begin = self.folder.write_begun
 
     # RecBole's hooks.
 

@@ -93,7 +93,8 @@ def assert_same(simulated, deployed) -> None:
         read_checkpoint(Path(result["run_folder"]) / "last.pth")["simulation"]
         for result in (simulated, deployed)
     )
-    one["server"]["invitations"] = other["server"]["invitations"]  # failed ones count
+    for key in ("invitations", "begun"):  # failed ones count
+        one["server"][key] = other["server"][key]
     for half in ("server", "ledger"):
         torch.testing.assert_close(one[half], other[half], rtol=0, atol=0)
 

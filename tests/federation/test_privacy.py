@@ -24,16 +24,17 @@ from population import (
 from recbole_fedras.compressor.base import RoundContext, RowUpdate
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.config import Config
+from recbole_fedras.config.checkpoint import read_checkpoint
 from recbole_fedras.config.private import check_deployed
-from recbole_fedras.errors import ConfigError
+from recbole_fedras.errors import ConfigError, DataError
 from recbole_fedras.federation.privacy import LocalDP
 from recbole_fedras.federation.server.private import DPFedAvg
-from recbole_fedras.federation.server.selection import sample_cohort
+from recbole_fedras.federation.server.selection import sample_cohort, secret_cohort
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.federation.transforms import SharedUpdate
-from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.quick_start import run_recbole_fedras
 from recbole_fedras.run.privacy import epsilon
+from recbole_fedras.run.trainer import FederatedTrainer
 from recbole_fedras.wire.message import Kind
 
 CTX = RoundContext(round=3, seed=7, n_items=500, dim=16)
@@ -133,11 +134,19 @@ def test_cohorts_of_the_operating_system_are_never_the_same(data):
     assert first.server.invitations.tolist() != second.server.invitations.tolist()
 
 
-def test_each_client_takes_part_by_itself():
-    clients, rng = np.arange(100, 140), generator(1, Stream.COHORT, 0)
-    drawn = np.array(
-        [np.isin(clients, sample_cohort(clients, 0.3, rng)) for _ in range(500)]
-    )
+def by_seed(clients, fraction, round):
+    return sample_cohort(clients, fraction, 1, round)
+
+
+def by_system(clients, fraction, round):
+    return secret_cohort(clients, fraction)
+
+
+@pytest.mark.parametrize("draw", [by_seed, by_system])
+def test_each_client_takes_part_by_itself(draw):
+    clients = np.arange(100, 140)
+    cohorts = [draw(clients, 0.3, round) for round in range(500)]
+    drawn = np.array([np.isin(clients, cohort) for cohort in cohorts])
     deviation = sqrt(0.3 * 0.7 / 500)
     assert np.abs(drawn.mean(axis=0) - 0.3).max() < 4 * deviation
     together = np.cov(drawn.T.astype(float))[np.triu_indices(40, 1)]
@@ -229,6 +238,44 @@ def test_epsilon_is_what_other_formulas_say(z, q, releases):
     if q == 1:  # all releases together are one Gaussian mechanism
         mu = sqrt(releases) / z
         assert exact_delta(found, mu) <= 1e-5 < exact_delta(0.85 * found, mu)
+
+
+def test_rounds_that_are_done_again_with_other_noise_count_again(
+    workspace, monkeypatch
+):
+    """What began before a run was killed may have been seen."""
+    keys = [key for key in TINY if "epochs" not in key and "fraction" not in key]
+    keys += ["--dp_noise_source=os", "--compressor=none", "--client_fraction=1"]
+    keys += ["--transforms=local_dp", "--report_loss=False", "--epochs=5"]
+    with monkeypatch.context() as patch:
+        patch.setattr(FederatedTrainer, "_save_last", fail_from_round(3))
+        with pytest.raises(OSError, match="killed"):
+            run_recbole_fedras(argv=keys)
+    (last,) = workspace.glob("saved/*/last.pth")
+    told = run_recbole_fedras(argv=[f"--resume={last}"])
+    assert told["rounds"] == 5
+    assert told["privacy"]["releases"] == 6  # the third round twice
+    (folder,) = {path.parent for path in workspace.glob("saved/*/last.pth")} - {
+        last.parent
+    }
+    again = run_recbole_fedras(argv=[f"--resume={folder / 'best.pth'}"])
+    begun = read_checkpoint(folder / "best.pth")["epoch"] + 1
+    assert again["privacy"]["releases"] == 6 + 5 - begun
+    (last.parent / "rounds_begun").unlink()
+    with pytest.raises(DataError, match="rounds_begun is missing"):
+        run_recbole_fedras(argv=[f"--resume={last}"])
+
+
+def fail_from_round(n):
+    """Return what saves as a trainer does, and fails once n rounds are over."""
+    save = FederatedTrainer._save_last
+
+    def failing(self, rounds=True):
+        if self.simulation.round >= n:
+            raise OSError("killed")
+        return save(self, rounds)
+
+    return failing
 
 
 REFUSED = [

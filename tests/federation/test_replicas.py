@@ -315,7 +315,8 @@ def test_uplink_feedback_keeps_what_was_not_sent(name, data, monkeypatch):
 def state_of(simulation):
     """Everything in force; slots that nobody holds may have changed."""
     state = copy.deepcopy(simulation.state_dict())
-    del state["server"]["invitations"]  # what was asked cannot be taken back
+    for key in ("invitations", "begun"):  # what was asked cannot be taken back
+        del state["server"][key]
     clients = range(N_CLIENTS)
     state["held"] = [held_by(simulation, client).clone() for client in clients]
     if simulation.shard.feedback is not None:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_fedras.errors import ConfigError
-from recbole_fedras.numeric.rng import Stream, generator
+from recbole_fedras.numeric.rng import Stream, generator, system_uniforms
 
 Ints = NDArray[np.int64]
 
@@ -35,10 +35,20 @@ def select_cohort(eligible: Ints, size: int, seed: int, round: int) -> Ints:
     return np.sort(rng.choice(eligible, size, replace=False))
 
 
-def sample_cohort(eligible: Ints, fraction: float, rng: np.random.Generator) -> Ints:
+def sample_cohort(eligible: Ints, fraction: float, seed: int, round: int) -> Ints:
     """Let each client take part with a probability of its own; increasing, or nobody.
 
     That is Poisson sampling. No client's part depends on another's, which is what
     privacy by sampling rests on.
     """
-    return eligible[rng.random(len(eligible)) < fraction]
+    drawn = generator(seed, Stream.COHORT, round).random(len(eligible))
+    return eligible[drawn < fraction]
+
+
+def secret_cohort(eligible: Ints, fraction: float) -> Ints:
+    """Do as :func:`sample_cohort`, so that nobody can tell a client's part.
+
+    It is drawn by the operating system: of a simulated generator, who knows many
+    clients' parts could find the others'.
+    """
+    return eligible[system_uniforms(len(eligible)) < fraction]

@@ -20,11 +20,11 @@ from recbole_fedras.federation.server.intake import Intake, Refusal
 from recbole_fedras.federation.server.selection import (
     cohort_size,
     sample_cohort,
+    secret_cohort,
     select_cohort,
 )
 from recbole_fedras.federation.server.state import SharedParameters
 from recbole_fedras.federation.transforms import SharedUpdate, Transform
-from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.numeric.stopwatch import Stopwatch
 from recbole_fedras.secure import FEWEST
 from recbole_fedras.wire.message import Header, Kind, Message
@@ -88,8 +88,12 @@ class Server:
     introduction : Payload or None
         What each client is sent once, before its first downlink.
     invitations : ndarray of int64, shape (n_clients,)
-        How often each was invited. Rounds that failed count too: what clients have
-        told cannot be taken back.
+        How often each was invited, at most. Rounds that failed count too: what clients
+        have told cannot be taken back.
+    begun : int
+        Rounds begun, those that failed among them.
+    at_begin : callable or None
+        ``at_begin(begun)`` is called before anybody is invited.
     guests : callable or None
         ``guests(round)``: which clients can be invited, shape (n_clients,), and how
         many are, if there are so many; None: all, and ``cohort_size``.
@@ -142,6 +146,8 @@ class Server:
         self._require_enough()
         self._introduced = np.zeros(agreement.n_clients, bool)
         self.invitations = np.zeros(agreement.n_clients, np.int64)
+        self.begun = 0
+        self.at_begin: Callable[[int], None] | None = None
         self._transforms = transforms
         self._states = self._states_of_parts()
         self.introduction: Payload | None = None
@@ -175,6 +181,9 @@ class Server:
 
     def invite(self) -> Iterator[Message]:
         """Draw a cohort; make what brings it up to date, client by client."""
+        self.begun += 1
+        if self.at_begin is not None:
+            self.at_begin(self.begun)
         round, cohort = self.round, self._draw_cohort()
         self.invitations[cohort] += 1
         self._invited = self._at_work | dict.fromkeys(cohort.tolist(), round)
@@ -221,10 +230,9 @@ class Server:
             there = there[free[there]]
         if federation.sampling == "fixed":
             return select_cohort(there, min(size, len(there)), federation.seed, round)
-        rng = np.random.default_rng()
-        if not self.aggregator.secret_cohorts:
-            rng = generator(federation.seed, Stream.COHORT, round)
-        return sample_cohort(there, federation.client_fraction, rng)
+        if self.aggregator.secret_cohorts:
+            return secret_cohort(there, federation.client_fraction)
+        return sample_cohort(there, federation.client_fraction, federation.seed, round)
 
     def _sealed_introduction(self) -> Message | None:
         if self.introduction is None:
@@ -344,6 +352,14 @@ class Server:
         self.policy.rollback()
         self._restore_parts()
 
+    def recall(self, begun: int) -> None:
+        """Learn how many rounds began in all, if some are not in this state.
+
+        Anybody may have been invited to them.
+        """
+        self.invitations += begun - self.begun
+        self.begun = begun
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next round depends on."""
         introduction = self.introduction
@@ -353,6 +369,7 @@ class Server:
             "parts": self._states,
             "introduced": torch.from_numpy(self._introduced),
             "invitations": torch.from_numpy(self.invitations),
+            "begun": self.begun,
             "introduction": introduction.to_bytes() if introduction else None,
         } | ({"at_work": self._at_work} if self._at_work else {})
 
@@ -364,6 +381,7 @@ class Server:
         self._restore_parts()
         self._introduced[:] = state["introduced"].numpy()
         self.invitations[:] = state["invitations"].numpy()
+        self.begun = state["begun"]
         self._at_work = state.get("at_work", {})
         if state["introduction"] is not None:
             self.introduction = Payload.from_bytes(state["introduction"])
