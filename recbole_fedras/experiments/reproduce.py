@@ -188,7 +188,8 @@ def _rows(
     tested: Row,
 ) -> Iterator[Row]:
     """Yield a row for each metric of an entry that its runs have."""
-    results = [run["result"] for run in runs if run["result"]]
+    trained = [run for run in runs if run["result"]]
+    results = [run["result"] for run in trained]
     labels = {
         key: getattr(entry, key) for key in ("dataset", "model", "method", "setting")
     }
@@ -198,7 +199,7 @@ def _rows(
         "other code": other_code(runs, exhibit.measure),
     }
     rest |= tested
-    found = [measured(run) for run in runs if run["result"]]
+    found = [measured(run) | run["result"].get("privacy", {}) for run in trained]
     for index, metric in enumerate(exhibit.metrics):
         values = [one[metric] for one in found if one.get(metric) is not None]
         if found and not values:  # no target to expose, or no noise to bound anything
