@@ -248,6 +248,7 @@ class SignOfMine(Compressor):
         (["--dataset="], "dataset='' is not allowed; it must be a name"),
         (["--dataset=data/mini"], "dataset=mini, data_path=data"),
         (["--dataset=ml-100k", "--data_path=no"], "there is no folder 'no/ml-100k'"),
+        (["--attacker_class=a.B"], "no effect in this run: it is a key of recbole-fed"),
         (["--hash_rows=16"], "no effect in this run: it is a key of item_embedding=h"),
         (["--config_files=no.yaml"], "no.yaml"),
         (["--resume=no.pth"], "no.pth"),

@@ -62,9 +62,18 @@ class Parts(NamedTuple):
             If two parts have the same key, or one has a key of ``taken``.
         """
         keys: dict[str, Any] = {}
+        owners: dict[str, str] = {}
         for kind, (name, found) in self._named():
-            keys |= build.own_keys(kind, name, found, taken | keys.keys())
-            keys.pop(f"{kind}_class", None)  # the names say which
+            own = build.own_keys(kind, name, found, taken)
+            own.pop(f"{kind}_class", None)  # the names say which
+            for key in sorted(own.keys() & keys.keys()):
+                raise ConfigError(
+                    f"{owners[key]} and {kind}={name!r} both have the key {key!r}: "
+                    "choose one of them, or let a class of your own name its "
+                    "parameter otherwise"
+                )
+            keys |= own
+            owners |= dict.fromkeys(own, f"{kind}={name!r}")
         return keys
 
     def _named(self) -> Iterator[tuple[str, tuple[str, type]]]:

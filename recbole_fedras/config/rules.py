@@ -36,6 +36,17 @@ OF_A_WORLD = (
     "uplink_joules_per_mb", "downlink_joules_per_mb", "joules_per_gflop",
 )  # fmt: skip
 
+#: Keys without effect where another, which is named, is not set.
+_ONLY_WITH = (
+    (OF_A_WORLD, "world", "a world (docs/time.md)"),
+    (("attack_share",), "attack", "an attack, which attack names"),
+    (
+        ("secure_neighbours", "secure_bound"),
+        "secure_aggregation",
+        "secure_aggregation=True",
+    ),
+)
+
 _Carrier = type[Compressor] | type[Aggregator] | type[Transform]
 _CARRIERS: dict[str, _Carrier] = {
     "compressor": Compressor,
@@ -170,7 +181,8 @@ def check_methods(config: Config) -> None:
     for name, found in config.parts.transforms:
         _check_table_values(config, "transform", "transforms", name, found)
     _check_attack(config)
-    _check_world(config)
+    _check_effect(config)
+    _check_staleness(config)
     for key, allowed in config.model_class.requires.items():
         if config[key] not in allowed:
             names = " or ".join(map(str, allowed))
@@ -189,15 +201,13 @@ def _check_attack(config: Config) -> None:
         refuse(config, "n_shards", f"1 with attack={name}, whose attackers collude")
 
 
-def _check_world(config: Config) -> None:
-    """Refuse what only a clock, or a world, can decide, where there is none."""
-    if config.parts.world is not None:
-        _check_staleness(config)
-        return
+def _check_effect(config: Config) -> None:
+    """Refuse keys that say more of what there is not."""
     defaults = registry.read_properties(".", "overall")
-    for key in OF_A_WORLD:
-        if config[key] != defaults[key]:
-            refuse(config, key, f"{defaults[key]} without a world (docs/time.md)")
+    for keys, needed, named in _ONLY_WITH:
+        for key in keys if not config[needed] else ():
+            if config[key] != defaults[key]:
+                refuse(config, key, f"{defaults[key]} without {named}")
 
 
 def _check_staleness(config: Config) -> None:

@@ -299,13 +299,16 @@ def require_federated(config: Config) -> None:
 
 
 def require_effect(config: Config) -> None:
-    """Refuse keys of methods other than those chosen.
+    """Refuse keys of methods, or of a command, other than those chosen.
 
     Raises
     ------
     ConfigError
     """
-    for key, owners in config.unused.items():
+    others = dict(config.unused)
+    if config["attacker_class"] is not None:
+        others["attacker_class"] = "recbole-fedras leak"
+    for key, owners in others.items():
         raise ConfigError(
             f"{key}={config[key]!r} is not allowed: it has no effect in this run: "
             f"it is a key of {owners}"

@@ -335,6 +335,8 @@ def test_several_runs_have_them_too_in_other_processes(beside, workspace):
         ({"attack": "promote"}, "attack_target must be set: attack='promote' has no"),
         ({"attack": "alie", "n_shards": 2}, "must be 1 with attack=alie, whose"),
         ({"attack_share": 1.5}, "attack_share=1.5 is not allowed"),
+        ({"attack_share": 0.2}, "it must be 0.05 without an attack, which attack na"),
+        ({"secure_neighbours": 8}, "must be 16 without secure_aggregation=True"),
         (
             {
                 "attack": "promote",
@@ -350,7 +352,7 @@ def test_several_runs_have_them_too_in_other_processes(beside, workspace):
         ),
         (
             {"transform_class": ["plug_ins.Push", "plug_ins.Push"]},
-            "its parameter .keep. is another key of this run",
+            "transform='Push' and transform='Push' both have the key 'keep'",
         ),
         ({"aggregation": "fedavgs"}, "aggregation='fedavgs' is unknown; did you mean"),
         ({"replica_class": "plug_ins.OfEven"}, "is not a subclass of DownlinkPolicy"),

@@ -284,7 +284,13 @@ REFUSED = [
         "sampling='fixed' is not allowed",
     ),
     (["--aggregation=dp_fedavg", "--transforms=clip_rows"], "clip_rows is not allowed"),
-    (["--aggregation=dp_fedavg", "--transforms=clip"], "'clip_norm' is another key"),
+    *(
+        (
+            ["--aggregation=dp_fedavg", f"--transforms={other}", "--report_loss=False"],
+            f"'dp_fedavg' and transform='{other}' both have the key 'clip_norm'",
+        )
+        for other in ("clip", "local_dp")
+    ),
     (["--aggregation=dp_fedavg", "--dp_delta=2"], "dp_delta=2"),
     (["--aggregation=dp_fedavg", "--dp_noise_multiplier=-1"], "dp_noise_multiplier=-1"),
     (["--aggregation=dp_fedavg", "--clip_norm=0"], "clip_norm=0"),

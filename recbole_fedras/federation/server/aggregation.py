@@ -120,15 +120,21 @@ class Aggregator(ABC):
 
 
 class ThetaMean:
-    """Plain mean of the networks' changes, which every aggregator here takes."""
+    """Plain mean of the networks' changes, which every aggregator here takes.
+
+    Attributes
+    ----------
+    total : Tensor or None
+        Their sum; None as long as there are none.
+    """
 
     def __init__(self) -> None:
-        self._total: Tensor | None = None
+        self.total: Tensor | None = None
         self._count = 0
 
     def add(self, change: Tensor) -> None:
         """Add one more client's, shape (n_theta,)."""
-        self._total = change.clone() if self._total is None else self._total + change
+        self.total = change.clone() if self.total is None else self.total + change
         self._count += 1
 
     def add_sum(self, change: Tensor, n: int) -> None:
@@ -138,7 +144,7 @@ class ThetaMean:
 
     def result(self) -> Tensor:
         """Return the mean."""
-        return torch.zeros(0) if self._total is None else self._total / self._count
+        return torch.zeros(0) if self.total is None else self.total / self._count
 
 
 class RowMean(Aggregator):

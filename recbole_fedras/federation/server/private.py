@@ -63,21 +63,17 @@ class DPFedAvg(GaussianMechanism, FedAvg):
         """Learn what the sum is divided by."""
         self._ctx, self._expected, self._n_theta = ctx, n_clients, n_theta
 
-    def begin(self, table: Tensor) -> None:
-        """Begin a round."""
-        super().begin(table)
-        self._theta_sum = torch.zeros(self._n_theta)
-
     def add(self, client: int, update: RowUpdate, theta_change: Tensor) -> None:
         """Clip one more client's update and add it."""
         given = SharedUpdate(update, theta_change)
-        rows, theta = given.clipped(self.clip_norm)
-        super().add(client, rows, theta)
-        self._theta_sum += theta
+        super().add(client, *given.clipped(self.clip_norm))
 
     def result(self) -> tuple[RowUpdate, Tensor]:
         """Return the noisy mean, of all rows."""
-        total = np.concatenate([self._total.ravel(), self._theta_sum.numpy()])
+        theta_sum = self._theta.total
+        if theta_sum is None:  # nobody takes part
+            theta_sum = torch.zeros(self._n_theta)
+        total = np.concatenate([self._total.ravel(), theta_sum.numpy()])
         noisy = total + self.noise(self._ctx, len(total))
         mean = (noisy / self._expected).astype(np.float32)
         rows = mean[: self._total.size].reshape(self._total.shape)
