@@ -128,7 +128,12 @@ class ThetaMean:
 
     def add(self, change: Tensor) -> None:
         """Add one more client's, shape (n_theta,)."""
-        self._total = change.clone() if self._total is None else self._total + change
+        if not change.numel():
+            pass  # there is no network
+        elif self._total is None:
+            self._total = change.clone()
+        else:
+            self._total += change
         self._count += 1
 
     def add_sum(self, change: Tensor, n: int) -> None:
