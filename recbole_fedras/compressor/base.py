@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import Any, ClassVar
@@ -108,6 +108,11 @@ class CohortUpdate:
             raise IndexError(index)
         entries = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         return RowUpdate(self.ids[entries], self.rows[entries])
+
+    def __iter__(self) -> Iterator[RowUpdate]:
+        counts = self.offsets.diff().tolist()
+        ids, rows = torch.split(self.ids, counts), torch.split(self.rows, counts)
+        return map(RowUpdate, ids, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,8 +367,7 @@ class Compressor(ABC):
         ctxs: Sequence[RoundContext],
     ) -> list[Payload]:
         """Encode each client's update; override to treat a cohort at once."""
-        one_by_one = map(updates.__getitem__, range(len(updates)))
-        return list(self._map(self.encode, one_by_one, budgets, ctxs))
+        return list(self._map(self.encode, updates, budgets, ctxs))
 
     def decode_cohort(
         self, payloads: Iterable[Payload], ctxs: Sequence[RoundContext]
@@ -471,11 +475,14 @@ def raw_update(payload: Payload, ctx: RoundContext) -> RowUpdate:
 
 
 def row_update(ids: NDArray[np.int64], rows: NDArray[np.float32]) -> RowUpdate:
-    """Make a RowUpdate of numpy arrays."""
-    return RowUpdate(
-        torch.from_numpy(np.array(ids, np.int64)),
-        torch.from_numpy(np.array(rows, np.float32)),
-    )
+    """Make a RowUpdate of numpy arrays, which it shares where it can."""
+    return RowUpdate(_shared(ids, np.int64), _shared(rows, np.float32))
+
+
+def _shared(array: NDArray[Any], dtype: type) -> Tensor:
+    """Return a tensor that is the array, or a copy: of what came as bytes."""
+    array = np.ascontiguousarray(array, dtype)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def empty_update(dim: int) -> RowUpdate:

@@ -54,7 +54,7 @@ def hold_to(budget: Budget, payload: Payload, compressor: Compressor) -> None:
     """
     if budget.n_bytes is None or not compressor.obeys_rate():
         return
-    size = len(payload.to_bytes())
+    size = payload.size
     if size > budget.n_bytes:
         raise BudgetError(
             f"{type(compressor).__name__} made a payload of {size} bytes, of at most "

@@ -26,6 +26,8 @@ from recbole_fedras.wire.payload import Payload
 
 Ints = NDArray[np.int64]
 
+_NO_THETA = torch.zeros(0)
+
 #: Clients that train side by side, about.
 GROUP = 16
 
@@ -131,10 +133,12 @@ class Agreement:
         sender: int = SERVER,
         receiver: int | None = None,
         base: Tensor | None = None,
+        downlink: Payload | None = None,
     ) -> RoundContext:
-        """Return what both ends know of a payload."""
-        shape = (self.n_items, self.dim)
-        return RoundContext(round, self.federation.seed, *shape, sender, receiver, base)
+        """Return what both ends know of a payload; see :class:`RoundContext`."""
+        seed, n_items, dim = self.federation.seed, self.n_items, self.dim
+        ends = sender, receiver, base, downlink
+        return RoundContext(round, seed, n_items, dim, *ends)
 
     def context_of_downlink(
         self, header: Header, base: Tensor | None = None
@@ -162,7 +166,7 @@ def put_theta(payload: Payload, theta: Tensor) -> Payload:
 def get_theta(payload: Payload, n_theta: int) -> Tensor:
     """Invert :func:`put_theta`."""
     if not n_theta:
-        return torch.zeros(0)
+        return _NO_THETA
     return torch.from_numpy(payload.floats("theta", n_theta).copy())
 
 

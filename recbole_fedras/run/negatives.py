@@ -38,7 +38,6 @@ class DrawnNegatives:
 
     def __init__(self, dataset: Any, interacted: Sequence[Ints], size: int) -> None:
         self._dataset, self._interacted, self.size = dataset, interacted, size
-        self._all_items = np.arange(1, dataset.item_num)
 
     def __call__(self, user: int, n_held_out: int, rng: np.random.Generator) -> Ints:
         """Draw them.
@@ -49,15 +48,19 @@ class DrawnNegatives:
             If there are fewer than for one held-out item.
         """
         own, size = self._interacted[user], self.size
-        never = np.setdiff1d(self._all_items, own, assume_unique=True)
-        if len(never) < size:
+        n_others = self._dataset.item_num - 1 - len(own)
+        if n_others < size:
             name = str(self._dataset.id2token(self._dataset.uid_field, user))
             raise DataError(
-                f"eval_args mode uni{size}: user {name!r} has only {len(never)} items "
-                f"that they never interacted with; choose uni1 to uni{len(never)} or "
+                f"eval_args mode uni{size}: user {name!r} has only {n_others} items "
+                f"that they never interacted with; choose uni1 to uni{n_others} or "
                 "full"
             )
-        return rng.choice(never, min(size * n_held_out, len(never)), replace=False)
+        places = rng.choice(n_others, min(size * n_held_out, n_others), replace=False)
+        # Of the others in increasing order, which are never listed: own item k (from 0)
+        # has own[k] - 1 - k of them before it.
+        others_before = own - 1 - np.arange(len(own))
+        return 1 + places + np.searchsorted(others_before, places, side="right")
 
 
 class ListedNegatives:

@@ -1,9 +1,11 @@
 """Integers and sets of row ids in as few bits as their bounds allow."""
 
 import numpy as np
+from numba import njit, uint64
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
 
 
 def width(bound: int) -> int:
@@ -38,17 +40,13 @@ def pack(values: Ints, bound: int) -> bytes:
     >>> len(data), unpack(data, count=5, bound=10)
     (3, array([3, 1, 4, 1, 5]))
     """
-    if values.size and (values.min() < 0 or values.max() >= bound):
+    values = np.ascontiguousarray(values, np.int64)
+    data, least, most = _packed(values, width(bound))
+    if values.size and (least < 0 or most >= bound):
         raise ValueError(
-            f"values to pack must lie in [0, {bound}), "
-            f"got [{values.min()}, {values.max()}]"
+            f"values to pack must lie in [0, {bound}), got [{least}, {most}]"
         )
-    if width(bound) == 32:  # so they lie in memory as well
-        return values.astype("<u4").tobytes()
-    # A column for each bit of the integers, lowest first, then eight bits to a byte.
-    shifts = np.arange(width(bound), dtype=np.uint32)
-    bits = (values.astype(np.uint32)[:, None] >> shifts) & 1  # (n, width)
-    return np.packbits(bits.astype(np.uint8).ravel(), bitorder="little").tobytes()
+    return data.tobytes()
 
 
 def unpack(data: bytes, count: int, bound: int) -> Ints:
@@ -65,16 +63,9 @@ def unpack(data: bytes, count: int, bound: int) -> Ints:
             f"{count} integers below {bound} take {packed_size(count, bound)} bytes, "
             f"got {len(data)}"
         )
-    if width(bound) == 32 and bound == 2**32:
-        return np.frombuffer(data, "<u4").astype(np.int64)
-    # Back to a row of bits for each integer; their weights are the powers of two.
-    n_bits = width(bound)
-    bits = np.unpackbits(
-        np.frombuffer(data, np.uint8), count=count * n_bits, bitorder="little"
-    ).reshape(count, n_bits)
-    values = bits.astype(np.int64) @ (1 << np.arange(n_bits, dtype=np.int64))
-    if count and values.max() >= bound:
-        raise ValueError(f"packed value {values.max()} is not below {bound}")
+    values, most = _unpacked(np.frombuffer(data, np.uint8), count, width(bound))
+    if most >= bound:
+        raise ValueError(f"packed value {most} is not below {bound}")
     return values
 
 
@@ -101,14 +92,13 @@ def pack_rows(ids: Ints, n_rows: int) -> bytes:
     >>> [len(pack_rows(np.arange(n), n_rows=100)) for n in (0, 3, 50, 100)]
     [0, 3, 13, 0]
     """
-    if ids.size and (ids[0] < 0 or ids[-1] >= n_rows or (ids[1:] <= ids[:-1]).any()):
+    ids = np.ascontiguousarray(ids, np.int64)
+    if not _increase(ids, n_rows):
         raise ValueError(f"row ids must be strictly increasing in [0, {n_rows})")
     if len(ids) == n_rows:
         return b""
     if _bitmap_is_smaller(len(ids), n_rows):
-        bitmap = np.zeros(n_rows, np.uint8)
-        bitmap[ids] = 1
-        return np.packbits(bitmap, bitorder="little").tobytes()
+        return _bitmap(ids, n_rows).tobytes()
     return pack(ids, n_rows)
 
 
@@ -129,12 +119,10 @@ def unpack_rows(data: bytes, count: int, n_rows: int) -> Ints:
     if count < n_rows and _bitmap_is_smaller(count, n_rows):
         if len(data) != (n_rows + 7) // 8:
             raise ValueError(f"a bitmap of {n_rows} rows, got {len(data)} bytes")
-        bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-        ids = np.flatnonzero(bits)
-        valid = len(ids) == count and not bits[n_rows:].any()
+        ids, valid = _places_of_ones(np.frombuffer(data, np.uint8), count, n_rows)
     else:
         ids = unpack(data, count, n_rows)
-        valid = bool((ids[1:] > ids[:-1]).all())
+        valid = _increase(ids, n_rows)
     if not valid:
         raise ValueError(f"not a set of {count} increasing row ids below {n_rows}")
     return ids
@@ -149,3 +137,77 @@ def rows_size(count: int, n_rows: int) -> int:
 
 def _bitmap_is_smaller(count: int, n_rows: int) -> bool:
     return (n_rows + 7) // 8 < packed_size(count, n_rows)
+
+
+@njit(nogil=True, cache=True)
+def _packed(values: Ints, width: int) -> tuple[Bytes, int, int]:
+    """Pack; return the least and the largest value too."""
+    # Bits wait in a word, lowest first, until there are eight for a byte.
+    data = np.zeros((len(values) * width + 7) // 8, np.uint8)
+    least = most = 0
+    word, n_waiting, place = uint64(0), 0, 0
+    for value in values:
+        least, most = min(least, value), max(most, value)
+        word |= uint64(value) << uint64(n_waiting)
+        n_waiting += width
+        while n_waiting >= 8:
+            data[place] = word & uint64(255)
+            word >>= uint64(8)
+            n_waiting -= 8
+            place += 1
+    if n_waiting:
+        data[place] = word
+    return data, least, most
+
+
+@njit(nogil=True, cache=True)
+def _unpacked(data: Bytes, count: int, width: int) -> tuple[Ints, int]:
+    """Invert :func:`_packed`; return the largest value too, -1 if there is none."""
+    values = np.empty(count, np.int64)
+    mask, most = (uint64(1) << uint64(width)) - uint64(1), -1
+    word, n_waiting, place = uint64(0), 0, 0
+    for i in range(count):
+        while n_waiting < width:
+            word |= uint64(data[place]) << uint64(n_waiting)
+            n_waiting += 8
+            place += 1
+        values[i] = word & mask
+        most = max(most, values[i])
+        word >>= uint64(width)
+        n_waiting -= width
+    return values, most
+
+
+@njit(nogil=True, cache=True)
+def _increase(ids: Ints, n_rows: int) -> bool:
+    """Whether ids increase strictly, in [0, n_rows)."""
+    before = -1
+    for row in ids:
+        if row <= before:
+            return False
+        before = row
+    return before < n_rows
+
+
+@njit(nogil=True, cache=True)
+def _bitmap(ids: Ints, n_rows: int) -> Bytes:
+    """Return a bit for each row, lowest first, 1 for those of the set."""
+    data = np.zeros((n_rows + 7) // 8, np.uint8)
+    for row in ids:
+        data[row >> 3] |= 1 << (row & 7)
+    return data
+
+
+@njit(nogil=True, cache=True)
+def _places_of_ones(data: Bytes, count: int, n_rows: int) -> tuple[Ints, bool]:
+    """Invert :func:`_bitmap`; tell whether it has ``count`` ones, all in range."""
+    ids, found = np.empty(count, np.int64), 0
+    for place, byte in enumerate(data):
+        for bit in range(8):
+            if byte >> bit & 1:
+                row = 8 * place + bit
+                if found == count or row >= n_rows:
+                    return ids, False
+                ids[found] = row
+                found += 1
+    return ids, found == count

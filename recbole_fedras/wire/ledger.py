@@ -12,6 +12,12 @@ DIRECTIONS = ("uplink", "downlink")
 
 _CATCH_UP = (Kind.CATCH_UP, Kind.TABLE)
 
+#: Names of what is counted, by direction and part.
+_KEYS = {
+    direction: {part: f"{direction}_{part}_bytes" for part in PARTS}
+    for direction in DIRECTIONS
+}
+
 #: What secure aggregation says beside updates: bytes of these, no messages that count.
 _ASIDE = {
     Kind.KEYS: "uplink",
@@ -52,24 +58,23 @@ class Ledger:
 
     def book(self, message: Message) -> None:
         """Book a message that is sent to, or comes from, one client."""
-        kind = message.header.kind
+        kind, size = message.header.kind, len(message)
         if kind in _ASIDE:
-            self._round[f"{_ASIDE[kind]}_framing_bytes"] += len(message)
-            self._round[f"{_ASIDE[kind]}_bytes"] += len(message)
+            self.book_interrupted(_ASIDE[kind], size)
             return
         if kind in _CATCH_UP:
             direction = "catch_up"
         else:
             direction = "uplink" if kind is Kind.UPDATE else "downlink"
-            for part, size in message.part_bytes().items():
-                self._round[f"{direction}_{part}_bytes"] += size
-        self._round[f"{direction}_bytes"] += len(message)
+            keys = _KEYS[direction]
+            for part, n_bytes in message.part_bytes().items():
+                self._round[keys[part]] += n_bytes
+        self._round[f"{direction}_bytes"] += size
         self._round[f"{direction}_messages"] += 1
 
     def book_unread(self, direction: str, size: int) -> None:
         """Book bytes that nobody could, or would, read as a message: as framing."""
-        self._round[f"{direction}_framing_bytes"] += size
-        self._round[f"{direction}_bytes"] += size
+        self.book_interrupted(direction, size)
         self._round[f"{direction}_messages"] += 1
 
     def book_interrupted(self, direction: str, size: int) -> None:

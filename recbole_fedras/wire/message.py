@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from functools import cached_property
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -47,7 +46,10 @@ class Kind(IntEnum):
 #: What secure aggregation says to clients beside a downlink.
 TALKS = (Kind.ROSTER, Kind.NOTES, Kind.SURVIVORS)
 
-_KINDS = frozenset(map(int, Kind))
+_KINDS = {int(kind): kind for kind in Kind}
+
+# One for all heads: to make a packer takes longer than to pack with it.
+_PACKER = msgpack.Packer()
 
 
 class Header(NamedTuple):
@@ -79,7 +81,7 @@ class Header(NamedTuple):
     loss: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Message:
     """One payload as sent, with its header.
 
@@ -92,6 +94,8 @@ class Message:
     header : Header
     body : bytes
         The payload, serialised. Messages to many receivers share it.
+    head : bytes
+        What stands in front of the payload, if it has come or been packed already.
 
     Examples
     --------
@@ -103,6 +107,12 @@ class Message:
 
     header: Header
     body: bytes
+    head: bytes = field(default=b"", repr=False, compare=False)
+    _payload: Payload | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.head:
+            self.head = _packed(self.header)
 
     @classmethod
     def of(cls, payload: Payload, header: Header) -> Message:
@@ -118,38 +128,28 @@ class Message:
         PayloadError
             If these are no message.
         """
-        header, size = _parsed(data)
-        return cls(header, data[size:])
+        size = _size_of_head(data)
+        return cls.from_parts(data[:size], data[size:])
 
     @classmethod
     def from_parts(cls, head: bytes, body: bytes) -> Message:
         """Parse a message whose two parts have come apart."""
-        return cls(_parsed(head)[0], body)
+        return cls(_parsed(head), body, head)
 
     def received(self) -> Message:
-        """Return what a receiver in the same process makes of the bytes."""
-        message = Message.from_parts(self.head, self.body)
-        if "payload" in vars(self):  # the very same bytes were parsed before
-            vars(message)["payload"] = self.payload
-        return message
+        """Return what a receiver in the same process makes of the bytes.
+
+        A payload is the same: the very same bytes were parsed before.
+        """
+        return Message(_parsed(self.head), self.body, self.head, self._payload)
 
     def to(self, client: int) -> Message:
-        """Return the same message, addressed to another client."""
-        message = Message(self.header._replace(client=client), self.body)
-        vars(message)["payload"] = self.payload  # parsed once for all receivers
-        return message
+        """Return the same message, addressed to another client.
 
-    @cached_property
-    def head(self) -> bytes:
-        """The bytes in front of the payload."""
-        header = self.header
-        report: tuple[Any, ...] | None = None
-        if header.n_samples is not None:
-            report = (header.n_samples,)
-            if header.loss is not None:
-                report = (header.n_samples, header.loss)
-        fields = (int(header.kind), *header[1:5], report, None)
-        return bytes(msgpack.packb(fields))[:-1]
+        Its payload is parsed once for all receivers.
+        """
+        header = self.header._replace(client=client)
+        return Message(header, self.body, b"", self.payload)
 
     @property
     def data(self) -> bytes:
@@ -159,7 +159,7 @@ class Message:
     def __len__(self) -> int:
         return len(self.head) + len(self.body)
 
-    @cached_property
+    @property
     def payload(self) -> Payload:
         """What the receiver parses from the bytes.
 
@@ -168,7 +168,9 @@ class Message:
         PayloadError
             If they hold no payload.
         """
-        return Payload.from_bytes(self.body)
+        if self._payload is None:
+            self._payload = Payload.from_bytes(self.body)
+        return self._payload
 
     def part_bytes(self) -> dict[str, int]:
         """Bytes by part; they add up to ``len(self)``.
@@ -179,7 +181,8 @@ class Message:
             parts = self.payload.part_bytes()
         except PayloadError:
             parts = Payload().part_bytes()
-        return parts | {"framing": len(self) - sum(parts.values())}
+        parts["framing"] = len(self) - sum(parts.values())
+        return parts
 
     def require_base(self, version: int) -> None:
         """Refuse to be applied to another version than the one that it builds on.
@@ -207,33 +210,63 @@ class Message:
             raise PayloadError(f"{len(self)} bytes, of at most {most}")
 
 
-def _parsed(data: bytes) -> tuple[Header, int]:
-    """Return the header that some bytes begin with, and its size."""
+def _packed(header: Header) -> bytes:
+    """Return a message's bytes up to its payload."""
+    kind, round, client, version, base, n_samples, loss = header
+    report: tuple[Any, ...] | None = None
+    if n_samples is not None:
+        report = (n_samples,) if loss is None else (n_samples, loss)
+    fields = (int(kind), round, client, version, base, report, None)
+    return bytes(_PACKER.pack(fields)[:-1])
+
+
+def _size_of_head(data: bytes) -> int:
+    """Return where the payload of a message begins.
+
+    Raises
+    ------
+    PayloadError
+        If the bytes are no message.
+    """
     unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=len(data) + 1)
     unpacker.feed(data)
     try:
-        if unpacker.read_array_header() != 7:
-            raise PayloadError("not a message: it must have seven parts")
-        head = tuple(unpacker.unpack() for _ in range(6))
+        for _ in range(min(unpacker.read_array_header(), 7) - 1):
+            unpacker.skip()
     except (ValueError, msgpack.exceptions.OutOfData) as error:
         raise PayloadError(f"not a message: {error}") from error
-    return _checked(head), unpacker.tell()
+    return int(unpacker.tell())
 
 
-def _checked(head: tuple[Any, ...]) -> Header:
-    """Return the header that msgpack unpacked, if it is one."""
-    kind, round, client, version, base, report = head
-    counts = [round, client, version, *([] if base is None else [base])]
+def _parsed(head: bytes) -> Header:
+    """Return the header that some bytes are, if they are one.
+
+    Raises
+    ------
+    PayloadError
+        That says why not.
+    """
+    try:
+        fields = msgpack.unpackb(head + b"\xc0", use_list=False)  # nil, the payload's
+    except ValueError as error:
+        raise PayloadError(f"not a message of seven parts: {error}") from error
+    if not isinstance(fields, tuple) or len(fields) != 7:
+        raise PayloadError("not a message of seven parts")
+    kind, round, client, version, base, report, _ = fields
+    counts = (
+        [round, client, version] if base is None else [round, client, version, base]
+    )
     n_samples, loss = None, None
     if isinstance(report, tuple) and len(report) in (1, 2):
         n_samples, loss = (*report, None)[:2]
         counts.append(n_samples)
     elif report is not None:
         raise PayloadError("not a message: a malformed report")
-    if not all(type(count) is int and 0 <= count < 2**62 for count in counts):
-        raise PayloadError(f"not a message: its numbers are {counts}")
+    for count in counts:
+        if type(count) is not int or not 0 <= count < 2**62:
+            raise PayloadError(f"not a message: its numbers are {counts}")
     if loss is not None and not (type(loss) is float and isfinite(loss)):
         raise PayloadError(f"its loss is {loss!r}")
     if type(kind) is not int or kind not in _KINDS:
         raise PayloadError(f"not a message: its kind is {kind!r}")
-    return Header(Kind(kind), round, client, version, base, n_samples, loss)
+    return Header(_KINDS[kind], round, client, version, base, n_samples, loss)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
@@ -21,9 +20,13 @@ PARTS = ("items", "ids", "theta", "once", "framing")
 
 FLOAT32 = np.dtype("<f4")
 
+_BYTE_OF_PART = {part: bytes([index]) for index, part in enumerate(PARTS[:-1])}
 
-@dataclass(frozen=True, slots=True)
-class _Field:
+# One for all payloads: to make a packer takes longer than to pack with it.
+_PACKER = msgpack.Packer()
+
+
+class _Field(NamedTuple):
     shape: tuple[int, ...]
     data: bytes
     part: str
@@ -50,6 +53,7 @@ class Payload:
 
     def __init__(self) -> None:
         self._fields: dict[str, _Field] = {}
+        self._sizes = dict.fromkeys(PARTS[:-1], 0)
 
     def put_floats(
         self, name: str, values: NDArray[np.float32], part: str = "items"
@@ -110,20 +114,19 @@ class Payload:
     def with_values(self, values: NDArray[np.float32]) -> Payload:
         """Return the payload with other floats in place of :meth:`values`."""
         data, start, payload = values.astype(FLOAT32).tobytes(), 0, Payload()
-        for name, field in self._fields.items():
-            if field.part == "items":
-                stop = start + len(field.data)
-                field = _Field(field.shape, data[start:stop], field.part)
-                start = stop
-            payload._fields[name] = field
+        for name, (shape, before, part) in self._fields.items():
+            if part == "items":
+                stop = start + len(before)
+                before, start = data[start:stop], stop
+            payload._put(name, shape, before, part)
         return payload
 
     def without(self, name: str) -> Payload:
         """Return the payload without a field, if it has that."""
         payload = Payload()
-        payload._fields = {
-            other: field for other, field in self._fields.items() if other != name
-        }
+        for other, field in self._fields.items():
+            if other != name:
+                payload._put(other, *field)
         return payload
 
     def __contains__(self, name: str) -> bool:
@@ -134,21 +137,23 @@ class Payload:
 
     def part_bytes(self) -> dict[str, int]:
         """Bytes of the field data by part, framing excluded."""
-        sizes = dict.fromkeys(PARTS[:-1], 0)
-        for field in self._fields.values():
-            sizes[field.part] += len(field.data)
-        return sizes
+        return dict(self._sizes)
+
+    @property
+    def size(self) -> int:
+        """Bytes of it serialised."""
+        fields = self._fields.items()
+        openings = (_opening(name, one.shape, len(one.data)) for name, one in fields)
+        head = len(_PACKER.pack_array_header(len(fields)))
+        data = sum(self._sizes.values()) + len(fields)  # a byte for each one's part
+        return head + sum(map(len, openings)) + data
 
     def to_bytes(self) -> bytes:
         """Serialise."""
-        return bytes(
-            msgpack.packb(
-                [
-                    (name, field.shape, field.data, PARTS.index(field.part))
-                    for name, field in self._fields.items()
-                ]
-            )
-        )
+        pieces = [_PACKER.pack_array_header(len(self._fields))]
+        for name, (shape, data, part) in self._fields.items():
+            pieces += (_opening(name, shape, len(data)), data, _BYTE_OF_PART[part])
+        return b"".join(pieces)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Payload:
@@ -187,6 +192,7 @@ class Payload:
         if part not in PARTS[:-1]:
             raise ValueError(f"field {name!r}: part={part!r} must be of {PARTS[:-1]}")
         self._fields[name] = _Field(tuple(shape), data, part)
+        self._sizes[part] += len(data)
         return self
 
     def _get(self, name: str, shape: tuple[int | None, ...]) -> _Field:
@@ -245,11 +251,22 @@ class Layout:
         return self._add(name, (count,), bits.rows_size(count, n_rows))
 
     def _add(self, name: str, shape: tuple[int, ...], size: int) -> Layout:
-        # msgpack writes a length below 2^8 in one byte, below 2^16 in two, or in four.
-        header = len(msgpack.packb((name, shape, b"", 0)))
-        header += (size >= 2**8) + 2 * (size >= 2**16)
-        self.size += header + size
+        self.size += len(_opening(name, shape, size)) + size + 1  # the part
         return self
+
+
+def _opening(name: str, shape: tuple[int, ...], size: int) -> bytes:
+    """Return what stands in front of a field's data: an array, name, shape, length.
+
+    Data are joined to it, not packed: packing would copy them twice.
+    """
+    start = bytes(_PACKER.pack((name, shape, b"", 0))[:-3])  # without data and part
+    # msgpack writes a length below 2^8 in one byte, below 2^16 in two, or in four.
+    if size < 2**8:
+        return start + b"\xc4" + size.to_bytes(1, "big")
+    if size < 2**16:
+        return start + b"\xc5" + size.to_bytes(2, "big")
+    return start + b"\xc6" + size.to_bytes(4, "big")
 
 
 def unpack(data: bytes) -> tuple[Any, ...]:

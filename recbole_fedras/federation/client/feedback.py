@@ -42,8 +42,7 @@ class UplinkFeedback:
 
     def add_to(self, updates: CohortUpdate) -> None:
         """Add each client's residual to the rows that it sends, in place."""
-        for index, client in enumerate(updates.clients.tolist()):
-            update = updates[index]
+        for client, update in zip(updates.clients.tolist(), updates, strict=True):
             update.rows.add_(self.residual(client)[update.ids])
 
     def keep(self, client: int, update: RowUpdate, decoded: RowUpdate) -> None:

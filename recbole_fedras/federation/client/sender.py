@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -66,8 +66,8 @@ class Sender:
         self,
         trained: Trained,
         round: int,
-        base_of: Callable[[int], Tensor],
-        downlink_of: Mapping[int, Payload],
+        bases: Iterable[Tensor],
+        downlinks: Iterable[Payload],
     ) -> list[Message]:
         """Return each client's message, in their order.
 
@@ -75,17 +75,15 @@ class Sender:
         ----------
         trained : Trained
         round : int
-        base_of : callable
-            ``base_of(client)``: the table that it trained from.
-        downlink_of : mapping of int to Payload
-            What each client was sent last.
+        bases : iterable of Tensor
+            The table that each client trained from.
+        downlinks : iterable of Payload
+            What each was sent last.
         """
+        clients = trained.updates.clients.tolist()
         ctxs = [
-            replace(
-                self._agreement.context(round, client, base=base_of(client)),
-                downlink=downlink_of[client],
-            )
-            for client in trained.updates.clients.tolist()
+            self._agreement.context(round, client, None, base, downlink)
+            for client, base, downlink in zip(clients, bases, downlinks, strict=True)
         ]
         with self._seconds("compression"):
             updates = self._transformed(trained.updates, ctxs)
@@ -107,16 +105,16 @@ class Sender:
         if not self._transforms:
             return updates
         changed = []
-        for index, ctx in enumerate(ctxs):
-            update = SharedUpdate(updates[index], updates.theta[index])
+        for rows, network, ctx in zip(updates, updates.theta, ctxs, strict=True):
+            update = SharedUpdate(rows, network)
             if not self._hostile[ctx.sender]:
                 private = replace(ctx, seed=self._agreement.client_seed)
                 for transform in self._transforms:
                     update = transform.on_client(update, private)
             changed.append(update)
         theta = torch.stack([update.theta for update in changed])
-        rows = [update.items for update in changed]
-        return CohortUpdate.of(updates.clients, rows, theta)
+        items = [update.items for update in changed]
+        return CohortUpdate.of(updates.clients, items, theta)
 
     def _encoded(
         self, updates: CohortUpdate, ctxs: Sequence[RoundContext]
@@ -157,5 +155,5 @@ class Sender:
         """Decode what is sent, as the server will, and keep what is lost."""
         payloads = [message.payload for message in messages]
         decoded = self._uplink.decode_cohort(payloads, ctxs)
-        for index, update in enumerate(decoded):
-            feedback.keep(ctxs[index].sender, updates[index], update)
+        for ctx, update, arrived in zip(ctxs, updates, decoded, strict=True):
+            feedback.keep(ctx.sender, update, arrived)

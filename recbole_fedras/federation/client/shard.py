@@ -263,11 +263,12 @@ class Shard:
             self._require_local(clients)
             round = part[0][-1].header.round
             newest = [invitation[-1].payload for invitation in part]
-            trained = self._train(clients, round)
+            table_of = self.replicas.table_of(clients.tolist())
+            trained = self._train(clients, table_of, round)
             private = _Private(round, clients, trained.user_rows, trained.user_states)
             self._await(private)
-            downlinks = dict(zip(clients.tolist(), newest, strict=True))
-            yield from self._sender.answers(trained, round, self._base_of, downlinks)
+            bases = [self.replicas.tables[table] for table in table_of.tolist()]
+            yield from self._sender.answers(trained, round, bases, newest)
 
     def _await(self, private: _Private) -> None:
         """Keep what a receipt may put into force; it replaces what is older."""
@@ -332,7 +333,7 @@ class Shard:
                 take_introduction(self.embedding, message.payload)
         self.replicas.apply(changes)
 
-    def _train(self, clients: Ints, round: int) -> Trained:
+    def _train(self, clients: Ints, table_of: Tensor, round: int) -> Trained:
         places, tables = self._places(clients), self.replicas.tables
         states = self.user_states
         participants = Participants(
@@ -340,7 +341,7 @@ class Shard:
             self.user_rows[places],
             None if states is None else states[places],
             tables,
-            self.replicas.table_of(clients.tolist()),
+            table_of,
         )
         theta = unflatten(self.replicas.theta, self.model.theta)
         model = self.model._replace(theta=theta)
@@ -368,9 +369,6 @@ class Shard:
         for group, samples in zip(groups, drawn, strict=True):
             self._attackers.mislabel(samples, group, training.pairwise)
         return drawn
-
-    def _base_of(self, client: int) -> Tensor:
-        return self.replicas.tables[int(self.replicas.table_of([client])[0])]
 
     def _require_finite(self, trained: Trained, round: int) -> None:
         bad = (~trained.losses.isfinite()).nonzero().flatten()

@@ -134,7 +134,12 @@ class ThetaMean:
 
     def add(self, change: Tensor) -> None:
         """Add one more client's, shape (n_theta,)."""
-        self.total = change.clone() if self.total is None else self.total + change
+        if not change.numel():
+            pass  # there is no network
+        elif self.total is None:
+            self.total = change.clone()
+        else:
+            self.total += change
         self._count += 1
 
     def add_sum(self, change: Tensor, n: int) -> None:

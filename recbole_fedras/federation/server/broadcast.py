@@ -36,6 +36,8 @@ class Broadcast(PublishedDownlinks):
     def _set_up(self) -> None:
         table = self._parameters.item_table
         self.mirrors = table.repeat(len(self._agreement.budgets), 1, 1)
+        # Views: a tensor takes longer to be indexed than all else of a delivery.
+        self._mirror_of_tier: Sequence[Tensor] = tuple(self.mirrors)
         self._before = self.mirrors.clone()
         # Downlinks of earlier versions, while together they are smaller than the table.
         self._missable: list[deque[Message]] = [deque() for _ in self.mirrors]
@@ -73,7 +75,7 @@ class Broadcast(PublishedDownlinks):
 
     def mirror_of(self, client: int) -> Tensor:
         """Return the table of the client's tier."""
-        return self.mirrors[self._agreement.tier_of_client[client]]
+        return self._mirror_of_tier[int(self._agreement.tier_of_client[client])]
 
     def deliver(self, clients: Iterable[int]) -> Iterator[Message]:
         """Send what was missed, then the newest message."""

@@ -222,7 +222,9 @@ class Intake:
         most = self._agreement.federation.max_update_norm
         values = [update.rows.numpy().ravel(), theta.numpy()]
         with np.errstate(over="ignore", invalid="ignore"):
-            roughly = sum(float(np.vdot(part, part)) for part in values) ** 0.5
+            roughly = (
+                sum(float(np.vdot(part, part)) for part in values if part.size) ** 0.5
+            )
         if roughly <= most / 2:  # in float32: fast, and near enough for most updates
             return
         if not all(np.isfinite(part).all() for part in values):

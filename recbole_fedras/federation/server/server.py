@@ -316,7 +316,9 @@ class Server:
     def receipts(self) -> list[Message]:
         """Make the messages by which clients learn that they have counted."""
         counted = self._counted.tolist()
-        return [receipt(self._invited[client], client) for client in counted]
+        rounds = {self._invited[client] for client in counted}
+        of_round = {round: receipt(round, 0) for round in rounds}  # the same for many
+        return [of_round[self._invited[client]].to(client) for client in counted]
 
     def _parts(self) -> list[Aggregator | Transform]:
         return [self.aggregator, *self._transforms]
