@@ -60,7 +60,8 @@ class DrawnNegatives:
         # Of the others in increasing order, which are never listed: own item k (from 0)
         # has own[k] - 1 - k of them before it.
         others_before = own - 1 - np.arange(len(own))
-        return 1 + places + np.searchsorted(others_before, places, side="right")
+        before = np.searchsorted(others_before, places, side="right")
+        return np.asarray(1 + places + before, np.int64)
 
 
 class ListedNegatives:
