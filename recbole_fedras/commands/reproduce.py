@@ -51,9 +51,9 @@ def _run_exhibits(
 ) -> None:
     with loading():
         from recbole_fedras.config import Config
+        from recbole_fedras.config.given_keys import LOCAL
         from recbole_fedras.experiments import reproduce as reproduction
         from recbole_fedras.experiments.exhibits import has_part, read_exhibit
-        from recbole_fedras.experiments.identity import LOCAL
         from recbole_fedras.experiments.sweep import Sweep
 
     config = Config(config_file_list=files_of(arguments), argv=rest)

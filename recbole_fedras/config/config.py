@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from recbole_fedras.compressor import Compressor
-from recbole_fedras.config import build, methods, private, rules, schema
+from recbole_fedras.config import build, given_keys, methods, private, rules, schema
 from recbole_fedras.config.cut import cut
 from recbole_fedras.config.merge import MergedConfig
 from recbole_fedras.config.settings import (
@@ -134,6 +134,22 @@ class Config(MergedConfig):
     def make_model(self, dataset: Any) -> Any:
         """Build the model for a RecBole dataset."""
         return build.make_model(self, dataset)
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Keys given with other values than the defaults; what a run is known by.
+
+        Model, dataset, compressors and where classes are go without saying, and so does
+        how a run is carried out.
+
+        Examples
+        --------
+        >>> Config(argv=["--epochs=400", "--alpha=0.4", "--n_jobs=1"]).changed
+        {'alpha': 0.4}
+        """
+        return given_keys.changed(
+            self.external_config_dict, self.internal_config_dict, self.resolved
+        )
 
     @property
     def method(self) -> str:

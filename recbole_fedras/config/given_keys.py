@@ -10,6 +10,21 @@ from recbole_fedras.config.forms import like
 from recbole_fedras.config.sources import literal
 from recbole_fedras.errors import ConfigError
 
+#: Keys that say where a run finds what it needs, not what it does.
+LOCAL = {"data_path", "gpu_id", "use_gpu"}
+
+#: Keys that say how a run is carried out and shown, and change no result.
+SHOWN = {
+    "checkpoint_dir", "checkpoint_step", "deadline", "log_wandb", "min_shards",
+    "n_jobs", "n_shards", "show_progress", "state", "wandb_project",
+}  # fmt: skip
+
+#: Keys by whose values a run is called anyway.
+_NAMING = {
+    "compressor", "dataset", "downlink_compressor", "model", "resume",
+    "uplink_compressor",
+}  # fmt: skip
+
 #: Keys that may differ when a run is resumed: they do not change what was computed.
 _RESUMABLE = {
     "epochs", "stopping_step", "resume", "checkpoint_dir", "data_path", "show_progress",
@@ -70,3 +85,27 @@ def dataset_name(name: Any, default: str) -> str:
             f"holds its folder: dataset={last}, data_path={folder}"
         )
     return str(name)
+
+
+def changed(
+    given: dict[str, Any], defaults: dict[str, Any], resolved: dict[str, Any]
+) -> dict[str, Any]:
+    """Return keys given whose values are not the defaults.
+
+    Those that name a run anyway, or change nothing that it computes, are left out.
+
+    Parameters
+    ----------
+    given, defaults : dict
+    resolved : dict
+        Every key's value in the end.
+    """
+    left_out = LOCAL | SHOWN | _NAMING
+    return {
+        key: resolved[key]
+        for key in given
+        if key not in left_out
+        and not key.endswith("_class")
+        and key in resolved
+        and resolved[key] != plain(defaults.get(key))
+    }

@@ -12,20 +12,13 @@ from typing import Any, NamedTuple
 
 from recbole_fedras.config import Config, registry
 from recbole_fedras.config.checkpoint import plain
+from recbole_fedras.config.given_keys import LOCAL, SHOWN
 from recbole_fedras.data.digest import digest_of_dataset, digest_of_files
+from recbole_fedras.run.provenance import PACKAGE
 
 Keys = dict[str, Any]
 Outcome = dict[str, Any]
 Measure = Callable[[Keys], Outcome]
-
-#: Keys that say where a run finds what it needs, not what it does.
-LOCAL = {"data_path", "gpu_id", "use_gpu"}
-
-#: Keys that say how a run is carried out and shown, and change no result.
-SHOWN = {
-    "checkpoint_dir", "checkpoint_step", "deadline", "log_wandb", "min_shards",
-    "n_jobs", "n_shards", "show_progress", "state", "wandb_project",
-}  # fmt: skip
 
 #: Keys that name a file which is neither of the dataset nor a class.
 _READ = {"world_trace"}
@@ -35,9 +28,6 @@ _FREE = {"seed", "learning_rate"}
 
 #: Keys that every run has, and most runs differ in.
 _OLDEST = ("dataset", "model", "compressor", "learning_rate", "seed")
-
-#: Folder of our own source files.
-PACKAGE = Path(__file__).parents[1]
 
 
 class Identity(NamedTuple):

@@ -79,7 +79,7 @@ def read_runs(runs: Sequence[str], keys: Keys) -> dict[str, Keys]:
     >>> list(runs)
     ['none', 'FedRAS alpha=0.2', 'FedRAS alpha=0.4']
     >>> runs["FedRAS alpha=0.4"]
-    {'compressor': 'FedRAS', 'alpha': 0.4, 'epochs': 60}
+    {'epochs': 60, 'compressor': 'FedRAS', 'alpha': 0.4}
     """
     if "seed" in keys:
         raise ConfigError("seed must not be set: runs differ in it, by --seeds")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import platform
-import shutil
-import subprocess
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from recbole_fedras.config.registry import properties_folder
 from recbole_fedras.data.digest import digest_of_files
-from recbole_fedras.experiments.identity import PACKAGE, Measure, Outcome
-from recbole_fedras.version import __version__
+from recbole_fedras.experiments.identity import Measure, Outcome
+from recbole_fedras.run.provenance import PACKAGE, commit, versions
 
 
 @cache
@@ -36,32 +32,16 @@ def made_by(measure: Measure) -> dict[str, Any]:
         *(path for path in properties.rglob("*.yaml") if _matters(path)),
         Path(inspect.getsourcefile(measure) or ""),
     ]
-    packages = ("recbole", "torch", "numpy", "scikit-learn", "numba")
-    versions = {"recbole-fedras": __version__, "Python": platform.python_version()}
     return {
         "code": digest_of_files(sorted(files, key=lambda path: path.parts[-2:])),
-        "commit": _commit(),
-        "versions": versions | {package: version(package) for package in packages},
+        "commit": commit(),
+        "versions": versions(),
     }
 
 
 def _matters(path: Path) -> bool:
     around = ("commands", "experiments", "experiment")
     return path.parent.name not in around and path.name != "__main__.py"
-
-
-def _commit() -> str | None:
-    """Name the commit of the checkout that the package is in, if it is in one."""
-    git = shutil.which("git")
-    if git is None:
-        return None
-    tracked = [git, "-C", str(PACKAGE), "ls-files", "--error-unmatch", "version.py"]
-    if subprocess.run(tracked, capture_output=True, check=False).returncode:  # noqa: S603
-        return None  # installed, maybe within another project's checkout
-    describe = ["describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
-    command = [git, "-C", str(PACKAGE), *describe]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    return answer.stdout.strip() or None
 
 
 def is_other_code(outcome: Outcome, measure: Measure) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import codecs
 import io
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _HANDLER = "recbole_fedras.plain"
 _PLAIN = {"±": "+-", "─": "-", "│": "|"}
@@ -14,6 +17,31 @@ def adapt_output() -> None:
     """Have standard output never fail for a character; tables stay readable."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=_HANDLER)
+
+
+@contextmanager
+def only_in_files() -> Iterator[None]:
+    """Have the log tell the screen warnings only, which a bar is on; its file has all.
+
+    Examples
+    --------
+    >>> with only_in_files():
+    ...     logging.getLogger().info("best round so far")
+    """
+    screens = [
+        handler
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logging.StreamHandler)
+        and not isinstance(handler, logging.FileHandler)
+    ]
+    levels = [screen.level for screen in screens]
+    for screen in screens:
+        screen.setLevel(max(screen.level, logging.WARNING))
+    try:
+        yield
+    finally:
+        for screen, level in zip(screens, levels, strict=True):
+            screen.setLevel(level)
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import textwrap
 from collections.abc import Iterable
 from math import isfinite
 from pathlib import Path
@@ -21,6 +23,25 @@ from recbole_fedras.wire.ledger import DIRECTIONS
 from recbole_fedras.wire.payload import PARTS
 
 _BEGUN = "rounds_begun"
+#: Characters that the name of a run's folder may have, but for the time.
+_LONGEST = 120
+
+
+def run_name(beginning: str, changed: dict[str, Any]) -> str:
+    """Return what a folder is called, with what its run has other than by default.
+
+    Examples
+    --------
+    >>> run_name("MF-FedRAS-ml-100k", {"epochs": 6, "topk": [5, 10]})
+    'MF-FedRAS-ml-100k-epochs=6-topk=5_10'
+    """
+    parts = (f"{key}={_plain_name(value)}" for key, value in changed.items())
+    return "-".join([beginning, *parts])[:_LONGEST].rstrip("-_.")
+
+
+def _plain_name(value: Any) -> str:
+    """Write a value with characters that are plain to every shell and file system."""
+    return re.sub(r"[^\w.+-]+", "_", str(value)).strip("_")
 
 
 class RunFolder:
@@ -70,12 +91,16 @@ class RunFolder:
         with replacing(self.path / _BEGUN) as file:
             file.write(str(n_rounds).encode())
 
-    def write_ranks(self, users: Iterable[str], ranks: Iterable[int]) -> None:
-        """Write where each user's held-out item stood in the test; 0: not in topk."""
+    def write_ranks(self, users: Iterable[str], ranks: Iterable[int], k: int) -> None:
+        """Write where each user's held-out item stood in the test, from 1.
+
+        The rank is 0 where that is not among the first ``k``, and a column says so.
+        """
         with (self.path / "ranks.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["user", "rank"])
-            writer.writerows(zip(users, ranks, strict=True))
+            writer.writerow(["user", "rank", f"among the first {k}"])
+            for user, rank in zip(users, ranks, strict=True):
+                writer.writerow([user, rank, "yes" if rank else "no"])
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write ``result.json``."""
@@ -203,6 +228,8 @@ def result_table(result: dict[str, Any]) -> str:
     lines = [
         ("run", f"{result['model']} + {result['compressor']} on {result['dataset']}, "
                 f"seed {result['seed']}, {result['rounds']} rounds"),
+        *_lines_of_changes(result["changed"]),
+        ("best round", f"{result['best_round']} of 0 to {result['rounds'] - 1}"),
         *(
             (f"{phase} {metric}", f"{value:.4f}")
             for phase in ("best_valid", "test")
@@ -232,6 +259,13 @@ def result_table(result: dict[str, Any]) -> str:
         *((f"seconds, {phase}", f"{value:.1f}") for phase, value in seconds.items()),
     ]  # fmt: skip
     return str(tabulate(lines, tablefmt="simple_outline", disable_numparse=True))
+
+
+def _lines_of_changes(changed: dict[str, Any]) -> list[tuple[str, str]]:
+    """Say what is other than by default, on lines that are not too long."""
+    said = textwrap.wrap(", ".join(f"{key}={value}" for key, value in changed.items()))
+    return [("" if place else "not as by default", line)
+            for place, line in enumerate(said)]  # fmt: skip
 
 
 def _privacy_lines(privacy: dict[str, Any] | None) -> list[tuple[str, str]]:

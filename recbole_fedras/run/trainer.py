@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -28,6 +29,7 @@ from recbole_fedras.federation.budgets import make_budgets
 from recbole_fedras.federation.rounds import Rounds
 from recbole_fedras.model import FederatedRecommender
 from recbole_fedras.numeric.theta import unflatten
+from recbole_fedras.run.console import only_in_files
 from recbole_fedras.run.evaluation import FairCollector, candidate_scores
 from recbole_fedras.run.privacy import noise_is_new
 from recbole_fedras.run.progress import Interrupt, ProgressBar
@@ -58,6 +60,8 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
     simulation : Rounds
     rows : list of dict
         A line of ``rounds.csv`` for every round.
+    tested_round : int
+        Of the model that was evaluated last.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         self.cur_step: int  # RecBole's, of early stopping
         self.best_valid_result: dict[str, float] | None
         self.folder: RunFolder | None = None
+        self.tested_round = -1
         self.rows: list[dict[str, Any]] = []
         self._valid_result: dict[str, float] | None = None
         self._interrupt = Interrupt()
@@ -149,15 +154,11 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
             if saved:
                 self._save_last()
             return self.best_valid_score, self.best_valid_result
-        with self._bar, self._interrupt.noted():
+        quietly = only_in_files() if show_progress else nullcontext()
+        with self._bar, self._interrupt.noted(), quietly:
             try:
                 result = super().fit(
-                    train_data,
-                    valid_data,
-                    verbose and not show_progress,
-                    saved,
-                    False,
-                    after_evaluation,
+                    train_data, valid_data, verbose, saved, False, after_evaluation
                 )
             except FederationError as error:
                 raise FederationError(f"{error}; {self._keep_last_good()}") from error
@@ -205,8 +206,11 @@ class FederatedTrainer(Trainer):  # type: ignore[misc]
         show_progress: bool = False,
     ) -> Any:
         """Evaluate as RecBole does; of the best round, with what clients held then."""
+        self.tested_round = self.simulation.round - 1
         if load_best_model:
-            self.load_clients(read_checkpoint(model_file or self.saved_model_file))
+            state = read_checkpoint(model_file or self.saved_model_file)
+            self.tested_round = state["epoch"]
+            self.load_clients(state)
         phase = "valid" if eval_data is self._valid_data else "test"
         found = self.simulation.evaluate(phase, load_best_model)
         if found is None:

@@ -12,12 +12,19 @@ from recbole_fedras.config import Config
 from recbole_fedras.config.checkpoint import plain
 from recbole_fedras.data.dataset import client_data
 from recbole_fedras.federation.simulation import Simulation
+from recbole_fedras.run.console import only_in_files
 from recbole_fedras.run.cost import cost
 from recbole_fedras.run.exposure import exposure
 from recbole_fedras.run.groups import hits_by_group
 from recbole_fedras.run.privacy import privacy
 from recbole_fedras.run.progress import compiling
-from recbole_fedras.run.report import RunFolder, result_table, seconds_by_phase
+from recbole_fedras.run.provenance import commit, versions
+from recbole_fedras.run.report import (
+    RunFolder,
+    result_table,
+    run_name,
+    seconds_by_phase,
+)
 from recbole_fedras.run.setup import (
     MakeSimulation,
     data_digest,
@@ -75,15 +82,16 @@ def _write_ranks(folder: RunFolder, trainer: FederatedTrainer, held_out: Any) ->
         return
     # Loaders take users by increasing id.
     users = np.unique(held_out.inter_feat[held_out.uid_field].numpy())
-    folder.write_ranks(held_out.id2token(held_out.uid_field, users), ranks)
+    k = max(trainer.config.evaluation_settings().topk)
+    folder.write_ranks(held_out.id2token(held_out.uid_field, users), ranks, k)
 
 
 def begin(trainer: FederatedTrainer) -> RunFolder:
     """Make a run's folder; take up the run that is to be resumed, if any."""
     config = trainer.config
     settings = config.run_settings()
-    name = f"{settings.model}-{config.method}-{settings.dataset}"
-    folder = RunFolder(settings.checkpoint_dir, name)
+    called = f"{settings.model}-{config.method}-{settings.dataset}"
+    folder = RunFolder(settings.checkpoint_dir, run_name(called, config.changed))
     folder.write_config(config.resolved)
     trainer.write_to(folder)
     if settings.resume:
@@ -119,8 +127,10 @@ def train_and_test(
         train_data, valid_data, saved=saved, show_progress=settings.show_progress
     )
     start = time.perf_counter()
-    with stage("testing", settings.show_progress, compiling):
+    with stage("testing", settings.show_progress, compiling), only_in_files():
         test_result = trainer.evaluate(test_data, load_best_model=saved)
+        found = ", ".join(f"{name} : {value}" for name, value in test_result.items())
+        trainer.logger.info(f"test, by round {trainer.tested_round}: {found}")
     test_seconds = time.perf_counter() - start
 
     folder.write_rounds(trainer.rows)
@@ -138,6 +148,7 @@ def train_and_test(
     if in_world := trainer.simulation.in_world():
         result["world"] = in_world
     result |= {"seconds": seconds, "run_folder": str(folder.path)}
+    result |= {"versions": versions(), "commit": commit()}
     if carried := trainer.simulation.carried():
         result["carried"] = carried
     if settings.resume:
@@ -193,20 +204,35 @@ def _result(
     test_result: Any,
 ) -> dict[str, Any]:
     settings, federation = config.run_settings(), config.federation()
+    obeys = any(of.obeys_rate() for of in config.make_compressors()) or settings.cut
     return {
         "model": settings.model,
         "dataset": settings.dataset,
         "item_embedding": settings.item_embedding,
         "compressor": config.method,
         "cut": settings.cut,
-        "compression_rate": list(federation.compression_rates),
+        "compression_rate": list(federation.compression_rates) if obeys else None,
         "budget": federation.budget,
         "replica": federation.replica,
         "seed": settings.seed,
+        "changed": config.changed,
+        "learning_rates": _learning_rates(config),
         "rounds": trainer.simulation.round,
+        "best_round": trainer.tested_round,
         "best_valid_score": best[0],
         "valid_score_bigger": config.evaluation_settings().bigger_is_better,
         "best_valid_result": best[1],
         "test_result": test_result,
         "communication": cost(config, trainer.simulation),
+    }
+
+
+def _learning_rates(config: Config) -> dict[str, float]:
+    """Return what everything is trained with, whatever its default followed from."""
+    clients = config.local_training()
+    return {
+        "items": clients.learning_rate,
+        "users": clients.user_learning_rate,
+        "network": clients.theta_learning_rate,
+        "server": config.federation().optimization.learning_rate,
     }

@@ -13,11 +13,13 @@ from sweeps import cell, runs_in
 
 from recbole_fedras.config import registry
 from recbole_fedras.experiments import provenance
-from recbole_fedras.experiments.compare import compare
+from recbole_fedras.experiments.compare import Asked, compare
 from recbole_fedras.experiments.identity import Resolver
 from recbole_fedras.experiments.measures import information_loss
+from recbole_fedras.experiments.methods import methods_of
 from recbole_fedras.experiments.outcome import train_and_test
 from recbole_fedras.experiments.sweep import Sweep
+from recbole_fedras.run import provenance as run_provenance
 
 
 def name(own, measure=train_and_test):
@@ -119,7 +121,9 @@ def test_code_is_known_by_what_can_change_a_run(tmp_path, monkeypatch):
     package = tmp_path / "recbole_fedras"
     (package / "experiments").mkdir(parents=True)
     (tmp_path / "properties" / "experiment").mkdir(parents=True)
-    monkeypatch.setattr(provenance, "PACKAGE", package)
+    for module in (provenance, run_provenance):
+        monkeypatch.setattr(module, "PACKAGE", package)
+    monkeypatch.setattr(provenance, "commit", run_provenance.commit.__wrapped__)
     folder = tmp_path / "properties"
     monkeypatch.setattr(provenance, "properties_folder", lambda: folder)
 
@@ -156,7 +160,8 @@ def test_runs_of_other_code_are_marked_and_redone(
 
     def rows(redo=False):
         sweep = Sweep(Path("out"), 1, redo)
-        return compare(["none", "SVD"], [0.75], shared, [1], sweep)
+        methods = methods_of(["none", "SVD"], [0.75], shared)
+        return compare(methods, [1], sweep, Asked())
 
     assert [row["other code"] for row in rows()] == ["", ""]
     now = provenance.made_by(train_and_test)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import torch
 import yaml
 from conftest import COMMON, TINY, rounds_of, slow
 
+import recbole_fedras
 from recbole_fedras.__main__ import main
 from recbole_fedras.config import Config, compat, registry
 from recbole_fedras.errors import ConfigError
@@ -456,3 +460,39 @@ def test_config_order_and_files(workspace):
     assert config["dataset"] == "ml-100k"
     assert yaml.safe_load(yaml.safe_dump(config.resolved)) == config.resolved
     assert Config(config_dict={"use_gpu": False})["device"].type == "cpu"
+
+
+def test_a_run_says_what_it_is(run, caplog):
+    caplog.set_level(logging.INFO)
+    file, screen = logging.FileHandler("run.log"), logging.StreamHandler(io.StringIO())
+    for handler in (file, screen):
+        logging.getLogger().addHandler(handler)
+    result = run(alpha=0.4, eval_step=1, learning_rate=1.0, theta_learning_rate=0.5,
+                 show_progress=True)  # fmt: skip
+    folder, rows = Path(result["run_folder"]), rounds_of(result)
+    said = {"epochs": 4, "client_fraction": 0.25, "alpha": 0.4, "learning_rate": 1.0}
+    assert said.items() <= result["changed"].items()
+    assert not {"model", "dataset", "show_progress"} & result["changed"].keys()
+    assert folder.name.startswith("MF-FedRAS-tiny-epochs=4-client_fraction=0.25-")
+    scores = [float(row["valid_ndcg@10"]) for row in rows]
+    assert scores[result["best_round"]] == max(scores) == result["best_valid_score"]
+    assert result["learning_rates"] == {
+        "items": 1.0, "users": 1.0, "network": 0.5, "server": 1.0
+    }  # fmt: skip
+    assert result["versions"]["recbole-fedras"] == recbole_fedras.__version__
+    assert (
+        json.loads((folder / "result.json").read_text())["commit"] == result["commit"]
+    )
+    for handler in (file, screen):
+        logging.getLogger().removeHandler(handler)
+    file.close()
+    logged, shown = Path("run.log").read_text(), screen.stream.getvalue()
+    for said in (*(f"epoch {round} evaluating" for round in range(4)), "test, by"):
+        assert said in logged
+        assert said not in shown  # where the bar is
+    assert "Read from" in shown
+    with (folder / "ranks.csv").open() as file:
+        ranks = list(csv.DictReader(file))
+    found = {(row["rank"] == "0", row["among the first 10"]) for row in ranks}
+    assert found == {(True, "no"), (False, "yes")}
+    assert run(compressor="none", epochs=1)["compression_rate"] is None
