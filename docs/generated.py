@@ -83,6 +83,8 @@ def allowed_of(key: str, config: Any) -> str:
         return ", ".join(map(str, recbole_keys.WITHOUT_EFFECT[key].silent))
     if key == "attacker_class":  # no run reads it, `leak` alone does
         return "`package.module.Class`, or a list of these"
+    if key == "demands":  # of any keys, also of a class of one's own
+        return "a dict of keys and values that a run must have"
     try:
         for reader in _READERS:
             with contextlib.suppress(KeyError, AttributeError, TypeError):

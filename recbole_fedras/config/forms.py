@@ -221,6 +221,7 @@ def mapping(entry: Form[Value], allowed: str) -> Form[dict[str, Value]]:
     return Form(allowed, read)
 
 
+ANYTHING: Form[Any] = Form("anything", lambda value: value)
 BOOLEAN = Form("True or False", _boolean)
 #: The same, as people write it, for keys whose default is none and so does not tell.
 YES_OR_NO = Form("True or False", lambda value: _boolean(like(value, True)))

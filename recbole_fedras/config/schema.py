@@ -7,11 +7,13 @@ import os
 import numpy as np
 
 from recbole_fedras.config.forms import (
+    ANYTHING,
     BOOLEAN,
     SEED,
     STRING,
     Form,
     integer,
+    mapping,
     number,
     one_of,
     optional,
@@ -44,6 +46,7 @@ from recbole_fedras.wire.ledger import DIRECTIONS
 _POSITIVE = number(above=0)
 _NOT_NEGATIVE = number(at_least=0)
 _SHARE = number(at_least=0, below=1)
+_DEMANDS = mapping(ANYTHING, "a dict of keys and values that a run must have")
 
 #: RecBole's keys that leave interactions out, and their values that leave out none.
 _FILTERS = (
@@ -72,7 +75,7 @@ def federation(config: Keys) -> Federation:
         attack_share=read(config, "attack_share", _SHARE),
         sampling=read(config, "sampling", one_of(*SAMPLINGS)),
         secure=_secure_aggregation(config),
-        client_seed=read(config, "client_seed", optional(SEED)),
+        client_seed=read(config, "client_seed", optional(integer(0, 2**64 - 1))),
         over_selection=read(config, "over_selection", number(at_least=1)),
         staleness_window=read(config, "staleness_window", integer(0)),
         staleness_exponent=read(config, "staleness_exponent", _NOT_NEGATIVE),
@@ -260,6 +263,7 @@ def deployment_settings(config: Keys) -> DeploymentSettings:
         deadline=read(config, "deadline", optional(_POSITIVE)),
         catalogue=read(config, "catalogue", optional(STRING)),
         drop_unknown_items=_is(config, "unknown_items", "drop", other="refuse"),
+        demands=read(config, "demands", optional(_DEMANDS)),
     )
 
 

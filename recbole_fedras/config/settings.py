@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -94,12 +95,15 @@ class DeploymentSettings:
         File of item tokens, one a line; None: all that shards have.
     drop_unknown_items : bool
         Whether interactions with other items are left out, not refused.
+    demands : dict or None
+        Of a node: keys that a run must have; None: any.
     """
 
     min_shards: int
     deadline: float | None
     catalogue: str | None
     drop_unknown_items: bool
+    demands: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)

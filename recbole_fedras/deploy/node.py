@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from recbole_fedras.config import Config
+from recbole_fedras.config.methods import names_in
+from recbole_fedras.config.private import check_deployed
 from recbole_fedras.config.recbole_keys import of_data
 from recbole_fedras.data.catalogue import Catalogue
 from recbole_fedras.data.digest import digest_of_dataset
@@ -123,7 +125,10 @@ class Desk:
                 "install the same version on both"
             )
         keys = self._checked(about["keys"])
-        dataset = load_data(self._config(keys))
+        keys["client_seed"] = self._config_of_node["client_seed"]
+        config = self._config(keys)
+        check_deployed(config)
+        dataset = load_data(config)
         begun = {"keys": keys, "data": self._data_digest()}
         folder = self._folder_of(about["run"])
         Journal(folder).write_once("keys", msgpack.packb(begun))
@@ -180,7 +185,32 @@ class Desk:
                     )
             elif key in OF_EACH_MACHINE or (key in _FILES and value):
                 raise ConfigError(f"{key}={value!r} is not for a server to say")
-        return keys
+        self._require_demanded(keys)
+        return dict(keys)
+
+    def _require_demanded(self, keys: dict[str, Any]) -> None:
+        """Refuse a run that is not as this node's owner wants it.
+
+        Attackers are bound by no transform, so nobody here is to be one unless that is
+        demanded too.
+
+        Raises
+        ------
+        ConfigError
+            That names a key.
+        """
+        demands = self._config_of_node.deployment_settings().demands
+        if demands is None:
+            return
+        for key, wanted in ({"attack": None} | demands).items():
+            found = keys.get(key)
+            met = found == wanted
+            if key == "transforms":
+                met = set(names_in(demands, key)) <= set(names_in(keys, key))
+            if not met:
+                raise ConfigError(
+                    f"{key}={found!r} is not what this node demands, {wanted!r}"
+                )
 
     def _data_digest(self) -> str | None:
         name = self._own["dataset"]

@@ -51,6 +51,7 @@ PROTOCOL = 1
 OF_EACH_MACHINE = {
     "data_path", "dataset", "use_gpu", "gpu_id", "n_jobs", "n_shards", "checkpoint_dir",
     "show_progress", "log_wandb", "wandb_project", "state", "catalogue", "device",
+    "client_seed", "demands",
 }  # fmt: skip
 
 #: Keys of files of items' features, which only the server has.
@@ -125,6 +126,11 @@ def deploy(config: Config, links: Links) -> dict[str, Any]:
 def _require_deployable(config: Config) -> None:
     rules.require_sums(config, "a deployment")
     private.check_deployed(config)
+    if config["client_seed"] is not None:
+        raise ConfigError(
+            "client_seed is not for a deployment's server to know: put it into a YAML "
+            "file that a node is started with (--config_files), as a secret of its own"
+        )
     if config.run_settings().checkpoint_step not in (None, 1):
         raise ConfigError(
             "checkpoint_step must be 1 in a deployment: shards do not go back"

@@ -308,6 +308,8 @@ def require_effect(config: Config) -> None:
     others = dict(config.unused)
     if config["attacker_class"] is not None:
         others["attacker_class"] = "recbole-fedras leak"
+    if config["demands"] is not None:
+        others["demands"] = "a node, recbole-fedras deploy shard"
     for key, owners in others.items():
         raise ConfigError(
             f"{key}={config[key]!r} is not allowed: it has no effect in this run: "

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections import Counter
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import pytest
 import torch
@@ -305,6 +307,43 @@ def test_a_nodes_own_files_say_how_it_reads_and_which_classes_there_are(
     counts = Counter(line.split("\t")[0] for line in lines)
     n_users = sum(count >= 9 for count in counts.values())
     assert found.value["n_users"] == n_users < len(counts)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({}, None),
+        ({"clip_norm": 9.0}, "clip_norm=9.0 is not what this"),
+        ({"transforms": ["clip"]}, "transforms=.'clip'. is not what this node dem"),
+        ({"attack": "sign_flip"}, "attack='sign_flip' is not what this node demands"),
+        ({"dp_noise_source": "seed"}, "dp_noise_source='seed' is not allowed"),
+        ({"client_seed": 3}, "client_seed=3 is not for a server to say"),
+        ({"demands": {"epochs": 9}}, "demands=.* is not for a server to say"),
+    ],
+)
+def test_a_node_takes_part_only_in_runs_as_it_demands(workspace, parts, keys, said):
+    file = workspace / "node.yaml"
+    file.write_text(
+        "client_seed: 12345678901234567890\n"
+        "demands: {transforms: local_dp, clip_norm: 2}\n"
+    )
+    handle = make_handle(parts / "0", "tiny", parts / "node-0", [str(file)])
+    keys = {"transforms": ["local_dp"], "dp_noise_source": "os"} | {
+        "report_loss": False, "clip_norm": 2.0, "dp_noise_multiplier": 0.0, **keys
+    }  # fmt: skip
+    about = {"protocol": PROTOCOL, "version": "1", "run": "a", "keys": keys}
+    (found,) = unpack(handle(pack([Step("hello", value=about)])))
+    if said is None:
+        assert found.what == "hello"
+        kept = (parts / "node-0" / "runs" / "a" / "keys").read_bytes()
+        assert msgpack.unpackb(kept)["keys"]["client_seed"] == 12345678901234567890
+    else:
+        assert re.search(said, found.value[1])
+
+
+def test_a_server_has_no_seed_of_clients(parts):
+    with pytest.raises(ConfigError, match="client_seed is not for a deployment's ser"):
+        deployed(parts, links_to(parts), "MF", client_seed=5)
 
 
 @pytest.mark.parametrize("name", ["../../x", "", "a/b", "a.b", None, 3, ["a"]])
