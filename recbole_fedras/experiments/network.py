@@ -9,10 +9,9 @@ from recbole_fedras.beyond.datasets import load, require_data
 from recbole_fedras.beyond.networks import make_network, require_network
 from recbole_fedras.config import Config, registry
 from recbole_fedras.config.checkpoint import plain
+from recbole_fedras.config.given_keys import LOCAL, SHOWN
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.experiments.identity import (
-    LOCAL,
-    SHOWN,
     Identity,
     Keys,
     Measure,
