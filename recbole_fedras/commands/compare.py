@@ -26,7 +26,7 @@ def compare(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="recbole-fedras compare",
         description="Compare methods on a dataset: quality, bytes and seconds in a "
-        "table, learning curves and more in report.html. Finished runs are kept.",
+        "table, learning\ncurves and more in report.html. Finished runs are kept.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

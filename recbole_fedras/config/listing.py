@@ -55,7 +55,7 @@ def listed(chosen: Sequence[str], config_files: Sequence[str]) -> str:
         raise ConfigError(f"--list takes a kind and a name, not {' '.join(chosen)}")
     rows = [row for row in rows if row.kind == kind]
     if not rows:
-        raise _unknown("kind", kind, list(registry.GIVEN))
+        raise _unknown("kind", kind, [*registry.GIVEN, "preset"])
     if not names:
         columns = [(row.name, row.what, row.keys) for row in rows]
         sizes = [None, max(20, width // 2 - 12), max(20, width // 2 - 12)]
@@ -105,9 +105,21 @@ def listing(config_files: Sequence[str]) -> list[Row]:
                 path = str(of_yaml.get(f"{kind}_class", ""))
                 what, parameters = _about(kind, of_yaml)
                 keys = dict([*parameters.items()][n_given:]) | of_yaml
-                shown = ", ".join(f"{key}={value}" for key, value in keys.items())
-                rows.append(Row(kind, name, what, shown, path))
-    return rows
+                rows.append(Row(kind, name, what, _shown(keys), path))
+    return [*rows, *_presets()]
+
+
+def _presets() -> Iterator[Row]:
+    """Describe presets by the first line of their files, which is a comment."""
+    folder = registry.properties_folder() / "preset"
+    for name in registry.names("preset"):
+        what = (folder / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+        keys = registry.read_preset(name)
+        yield Row("preset", name, what.removeprefix("# "), _shown(keys), "")
+
+
+def _shown(keys: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in keys.items())
 
 
 def _about(kind: str, of_yaml: dict[str, Any]) -> tuple[str, dict[str, Any]]:
