@@ -34,7 +34,7 @@ class Known(NamedTuple):
     theta : mapping of str to Tensor
         The network that they were sent.
     score : callable
-        ``score(user_rows, item_rows, theta)``, the model's.
+        The model's, see :meth:`scores`.
     """
 
     seed: int
@@ -45,6 +45,24 @@ class Known(NamedTuple):
     table_of: Tensor
     theta: Theta
     score: Callable[[Tensor, Tensor, Theta], Tensor]
+
+    def scores(self, place: int, items: Tensor) -> Tensor:
+        """Score items for one attacker, as the model does with its private row.
+
+        Parameters
+        ----------
+        place : int
+            Of the attacker, among those that are known.
+        items : Tensor, shape (n, width)
+            Rows of items.
+
+        Returns
+        -------
+        Tensor, shape (n,)
+        """
+        user = self.user_rows[place].detach()
+        network = {name: value[None] for name, value in self.theta.items()}
+        return self.score(user[None, None], items[None], network)[0]
 
     def noise(self, updates: CohortUpdate) -> tuple[Tensor, Tensor]:
         """Return standard normal numbers, shaped as rows and theta of ``updates``.

@@ -94,10 +94,10 @@ class Promote(Attack):
         One attacker at a time: how a batch rounds would depend on who is in it.
         """
         slopes = []
-        for user, own in zip(known.user_rows, rows, strict=True):
+        for place, own in enumerate(rows):
             leaf = own.detach().requires_grad_()
             with torch.enable_grad():
-                total = _scores(user, leaf, known).sum()
+                total = known.scores(place, leaf).sum()
             slopes.append(torch.autograd.grad(total, leaf)[0])
         return _unit(torch.stack(slopes))
 
@@ -105,17 +105,11 @@ class Promote(Attack):
         """Return the direction with the largest mean cosine with popular items."""
         n_popular = min(self.n_popular or 1, len(others))
         looks = []
-        for user, table in zip(known.user_rows, known.table_of, strict=True):
+        for place, table in enumerate(known.table_of):
             items = known.tables[table][others]
-            popular = items[_scores(user, items, known).topk(n_popular).indices]
+            popular = items[known.scores(place, items).topk(n_popular).indices]
             looks.append(_unit(popular).sum(dim=0))
         return _unit(torch.stack(looks))[:, None].expand_as(rows)
-
-
-def _scores(user: Tensor, items: Tensor, known: Known) -> Tensor:
-    """Score some items for one user, shape (n_items,)."""
-    network = {name: value[None] for name, value in known.theta.items()}
-    return known.score(user[None, None].detach(), items[None], network)[0]
 
 
 def _unit(rows: Tensor) -> Tensor:
