@@ -20,7 +20,7 @@ from population import (
 from scipy.stats import spearmanr
 
 from recbole_fedras.compressor.none import NoCompression
-from recbole_fedras.errors import FederationError
+from recbole_fedras.errors import ConfigError, FederationError
 from recbole_fedras.federation.protocol import Agreement
 from recbole_fedras.federation.settings import Conditions, LocalTraining
 from recbole_fedras.federation.simulation import Simulation
@@ -119,14 +119,43 @@ def test_a_trace_gives_each_line_to_as_many_clients(tmp_path):
     assert devices.uplink.tolist() == [1e6] * 5 + [2e6] * 5
     assert devices.availability.tolist() == [0.5] * 5 + [1.0] * 5
     assert (devices.flops == USUAL.flops).all()
-    path.write_text("uplink_mb_per_s,downlink_mb_per_s\n2,0\n")
-    with pytest.raises(ValueError, match="line 2: downlink_mb_per_s='0' must be a pos"):
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "uplink_mb_per_s,downlink_mb_per_s\n2,0\n",
+            "line 2: downlink_mb_per_s='0' mu",
+        ),
+        ("uplink_mb_per_s,downlink_mb_per_s\n\n2,nan\n", "line 3: .*='nan' must be a"),
+        ("uplink_mb_per_s,downlink_mb_per_s\n1,1\n2\n", "line 3: downlink.*=None must"),
+        ("uplink_mb_per_s,downlink_mb_per_s\n1,1,1\n", "line 2: too many values"),
+        (
+            "uplink_mb_per_s,downlink_mb_per_s,availability\n1,1,1.5\n",
+            "line 2: availability='1.5' must be a positive number of at most 1",
+        ),
+        ("uplink_mb_per_s,down\n2,1\n", "must have a line of names"),
+        ("uplink_mb_per_s,uplink_mb_per_s,downlink_mb_per_s\n2,1,1\n", "line of names"),
+        ("uplink_mb_per_s,downlink_mb_per_s\n", "and 0 devices"),
+        ("", r"it has \[\] and 0 devices"),
+        ("uplink_mb_per_s,downlink_mb_per_s\n" + "1" * 140_000, "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_trace_that_is_none_is_refused_with_its_line(tmp_path, text, said):
+    path = tmp_path / "devices.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=said):
         Trace(str(path))
-    path.write_text("uplink_mb_per_s,down\n2,1\n")
-    with pytest.raises(ValueError, match="must have a line of names"):
-        Trace(str(path))
-    with pytest.raises(ValueError, match="cannot be read"):
-        Trace(str(tmp_path / "none.csv"))
+
+
+def test_what_no_client_can_have_is_refused():
+    places = draw_places(np.arange(9), 0.0, seed=1)
+    for world in (Lognormal(link_spread=10.0), TwoClasses(slow_device=1e-9)):
+        with pytest.raises(ConfigError, match=r"9 clients a number from 1 to 1e\+30"):
+            Described(world, CONDITIONS).devices(places)
 
 
 def test_operations_and_memory_by_hand():

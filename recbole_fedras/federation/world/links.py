@@ -29,14 +29,14 @@ class Lognormal(World):
     Parameters
     ----------
     link_spread, device_spread : float
-        Standard deviations of the natural logarithms; with 1, one client in six is
-        slower than 0.37 times the usual.
+        Standard deviations of the natural logarithms, 10 at most; with 1, one client in
+        six is slower than 0.37 times the usual.
     """
 
     def __init__(self, link_spread: float = 1.0, device_spread: float = 0.5) -> None:
         for name, spread in (("link", link_spread), ("device", device_spread)):
-            if spread < 0:
-                raise ValueError(f"{name}_spread={spread} must be at least 0")
+            if not 0 <= spread <= 10:
+                raise ValueError(f"{name}_spread={spread} must be from 0 to 10")
         self._link, self._device = link_spread, device_spread
 
     def devices(self, places: Places, usual: Device, availability: float) -> Devices:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recbole_fedras.data.clients import ClientData
+from recbole_fedras.errors import ConfigError
 from recbole_fedras.federation.protocol import Agreement
 from recbole_fedras.federation.settings import Conditions, Federation, LocalTraining
 from recbole_fedras.federation.world.base import (
@@ -21,6 +22,10 @@ from recbole_fedras.federation.world.base import (
 from recbole_fedras.federation.world.clock import Bools
 from recbole_fedras.federation.world.costs import flops_of_training, memory_of_training
 from recbole_fedras.numeric.rng import Stream, counter_key, uniforms
+
+#: What speeds may be, in bytes or operations a second, so that times are finite; and
+#: probabilities of being there.
+_SPEED, _AVAILABILITY = (1.0, 1e30), (1e-9, 1.0)
 
 #: What is drawn in each round, after what is drawn once (``base.draw_places``).
 _PRESENCE, _DROPOUT = 1, 2
@@ -59,7 +64,7 @@ class Described(NamedTuple):
 
         Raises
         ------
-        ValueError
+        ConfigError
             If the world gives what no client can have.
         """
         usual = Device(
@@ -67,10 +72,13 @@ class Described(NamedTuple):
         )
         devices = self.world.devices(places, usual, self.conditions.availability)
         for name, values in devices._asdict().items():
-            if values.shape != places.link.shape or not (values > 0).all():
-                raise ValueError(
-                    f"{type(self.world).__name__}.devices: {name} must be a positive "
-                    f"number for each of {len(places.link)} clients"
+            least, most = _AVAILABILITY if name == "availability" else _SPEED
+            right = values.shape == places.link.shape
+            if not right or not ((values >= least) & (values <= most)).all():
+                raise ConfigError(
+                    f"world: {type(self.world).__name__} must give each of "
+                    f"{len(places.link)} clients a number from {least:g} to {most:g} "
+                    f"as {name}"
                 )
         return devices
 

@@ -61,24 +61,26 @@ def _read(path: str) -> dict[str, Floats]:
         For a file that is none, or a number that cannot be, with its line.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            lines = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            lines = [(reader.line_num, line) for line in reader]
+            names = list(reader.fieldnames or [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"world_trace={path!r} cannot be read: {error}") from error
-    names = list(lines[0]) if lines else []
-    missing = [name for name in list(_UNITS)[:2] if name not in names]
-    unknown = [name for name in names if name not in _UNITS]
-    if missing or unknown:
+    needed = set(list(_UNITS)[:2])
+    once = len(set(names)) == len(names)
+    if not (lines and once and needed <= set(names) <= _UNITS.keys()):
         raise ValueError(
             f"world_trace={path!r} must have a line of names, {', '.join(_UNITS)} "
-            f"(the last two may be left out), and devices under it; it has {names}"
+            f"(the last two may be left out), and devices under it; it has {names} and "
+            f"{len(lines)} devices"
         )
+    for number, line in lines:
+        if None in line:  # where DictReader puts what has no name
+            raise ValueError(f"world_trace={path!r}, line {number}: too many values")
     return {
         name: np.array(
-            [
-                _number(path, number, name, line[name])
-                for number, line in enumerate(lines, 2)
-            ]
+            [_number(path, number, name, line[name]) for number, line in lines]
         )
         for name in names
     }
