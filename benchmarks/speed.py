@@ -33,8 +33,7 @@ from recbole_fedras.compressor.fedras.kmeans import kmeans
 from recbole_fedras.compressor.fedras.splitting import split_groups
 from recbole_fedras.compressor.svd import SVD
 from recbole_fedras.config import Config
-from recbole_fedras.data.clients import Samples, draw_samples
-from recbole_fedras.federation.client.shard import GROUP
+from recbole_fedras.federation.client.cohort import draw_groups
 from recbole_fedras.federation.client.training import (
     LocalModel,
     Participants,
@@ -44,8 +43,7 @@ from recbole_fedras.federation.client.training import (
 )
 from recbole_fedras.federation.server.selection import cohort_size, select_cohort
 from recbole_fedras.federation.simulation import Simulation
-from recbole_fedras.numeric.parallel import thread_map, threads
-from recbole_fedras.numeric.rng import Stream, counter_key
+from recbole_fedras.numeric.parallel import threads
 from recbole_fedras.run.setup import prepare_data, simulated
 from recbole_fedras.run.trainer import FederatedTrainer
 
@@ -104,14 +102,12 @@ def train(
     workspace: Workspace | None = None,
 ) -> Trained:
     """Draw samples and train a cohort, as a round does."""
-    model, shard = trainer.model, trainer.simulation.shard
-    training, key = shard.training, counter_key(SEED, Stream.SAMPLES, ROUND)
-
-    def draw(group: np.ndarray) -> Samples:
-        counts = training.n_negatives, training.local_epochs
-        data = trainer.simulation.data
-        return draw_samples(data, group, *counts, key, training.pairwise)
-
+    model, simulation = trainer.model, trainer.simulation
+    shard, training = simulation.shard, simulation.shard.training
+    agreement = simulation.agreement
+    _, drawn = draw_groups(
+        clients, agreement, simulation.data, training, ROUND, whole=False
+    )
     kernel = model.train_clients if compiled else None
     return train_cohort(
         LocalModel(model.score, model.theta(), kernel),
@@ -122,7 +118,7 @@ def train(
             shard.replicas.tables,
             shard.replicas.table_of(clients.tolist()),
         ),
-        thread_map(draw, np.split(clients, range(GROUP, len(clients), GROUP))),
+        drawn,
         training,
         workspace=workspace,
     )
@@ -287,7 +283,7 @@ def test_server(splits, benchmark):
     rows = heavy_tailed(12_454, 64)
 
     def run() -> tuple[np.ndarray, np.ndarray]:
-        found = kmeans(rows, 622, np.random.default_rng(0), 10)
+        found = kmeans(rows, 622, 10)
         if splits:  # a threshold that is never reached: all of them
             return split_groups(rows, found[1], 2.0, 778, 933).snapshot(933)
         return found
@@ -308,7 +304,7 @@ def test_nested(n, n_groups, flat, benchmark):
     rows, most = heavy_tailed(n, 64), {"flat": 2**62} if flat else {}
 
     def run() -> tuple[np.ndarray, np.ndarray]:
-        return kmeans(rows, n_groups, np.random.default_rng(0), 10, **most)
+        return kmeans(rows, n_groups, 10, **most)
 
     with threads(1):
         found = benchmark.pedantic(run, rounds=1)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-from numba import njit
 
 from recbole_fedras.compressor.base import Budget
-from recbole_fedras.compressor.fedras.kmeans import Floats, Ints, find_nearest
+from recbole_fedras.compressor.fedras.division import Floats, Ints
+from recbole_fedras.compressor.fedras.exchange import add_up
 from recbole_fedras.wire.payload import Layout, Payload
 
 _LEVELS = 127  # to each side of zero: with it 255 levels, which 8 bits hold
 _GAINS = 255  # positive ones; with zero 256, which 8 bits hold
+_BLOCK = 2**18  # cosines at a time: 1 MB stays in the second-level cache
 _ITERATIONS = 5  # of spherical k-means; ours: it starts from centroids of k-means
 
 
@@ -204,33 +205,24 @@ def _get_levels(payload: Payload, dim: int) -> Floats:
 
 def _refine(rows: Floats, directions: Floats) -> tuple[Floats, Ints]:
     """Move directions to those of the rows nearest to them, some times."""
-    # Of unit rows and directions, the nearest is the one of highest cosine, so that the
-    # kernel of k-means serves. A row pulls its direction by its squared norm: the error
-    # that it leaves, once its gain is sent too, is that times the squared sine.
+    # A row pulls its direction by its squared norm: the error that it leaves, once its
+    # gain is sent too, is that times the squared sine.
     shapes = _unit(rows)
-    norms = np.ones(len(rows), np.float32)
     scaled = rows / (np.abs(rows).max() or 1)  # squares stay in range
     weighted = scaled * np.linalg.norm(scaled, axis=1, keepdims=True)
-    nearest = np.zeros(len(rows), np.int64)
-    distances = np.zeros(len(rows), np.float32)
-    for iteration in range(_ITERATIONS + 1):
-        # The last pass only assigns, to the directions that are sent.
-        find_nearest(shapes, norms, directions, nearest, distances)
-        if iteration < _ITERATIONS:
-            sums = _sums(weighted, nearest, len(directions))
-            moved = sums.any(axis=1)
-            directions[moved] = _unit(sums[moved])
-    return directions, nearest
+    for _ in range(_ITERATIONS):
+        sums = np.zeros_like(directions)
+        add_up(weighted, _nearest(shapes, directions), sums)
+        moved = sums.any(axis=1)
+        directions[moved] = _unit(sums[moved])
+    return directions, _nearest(shapes, directions)
 
 
-@njit(nogil=True, cache=True)
-def _sums(rows: Floats, groups: Ints, n_groups: int) -> Floats:
-    """Sum up the rows of each group, shape (n_groups, dim)."""
-    sums = np.zeros((n_groups, rows.shape[1]), np.float32)
-    for i in range(len(rows)):
-        for j in range(rows.shape[1]):
-            sums[groups[i], j] += rows[i, j]
-    return sums
+def _nearest(shapes: Floats, directions: Floats) -> Ints:
+    """Find the direction of highest cosine for each unit row."""
+    blocks = range(0, len(shapes), max(_BLOCK // len(directions), 64))
+    cosines = (shapes[start : start + blocks.step] @ directions.T for start in blocks)
+    return np.concatenate([block.argmax(axis=1) for block in cosines])
 
 
 def _unit(rows: Floats) -> Floats:

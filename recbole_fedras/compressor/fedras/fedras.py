@@ -18,7 +18,8 @@ from recbole_fedras.compressor.base import (
     row_update,
 )
 from recbole_fedras.compressor.fedras.actions import ACTIONS
-from recbole_fedras.compressor.fedras.kmeans import BACKENDS, Floats, Ints, kmeans
+from recbole_fedras.compressor.fedras.division import Floats, Ints
+from recbole_fedras.compressor.fedras.kmeans import BACKENDS, kmeans, sklearn_kmeans
 from recbole_fedras.compressor.fedras.splitting import split_groups
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.wire.payload import Layout, Payload
@@ -53,7 +54,7 @@ class FedRAS(Compressor):
     kmeans : {'fast', 'sklearn'}
         Implementation, see :func:`~recbole_fedras.compressor.fedras.kmeans.kmeans`.
     kmeans_iterations : int
-        Lloyd iterations at most.
+        Passes over all rows at most; Lloyd iterations of scikit-learn's.
     actions : {'float32', 'int8', 'shape'}
         How actions travel. Ours beyond the paper: ``int8`` rounds them to multiples of
         one step, so that four times as many cost the same; ``shape`` sends directions
@@ -76,11 +77,10 @@ class FedRAS(Compressor):
     unequal bandwidth the paper adjusts alpha to reach the range of rates (section 5.5),
     and does not say to what: k-means starts at ``floor((1 - alpha) min e_u)``, ``C_e``
     and ``C_m`` are the largest ``e_u`` below the number of changed rows (tiers above it
-    get the rows as they are). ``fast`` k-means seeds by k-means|| and stops when an
-    iteration gains less than 0.5 % of the error; rows are assigned to the centroids
-    that are sent. Where rows x groups x dim exceed 2^30 it is nested in cells, at more
-    error (docs/performance.md); groups of more than 2,048 rows are split around a pair
-    that sweeps find.
+    get the rows as they are). ``fast`` k-means draws no seeds and exchanges rows one by
+    one, until a pass gains less than 2 % of the error. Where rows x groups x dim exceed
+    2^30 they are exchanged within cells, at more error (docs/performance.md); groups of
+    more than 2,048 rows are split around a pair that sweeps find.
 
     Examples
     --------
@@ -250,13 +250,10 @@ class FedRAS(Compressor):
     def _kmeans(
         self, update: RowUpdate, n_groups: int, ctx: RoundContext
     ) -> tuple[Floats, Ints]:
-        return kmeans(
-            update.rows.numpy(),
-            n_groups,
-            ctx.generator(),
-            self.kmeans_iterations,
-            self.kmeans,
-        )
+        rows, passes = update.rows.numpy(), self.kmeans_iterations
+        if self.kmeans == "sklearn":
+            return sklearn_kmeans(rows, n_groups, passes, ctx.generator())
+        return kmeans(rows, n_groups, passes)
 
     def _payload(
         self, update: RowUpdate, ctx: RoundContext, actions: Floats, assignments: Ints
