@@ -17,6 +17,7 @@ from recbole_fedras.federation.client.training import (
 )
 from recbole_fedras.federation.server.aggregation import FedAvg, InverseFrequency
 from recbole_fedras.federation.server.broadcast import Broadcast
+from recbole_fedras.federation.server.grid import Grid
 from recbole_fedras.federation.server.personal import Personal, Stale
 from recbole_fedras.federation.settings import Federation, LocalTraining
 from recbole_fedras.federation.simulation import Methods, Simulation
@@ -194,7 +195,7 @@ def federation(fraction=1.0, rates=(0.0,), aggregation="inverse_frequency", **ke
 
 
 AGGREGATORS = {"inverse_frequency": InverseFrequency, "fedavg": FedAvg}
-POLICIES = {"broadcast": Broadcast, "stale": Stale, "personal": Personal}
+POLICIES = {"grid": Grid, "broadcast": Broadcast, "stale": Stale, "personal": Personal}
 
 
 def ready_methods(

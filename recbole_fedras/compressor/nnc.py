@@ -18,6 +18,13 @@ from recbole_fedras.compressor.base import (
     row_update,
 )
 from recbole_fedras.errors import PayloadError
+from recbole_fedras.wire.arithmetic import (
+    finish,
+    get,
+    put,
+    start_coder,
+    start_decoder,
+)
 from recbole_fedras.wire.payload import Layout, Payload
 
 Floats = NDArray[np.float64]
@@ -34,8 +41,6 @@ _MOST_BITS = 16  # of an integer's magnitude
 _N_FLAGS = 10
 _SIGN, _LARGER, _LENGTH = 3, 6, 6 + 2 * _N_FLAGS
 _EVEN = _LENGTH + _MOST_BITS  # bits of which nothing is learned
-
-_WORD = 2**32 - 1  # largest number of 32 bits
 
 
 class NNC(Compressor):
@@ -176,23 +181,18 @@ def _code(integers: Ints, limit: int) -> Bytes:
     return code[:size] if size <= limit else np.zeros(size, np.uint8)
 
 
-# The coder keeps an interval [low, high] of 32-bit numbers. Every bit cuts it in
-# proportion to the bit's probability; leading bytes on which both ends agree are
-# written and shifted out. The decoder follows by the number that it has read. ``coder``
-# is low, high, bytes written or read, and that number.
+@njit(nogil=True, cache=True)
+def _share(context: int, states: Ints) -> int:
+    """Probability of a 1 in a context, in 65536ths."""
+    return int((states[context, 0] + states[context, 1]) >> 1)
 
 
 @njit(nogil=True, cache=True)
-def _cut(bit: bool, context: int, states: Ints, coder: Ints) -> None:
-    """Go on with a bit's part of the interval, and learn from it."""
-    if bit:
-        coder[1] = _middle(context, states, coder)
-    else:
-        coder[0] = _middle(context, states, coder) + 1
+def _learn(bit: bool, context: int, states: Ints) -> None:
+    """Move both estimates of a context towards the bit."""
     if context == _EVEN:
         return
-    # Both estimates of the probability of a 1, in 16 bits, move towards the bit. They
-    # stop short of 0 and 1, where a shift leaves nothing.
+    # They stop short of 0 and 1, where a shift leaves nothing.
     for estimate, rate in enumerate((4, 7)):
         distance = (
             65536 - states[context, estimate] if bit else states[context, estimate]
@@ -202,35 +202,17 @@ def _cut(bit: bool, context: int, states: Ints, coder: Ints) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _middle(context: int, states: Ints, coder: Ints) -> int:
-    """Last number of the part of the interval that stands for a 1."""
-    share = (states[context, 0] + states[context, 1]) >> 1
-    return int(coder[0] + (((coder[1] - coder[0]) * share) >> 16))
-
-
-@njit(nogil=True, cache=True)
 def _put(bit: bool, context: int, states: Ints, coder: Ints, code: Bytes) -> None:
-    """Write a bit; what there is no room for is counted only."""
-    _cut(bit, context, states, coder)
-    while (coder[0] ^ coder[1]) < 1 << 24:
-        if coder[2] < len(code):
-            code[coder[2]] = coder[1] >> 24
-        coder[2] += 1
-        coder[0] = (coder[0] << 8) & _WORD
-        coder[1] = ((coder[1] << 8) & _WORD) | 255
+    """Write a bit, and learn from it."""
+    put(bit, _share(context, states), coder, code)
+    _learn(bit, context, states)
 
 
 @njit(nogil=True, cache=True)
 def _get(context: int, states: Ints, coder: Ints, code: Bytes) -> bool:
-    """Read a bit; beyond the end there are zeros."""
-    bit = coder[3] <= _middle(context, states, coder)
-    _cut(bit, context, states, coder)
-    while (coder[0] ^ coder[1]) < 1 << 24:
-        byte = code[coder[2]] if coder[2] < len(code) else 0
-        coder[2] += 1
-        coder[0] = (coder[0] << 8) & _WORD
-        coder[1] = ((coder[1] << 8) & _WORD) | 255
-        coder[3] = ((coder[3] << 8) & _WORD) | byte
+    """Read a bit, and learn from it."""
+    bit = get(_share(context, states), coder, code)
+    _learn(bit, context, states)
     return bool(bit)
 
 
@@ -244,7 +226,7 @@ def _sign_of(integer: int) -> int:
 def _write(integers: Ints, code: Bytes) -> int:
     """Code integers; return how many bytes they take, also if that is too many."""
     states = np.full((_EVEN + 1, 2), 32768)
-    coder = np.array([0, _WORD, 0, 0])
+    coder = start_coder()
     before = 0
     for integer in integers:
         magnitude, negative = abs(integer), integer < 0
@@ -267,21 +249,14 @@ def _write(integers: Ints, code: Bytes) -> int:
             for place in range(length):
                 _put(rest >> place & 1 == 1, _EVEN, states, coder, code)
         before = _sign_of(integer)
-    # One byte more, and the zeros that follow, lie in the interval.
-    if coder[2] < len(code):
-        code[coder[2]] = (coder[0] >> 24) + 1
-    return int(coder[2]) + 1
+    return finish(coder, code)
 
 
 @njit(nogil=True, cache=True)
 def _read(code: Bytes, integers: Ints) -> bool:
     """Invert :func:`_write`; False if an integer has more bits than any has."""
     states = np.full((_EVEN + 1, 2), 32768)
-    coder = np.array([0, _WORD, 0, 0])
-    for _ in range(4):
-        byte = code[coder[2]] if coder[2] < len(code) else 0
-        coder[3] = coder[3] << 8 | byte
-        coder[2] += 1
+    coder = start_decoder(code)
     before = 0
     for i in range(len(integers)):
         magnitude, negative = 0, False

@@ -162,6 +162,10 @@ class _Policy(NamedTuple):
     def shared(self) -> bool:
         return self.found.shared
 
+    @property
+    def on_grid(self) -> bool:
+        return self.found.on_grid
+
     def __call__(
         self, agreement: Agreement, compressor: Compressor, parameters: SharedParameters
     ) -> DownlinkPolicy:

@@ -247,12 +247,26 @@ def _check_policy(config: Config) -> None:
         refuse(config, "replica", f"broadcast or personal: {reason}")
     if compressor_class.needs_base and tiers and not config["downlink_feedback"]:
         refuse(config, "downlink_feedback", f"True with bandwidth: {reason}")
+    if policy.on_grid:
+        _check_grid(config)
     if config["downlink_feedback"] and not policy.cumulative:
         allowed = (
             f"False with replica={config['replica']}, where everybody lacks something "
             "else: replica=personal sends each client what it lacks"
         )
         refuse(config, "downlink_feedback", allowed)
+
+
+def _check_grid(config: Config) -> None:
+    """Refuse what says how downlinks are coded, where the replica policy does that."""
+    by_policy = f"with replica={config['replica']}, which codes downlinks itself"
+    if config["downlink_compressor"] is not None:
+        refuse(config, "downlink_compressor", f"left out {by_policy}")
+    if config["downlink_feedback"]:
+        refuse(config, "downlink_feedback", f"False {by_policy}, nothing being lost")
+    if config.model_class.table_values != REAL:
+        allowed = f"another with model={config.model}, whose tables are no real numbers"
+        refuse(config, "replica", allowed)
 
 
 def _check_table_values(

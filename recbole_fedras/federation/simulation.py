@@ -73,6 +73,10 @@ class MakePolicy(Protocol):
     def shared(self) -> bool:
         """As :attr:`DownlinkPolicy.shared`."""
 
+    @property
+    def on_grid(self) -> bool:
+        """As :attr:`DownlinkPolicy.on_grid`."""
+
     def __call__(
         self, agreement: Agreement, compressor: Compressor, parameters: SharedParameters
     ) -> DownlinkPolicy:
@@ -110,7 +114,8 @@ class Methods:
         uplink, downlink, transforms, attack = copy.deepcopy(
             (self.uplink, self.downlink, self.transforms, self.attack)
         )
-        return ClientMethods(uplink, downlink, transforms, self.policy.shared, attack)
+        kind = self.policy.shared, self.policy.on_grid
+        return ClientMethods(uplink, downlink, transforms, *kind, attack)
 
 
 def agree(

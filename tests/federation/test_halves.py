@@ -150,6 +150,8 @@ CASES = [
     ("FedRAS", "NCF", {"replica": "personal", "uplink_feedback": True}, TRAINING),
     ("KLT", "MF", {"replica": "personal"}, TRAINING),
     ("KLT", "MF", {"downlink_feedback": True, "rates": (0.5, 0.75)}, TRAINING),
+    ("KLT", "NCF", {"replica": "grid"}, TRAINING),
+    slow("TopK", "MF", {"replica": "grid", "rates": (0.5, 0.75)}, TRAINING),
     slow("FedRAS", "MF", {"rates": (0.5, 0.75)}, TRAINING),
     slow("SCoLR", "MF", {"rates": (0.5, 0.75)}, TRAINING),
     slow("PowerSGD", "NCF", {"uplink_feedback": True}, TRAINING),
@@ -268,7 +270,13 @@ def test_who_does_not_answer_is_left_out_and_keeps_its_state(data):
 
 @pytest.mark.parametrize(
     "keys",
-    [{}, {"replica": "personal"}, {"replica": "stale"}, {"uplink_feedback": True}],
+    [
+        {},
+        {"replica": "grid"},
+        {"replica": "personal"},
+        {"replica": "stale"},
+        {"uplink_feedback": True},
+    ],
     ids=str,
 )
 def test_absences_end_alike_whenever_answers_are_lost(keys, data):

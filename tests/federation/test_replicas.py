@@ -354,6 +354,7 @@ def fail(*_, **__):
         {},
         slow({"replica": "stale"}),
         {"replica": "personal"},
+        slow({"replica": "grid", "rates": (0.5, 0.75)}),
         slow({"downlink_feedback": True, "rates": (0.5, 0.75)}),
     ],
 )
@@ -405,6 +406,7 @@ def test_a_round_that_fails_leaves_nothing(keys, where, data, monkeypatch):
         {},
         {"replica": "stale"},
         {"replica": "personal"},
+        {"replica": "grid"},
         {"downlink_feedback": True, "rates": (0.5, 0.75)},
         {"uplink_feedback": True},
         {"budget": "wire", "rates": (0.5,), "downlink_feedback": True},

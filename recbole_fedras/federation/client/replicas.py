@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from recbole_fedras.compressor.base import Compressor, RowUpdate, raw_update
+from recbole_fedras.federation.grid import GridTable, read_change
 from recbole_fedras.federation.protocol import Agreement, Ints, get_theta
 from recbole_fedras.federation.store import ClientTables
 from recbole_fedras.numeric.parallel import thread_map
+from recbole_fedras.wire.columns import Table
 from recbole_fedras.wire.message import Kind, Message
 from recbole_fedras.wire.payload import PayloadError
 
@@ -164,6 +166,53 @@ class SharedReplicas(Replicas):
         super().load_state_dict(state)
         self.tables.copy_(state["tables"])
         self.versions = list(state["versions"])
+
+
+class GridReplicas(SharedReplicas):
+    """One table on a grid for all clients of a tier, whatever they are sent it from.
+
+    A client is sent what leads from the version that it holds. The shard's table may be
+    newer, as of another of its clients; of the steps that it took since, it knows what
+    leads from there. A message from no version in particular has all moves since the
+    start.
+    """
+
+    def __init__(
+        self, agreement: Agreement, downlink: Compressor, theta: Tensor, table: Tensor
+    ) -> None:
+        super().__init__(agreement, downlink, theta, table)
+        self._grids = [GridTable(table, agreement.start) for _ in self.tables]
+
+    def _apply(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            tier = int(self._agreement.tier_of_client[message.header.client])
+            if message.header.version > self.versions[tier]:
+                self._move(tier, message)
+
+    def _move(self, tier: int, message: Message) -> None:
+        grid, header = self._grids[tier], message.header
+        change = read_change(message.payload, *grid.units.shape)
+        known: Table | None = grid.units
+        if header.base is not None:
+            ((_, known),) = grid.since([header.base])
+        if known is None:  # then it is no version that this one has been at
+            message.require_base(grid.version)
+            return
+        grid.move(header.version, change._replace(moves=change.moves - known))
+        self.tables[tier].copy_(grid.values())
+        self.versions[tier] = header.version
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is held."""
+        return super().state_dict() | {
+            "grids": [grid.state_dict() for grid in self._grids]
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
+        for grid, saved in zip(self._grids, state["grids"], strict=True):
+            grid.load_state_dict(saved)
 
 
 class OwnReplicas(Replicas):

@@ -21,6 +21,7 @@ from recbole_fedras.federation.client.attackers import Attackers
 from recbole_fedras.federation.client.cohort import draw_groups, parts
 from recbole_fedras.federation.client.feedback import UplinkFeedback
 from recbole_fedras.federation.client.replicas import (
+    GridReplicas,
     OwnReplicas,
     Replicas,
     SharedReplicas,
@@ -74,6 +75,8 @@ class ClientMethods(NamedTuple):
         Applied to each update, in their order.
     shared_replicas : bool
         Whether clients of a bandwidth tier hold one table, ``DownlinkPolicy.shared``.
+    on_grid : bool
+        Whether that stands on a grid, ``DownlinkPolicy.on_grid``.
     attack : Attack or None
         What the share ``Federation.attack_share`` of clients does.
     """
@@ -82,6 +85,7 @@ class ClientMethods(NamedTuple):
     downlink: Compressor
     transforms: Sequence[Transform] = ()
     shared_replicas: bool = True
+    on_grid: bool = False
     attack: Attack | None = None
 
 
@@ -429,5 +433,6 @@ class Shard:
 def _replicas(agreement: Agreement, start: Start, methods: ClientMethods) -> Replicas:
     theta = flatten(start.theta)
     if methods.shared_replicas:
-        return SharedReplicas(agreement, methods.downlink, theta, start.table)
+        kind = GridReplicas if methods.on_grid else SharedReplicas
+        return kind(agreement, methods.downlink, theta, start.table)
     return OwnReplicas(agreement, methods.downlink, theta, start.table, start.clients)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recbole_fedras.federation.grid import joined_grid
 from recbole_fedras.federation.protocol import Ints
 
 State = dict[str, Any]
@@ -83,8 +84,14 @@ def _joined(value: Any, others: Sequence[Any]) -> Any:
             slots.append(tables["slots"][list(tables["slot_of_client"].values())])
         return {"slots": torch.cat(slots), "slot_of_client": _numbered(clients)}
     return {
-        key: dict(ChainMap(*(other[key] for other in others)))
-        if key in _BY_CLIENT
-        else _joined(entry, [other[key] for other in others])
+        key: _joined_entry(key, entry, [other[key] for other in others])
         for key, entry in value.items()
     }
+
+
+def _joined_entry(key: str, entry: Any, others: Sequence[Any]) -> Any:
+    if key in _BY_CLIENT:
+        return dict(ChainMap(*others))
+    if key == "grids":  # of each tier
+        return [joined_grid(grids) for grids in zip(*others, strict=True)]
+    return _joined(entry, others)

@@ -48,6 +48,10 @@ class DownlinkPolicy(ABC):
     #: for a table that the receiver holds.
     cumulative: ClassVar[bool] = True
 
+    #: Whether replicas are shared and stand on a grid; the policy then codes their
+    #: differences itself, and the downlink's compressor has nothing to do.
+    on_grid: ClassVar[bool] = False
+
     def __init__(
         self, agreement: Agreement, compressor: Compressor, parameters: SharedParameters
     ) -> None:

@@ -1,0 +1,246 @@
+"""Tables of small integers, mostly zeros, as few bytes: what each column is like."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from recbole_fedras.wire.arithmetic import (
+    Bytes,
+    finish,
+    get,
+    put,
+    start_coder,
+    start_decoder,
+)
+
+Table = NDArray[np.int32]
+Ints = NDArray[np.int64]
+
+_N_FLAGS = 12  # an integer's "larger than 1, 2, ...", before its rest is spelt out
+_MOST_BITS = 30  # of that rest
+_EVEN = 32768  # half, in 65536ths
+_LASTING = 255  # bits of a context from which on older ones are forgotten
+_LEAST = 32  # a probability's, in 65536ths
+
+# A context is what bits are alike in: for each column, whether an integer is zero, and
+# its sign; for all together, the flags of larger ones, and the lengths of their rests.
+# ``states`` has, of each, the probability of a 1 so far, and of how many bits.
+
+
+def pack_table(table: Table) -> Bytes:
+    """Code a table; a table of zeros takes nothing.
+
+    Each integer is bits: is it zero; its sign; is it larger than 1, 2, up to 12; what
+    is left, as an Exp-Golomb code. They are coded by probabilities learned from those
+    before, by column: nothing of a model is sent.
+
+    Parameters
+    ----------
+    table : ndarray of int32, shape (n, dim)
+        Below 2^30 in magnitude.
+
+    Examples
+    --------
+    >>> table = np.zeros((1000, 32), np.int32)
+    >>> table[::100, 3] = -1
+    >>> code = pack_table(table)
+    >>> len(code), np.array_equal(unpack_table(code, 1000, 32), table)
+    (24, True)
+    """
+    if not table.any():
+        return np.zeros(0, np.uint8)
+    size = int(expected_size(table, np.zeros((1, 1), np.int32))) + 64
+    code = np.zeros(size, np.uint8)
+    size = _write(table, code)
+    if size > len(code):  # what there was no room for was only counted
+        code = np.zeros(size, np.uint8)
+        _write(table, code)
+    return code[:size]
+
+
+def unpack_table(code: Bytes, n: int, dim: int) -> Table:
+    """Invert :func:`pack_table`.
+
+    Raises
+    ------
+    ValueError
+        If an integer has more bits than any has.
+    """
+    table = np.zeros((n, dim), np.int32)
+    if len(code) and not _read(code, table):
+        raise ValueError("an integer of more bits than any has")
+    return table
+
+
+@njit(nogil=True, cache=True)
+def expected_size(table: Table, moves: Table) -> float:
+    """Return about how many bytes the sum of two tables takes, by its entropy.
+
+    Both may be multiples of one power of two, which is divided out.
+
+    Parameters
+    ----------
+    table : ndarray of int32, shape (n, dim)
+    moves : ndarray of int32, shape (n, dim) or (1, 1)
+    """
+    n, dim = table.shape
+    shift = common_shift(table, moves)
+    # Of each column, how many integers are positive and negative; of all, how many are
+    # at least 1, 2, ... in magnitude.
+    counts = np.zeros((dim, 2))
+    at_least = np.zeros(_N_FLAGS + 3)
+    bits = 0.0
+    for i in range(n):
+        for j in range(dim):
+            integer = _sum(table, moves, i, j)
+            if integer:
+                counts[j, int(integer < 0)] += 1
+                magnitude = abs(integer) >> shift
+                if magnitude > _N_FLAGS:
+                    bits += np.log2(magnitude - _N_FLAGS) + 2
+                at_least[1 : min(magnitude, _N_FLAGS + 1) + 1] += 1
+    for j in range(dim):
+        others = counts[j].sum()
+        bits += _entropy(others, n - others) + _entropy(counts[j, 0], counts[j, 1])
+        bits += 4 if others else 1  # to learn a column takes about as much
+    for flag in range(1, _N_FLAGS + 1):
+        bits += _entropy(at_least[flag + 1], at_least[flag] - at_least[flag + 1])
+    return float(bits / 8)
+
+
+@njit(nogil=True, cache=True)
+def common_shift(table: Table, moves: Table) -> int:
+    """Return the power of two that all integers of a sum are multiples of."""
+    n, dim = table.shape
+    low = 1 << _MOST_BITS
+    for i in range(n):
+        for j in range(dim):
+            low |= abs(_sum(table, moves, i, j))
+    shift = 0
+    while not (low >> shift) & 1:
+        shift += 1
+    return shift
+
+
+@njit(nogil=True, cache=True)
+def _sum(table: Table, moves: Table, i: int, j: int) -> int:
+    """One integer of a sum; one table may stand for zeros."""
+    return int(table[i, j]) + (int(moves[i, j]) if len(moves) == len(table) else 0)
+
+
+@njit(nogil=True, cache=True)
+def _entropy(ones: float, zeros: float) -> float:
+    """Bits that so many ones and zeros take."""
+    both = ones + zeros
+    bits = 0.0
+    for count in (ones, zeros):
+        if count > 0:
+            bits -= count * np.log2(count / both)
+    return bits
+
+
+@njit(nogil=True, cache=True)
+def _start(dim: int) -> Ints:
+    """Contexts before the first bit."""
+    states = np.zeros((2 * dim + _N_FLAGS + 1 + _MOST_BITS, 2), np.int64)
+    states[:, 0] = _EVEN
+    return states
+
+
+@njit(nogil=True, cache=True)
+def _learn(bit: bool, state: Ints) -> None:
+    """Let a context's probability be the mean of its bits, of late ones if many."""
+    target = 65536 if bit else 0
+    state[0] += (target - state[0]) // (state[1] + 2)
+    state[0] = min(max(state[0], _LEAST), 65536 - _LEAST)
+    if state[1] < _LASTING:
+        state[1] += 1
+
+
+@njit(nogil=True, cache=True)
+def _put(bit: bool, state: Ints, coder: Ints, code: Bytes) -> None:
+    put(bit, state[0], coder, code)
+    _learn(bit, state)
+
+
+@njit(nogil=True, cache=True)
+def _get(state: Ints, coder: Ints, code: Bytes) -> bool:
+    bit = get(state[0], coder, code)
+    _learn(bit, state)
+    return bool(bit)
+
+
+@njit(nogil=True, cache=True)
+def _write(table: Table, code: Bytes) -> int:
+    """Code integers, row after row; return how many bytes they take."""
+    n, dim = table.shape
+    states, coder = _start(dim), start_coder()
+    for i in range(n):
+        for j in range(dim):
+            integer = int(table[i, j])
+            magnitude = abs(integer)
+            _put(magnitude > 0, states[j], coder, code)
+            if not magnitude:
+                continue
+            _put(integer < 0, states[dim + j], coder, code)
+            flag = 0
+            while magnitude > flag + 1 and flag < _N_FLAGS:
+                _put(True, states[2 * dim + flag], coder, code)
+                flag += 1
+            if flag < _N_FLAGS:
+                _put(False, states[2 * dim + flag], coder, code)
+            else:
+                _put_rest(magnitude - flag, states[2 * dim + flag :], coder, code)
+    return finish(coder, code)
+
+
+@njit(nogil=True, cache=True)
+def _put_rest(rest: int, states: Ints, coder: Ints, code: Bytes) -> None:
+    """Write a number from 1 on: how many bits follow the leading one, and these."""
+    length = 0
+    while rest >> (length + 1):
+        _put(True, states[length], coder, code)
+        length += 1
+    _put(False, states[length], coder, code)
+    for place in range(length):
+        put(rest >> place & 1 == 1, _EVEN, coder, code)
+
+
+@njit(nogil=True, cache=True)
+def _read(code: Bytes, table: Table) -> bool:
+    """Invert :func:`_write`; False if an integer has more bits than any has."""
+    n, dim = table.shape
+    states, coder = _start(dim), start_decoder(code)
+    for i in range(n):
+        for j in range(dim):
+            if not _get(states[j], coder, code):
+                continue
+            negative = _get(states[dim + j], coder, code)
+            magnitude = 1
+            while magnitude <= _N_FLAGS:
+                if not _get(states[2 * dim + magnitude - 1], coder, code):
+                    break
+                magnitude += 1
+            if magnitude > _N_FLAGS:
+                rest = _get_rest(states[2 * dim + _N_FLAGS :], coder, code)
+                if not rest:
+                    return False
+                magnitude = _N_FLAGS + rest
+            table[i, j] = -magnitude if negative else magnitude
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _get_rest(states: Ints, coder: Ints, code: Bytes) -> int:
+    """Invert :func:`_put_rest`; 0 if it has too many bits."""
+    length = 0
+    while _get(states[length], coder, code):
+        length += 1
+        if length == _MOST_BITS:
+            return 0
+    rest = 1 << length
+    for place in range(length):
+        rest |= int(get(_EVEN, coder, code)) << place
+    return rest
