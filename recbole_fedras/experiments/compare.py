@@ -7,15 +7,15 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from recbole_fedras.config import Config
-from recbole_fedras.errors import ConfigError, FederationError, NonFiniteError
+from recbole_fedras.errors import FederationError, NonFiniteError
 from recbole_fedras.experiments.centralised import centralised
+from recbole_fedras.experiments.checks import refused_of, require_one_test
 from recbole_fedras.experiments.clients import (
     gap_columns,
     group_rows,
     world_columns,
 )
-from recbole_fedras.experiments.identity import Keys, Measure, Outcome
+from recbole_fedras.experiments.identity import Keys, Outcome
 from recbole_fedras.experiments.outcome import train_and_test
 from recbole_fedras.experiments.page import Comparison, write_page
 from recbole_fedras.experiments.provenance import note_of_other_code
@@ -23,11 +23,8 @@ from recbole_fedras.experiments.summary import measured, summaries
 from recbole_fedras.experiments.sweep import Sweep
 from recbole_fedras.experiments.tables import SPREAD, Table
 from recbole_fedras.experiments.tuning import tuned
-from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.run.progress import compiling
-from recbole_fedras.run.setup import make_simulation, prepare_data
 from recbole_fedras.run.stages import stage, tell
-from recbole_fedras.run.trainer import check_after_warmup
 
 #: Columns of the table that is shown, as one puts into a paper, behind the metrics; all
 #: are in ``table.csv`` and in the report.
@@ -95,22 +92,24 @@ def compare(
         If all methods failed.
     """
     with stage("checking what is to be run", doing=compiling):
-        _require_one_test(methods)
-        cells = _cells(methods, seeds)
-        check_cells([cell for of_method in cells.values() for cell in of_method], sweep)
-    cells = _cells(tuned(methods, asked.learning_rates, seeds[0], sweep), seeds)
+        require_one_test(methods)
+        refused = refused_of(methods, seeds[0], sweep)
+    for label, reason in refused.items():
+        tell(f"{label} is left out: {reason}")
+    able = {label: methods[label] for label in methods if label not in refused}
+    cells = _cells(tuned(able, asked.learning_rates, seeds[0], sweep), seeds)
     outcomes = iter(
         sweep.run([c for of in cells.values() for c in of], "Compare", tolerant=True)
     )
     runs = {label: [next(outcomes) for _ in group] for label, group in cells.items()}
-    failed = _failures(runs)
+    failed = refused | _failures(runs)
     good = {label: group for label, group in runs.items() if label not in failed}
     central = {}
     if asked.centralised:
         of_first = cells[next(iter(good))]
         central = {_CENTRAL: sweep.run(of_first, "Centralised", centralised)}
     with stage("writing tables and report"):
-        rows = _rows(good, central, failed, [*runs, *central], asked.target)
+        rows = _rows(good, central, failed, [*methods, *central], asked.target)
         table, shown = _write(rows, good, seeds, sweep)
     whole = asked.style == "csv"
     print((table if whole else shown).printed(asked.style), end="")
@@ -125,41 +124,6 @@ def _cells(methods: dict[str, Keys], seeds: Sequence[int]) -> dict[str, list[Key
         label: [keys | {"seed": seed} for seed in dict.fromkeys(seeds)]
         for label, keys in methods.items()
     }
-
-
-def _require_one_test(methods: dict[str, Keys]) -> None:
-    """Refuse methods that are not tested alike."""
-    first: dict[str, Any] = {}
-    for label, keys in methods.items():
-        config = Config(config_dict=keys)
-        test = {
-            "dataset": (config.run_settings().dataset, config.run_settings().data_path),
-            "rows": config.data_settings(),
-            "metrics": (config["metrics"], config["valid_metric"]),
-            "candidates": config.evaluation_settings(),
-        }
-        first = first or test
-        for what, value in test.items():
-            if value != first[what]:
-                raise ConfigError(
-                    f"{label!r} and {next(iter(methods))!r} are not tested alike, "
-                    f"their {what} differ; compare on one dataset, split and metrics"
-                )
-
-
-def check_cells(
-    cells: list[Keys], sweep: Sweep, measure: Measure = train_and_test
-) -> None:
-    """Refuse what could not run: keys of all, budgets of those that have not run."""
-    missing = [
-        Config(config_dict=cell)
-        for cell in cells
-        if sweep.find(cell, measure) is None and cell["seed"] == cells[0]["seed"]
-    ]
-    if missing:
-        train_data, _, _ = prepare_data(missing[0])
-        for config in missing:
-            check_after_warmup(config, make_simulation(config, train_data, Simulation))
 
 
 def refuse_diverged(runs: dict[str, list[Outcome]]) -> None:
@@ -237,7 +201,7 @@ def _title(runs: Sequence[Outcome], seeds: Sequence[int]) -> str:
     for key, said in (("model", "{}"), ("rounds", "{} rounds")):
         if len({result[key] for result in results}) == 1:
             parts.append(said.format(results[0][key]))
-    return ", ".join([*parts, "seeds " + " ".join(map(str, seeds))])
+    return ", ".join([*parts, "seeds " + " ".join(map(str, dict.fromkeys(seeds)))])
 
 
 def _shown(rows: list[Row], metrics: Sequence[str]) -> list[Row]:

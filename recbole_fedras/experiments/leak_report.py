@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from recbole_fedras.config import Config
 from recbole_fedras.errors import ConfigError
-from recbole_fedras.experiments.compare import check_cells, refuse_diverged
+from recbole_fedras.experiments.checks import check_cells
+from recbole_fedras.experiments.compare import refuse_diverged
 from recbole_fedras.experiments.identity import Keys, Outcome
 from recbole_fedras.experiments.leak import attackers, leak
 from recbole_fedras.experiments.methods import methods_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -121,15 +122,19 @@ def test_a_method_that_fails_costs_its_own_row_only(plug_in, no_page, capsys):
     assert main(arguments) == 2
     error = "all methods failed: Broken, seed 2020: KeyError: 'a bug', in compressor_c"
     assert error in capsys.readouterr().err
-    assert main([*arguments, "--run=none", "--run=Fixed.yaml"]) == 0
+    small = "--run=SVD compression_rate=0.99"
+    assert main([*arguments, "--run=none", "--run=Fixed.yaml", small]) == 0
     output = capsys.readouterr()
     assert "KeyError: 'a bug'" in output.err  # the traceback
-    assert "| Broken   | failed   |" in output.out
+    told = "recbole-fedras: SVD compression_rate=0.99 is left out: compression_rate="
+    assert told in output.err.partition("Compare:")[0]
+    assert re.search(r"\| Broken +\| failed +\|", output.out)
     assert "Broken failed, seed 2020: KeyError: 'a bug', in comp" in output.out
     with Path("comparison/table.csv").open() as file:
-        broken, none, fixed = csv.DictReader(file)
+        broken, none, fixed, left_out = csv.DictReader(file)
     assert broken["hit@10"] == none["failed"] == ""
     assert broken["failed"].startswith("seed 2020: KeyError")
+    assert "leaves a rank of 0" in left_out["failed"]
     assert (none["better users"], fixed["better users"]) == ("0", "0")
     kept = {run["keys"]["compressor"] for run in runs_in("comparison")}
     assert kept == {"none", "Fixed"}
@@ -210,7 +215,7 @@ def test_learning_rates_are_chosen_and_models_kept(workspace, no_page, capsys):
         (["--run=none dataset=other"], "are not tested alike, their dataset differ"),
         (["--learning_rates="], "--learning_rates='' must name at least one"),
         (["--learning_rates=1", "--learning_rate=1"], "has no effect; leave one of"),
-        (["--compressors=none SVD", "--compression_rates=0.99"], "a rank of 0"),
+        (["--compressors=SVD", "--compression_rates=0.99"], "a rank of 0"),
         (["--jobs=0"], "n_jobs=0 must be -1 or at least 1"),
     ],
 )
