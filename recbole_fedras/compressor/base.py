@@ -338,6 +338,10 @@ class Compressor(ABC):
     #: are mostly compiled code without the interpreter lock; they must keep no state.
     threaded: ClassVar[bool] = False
 
+    #: Whether :meth:`encode` and :meth:`decode` depend on neither sender nor receiver,
+    #: as they draw nothing. Who lacks the same is then sent the same, encoded once.
+    deterministic: ClassVar[bool] = False
+
     @classmethod
     def obeys_rate(cls) -> bool:
         """Whether a compression rate makes any difference to it."""

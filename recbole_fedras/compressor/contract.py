@@ -98,6 +98,8 @@ def check_compressor(
         _Check(make, nominal, n_items, 0).adds_up()
     if make().fixed_rate:
         _Check(make, nominal, n_items, 0).is_fixed()
+    if make().deterministic:
+        _Check(make, nominal, n_items, 0).same_for_all()
 
 
 class _Check:
@@ -243,6 +245,19 @@ class _Check:
         decoded, expected = self._decode(added), self._decode(payloads[2])
         near = torch.allclose(decoded.rows, expected.rows, atol=1e-4, rtol=1e-3)
         self._require(near, "it is linear, but a sum does not decode to the sum")
+
+    def same_for_all(self) -> None:
+        """Check that it does not matter who a receiver is."""
+        ctx = replace(self._ctx, sender=SERVER)
+        with self._naming():
+            one, other = (
+                self._make().encode(
+                    self._update, self._budget, replace(ctx, receiver=n)
+                )
+                for n in (0, 1)
+            )
+        same = one.to_bytes() == other.to_bytes()
+        self._require(same, "it is deterministic, but payloads depend on the receiver")
 
     def _decode(self, payload: Payload) -> RowUpdate:
         received = Payload.from_bytes(payload.to_bytes())

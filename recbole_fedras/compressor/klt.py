@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import constriction
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from recbole_fedras.compressor import range_coder
 from recbole_fedras.compressor.base import (
     Budget,
     Compressor,
@@ -50,9 +50,9 @@ class KLT(Compressor):
 
     **Wire**: ``rows`` the n changed rows; ``rotation`` float32 (r, d), the r
     eigenvectors used; ``step`` float32; ``histograms`` (r, m) how often each class
-    occurs in a column, at ceil(log2(n + 1)) bits; ``classes`` the range coder's bytes
-    (`constriction`), column after column; ``rest`` in the same order, for an integer of
-    class c, its sign and remaining bits at c bits. All but ``rows`` count as items.
+    occurs in a column, at ceil(log2(n + 1)) bits; ``classes`` the words of
+    :mod:`.range_coder`, column after column; ``rest`` in the same order, for an integer
+    of class c, its sign and remaining bits at c bits. All but ``rows`` count as items.
     Updates for which float32 is no larger travel as they are (``values``).
 
     **Departures**: none from a paper; it is no federated method. At equal bytes it is
@@ -75,6 +75,7 @@ class KLT(Compressor):
     """
 
     threaded = True
+    deterministic = True
 
     def validate(self, budget: Budget) -> None:
         """Require the bytes of two rows, for an eigenvector and what is coded."""
@@ -209,23 +210,17 @@ def _put_coefficients(
     histograms = histograms[used]
     n_classes = 1 + int(np.flatnonzero(histograms.any(axis=0)).max(initial=1))
     histograms = histograms[:, :n_classes]
-    # Column after column, as each has its model. frexp's exponent is the class.
-    columns = np.ascontiguousarray(coefficients.T[used])
-    integers = np.rint(columns / step).astype(np.int64)
-    _, classes = np.frexp(np.abs(integers).astype(np.float64))  # numbers of bits
-    encoder = constriction.stream.queue.RangeEncoder()
-    for column, histogram in zip(classes, histograms, strict=True):
-        encoder.encode(column, _model(histogram))
-    coded = encoder.get_compressed().astype("<u4").view(np.uint8)
+    integers, classes = _rounded(coefficients, used, float(step))
+    words = range_coder.encode(classes, histograms)
+    coded = words.astype("<u4").view(np.uint8)  # little-endian on any machine
 
-    # The coder's 32-bit words travel as bytes, little-endian on any machine.
     payload.put_floats("rotation", vectors[:, used].T.astype(np.float32))
     payload.put_floats("step", np.array([step], np.float32))
     n = len(coefficients)
     payload.put_ints("histograms", histograms, n + 1, "items")
-    payload.put_ints("classes", coded.astype(np.int64), _BYTE, "items")
+    payload.put_ints("classes", coded, _BYTE, "items")
     rest = _write(integers.ravel(), classes.ravel())
-    payload.put_ints("rest", rest.astype(np.int64), _BYTE, "items")
+    payload.put_ints("rest", rest, _BYTE, "items")
 
 
 def _integers(payload: Payload, n: int, n_columns: int) -> Ints:
@@ -240,17 +235,10 @@ def _integers(payload: Payload, n: int, n_columns: int) -> Ints:
     coded = payload.ints("classes", _BYTE, None).astype(np.uint8)
     if len(coded) % 4:
         raise PayloadError(f"field 'classes': {len(coded)} bytes are no whole words")
-    classes = np.zeros((n_columns, n), np.int32)
-    decoder = constriction.stream.queue.RangeDecoder(
-        coded.view("<u4").astype(np.uint32)
-    )
-    for column, histogram in zip(classes, histograms, strict=True):
-        try:
-            column[:] = decoder.decode(_model(histogram), n)
-        except (AssertionError, ValueError) as error:
-            raise PayloadError(f"field 'classes': {error}") from error
-        if not np.array_equal(np.bincount(column, minlength=n_classes), histogram):
-            raise PayloadError("field 'classes': not what the histograms announce")
+    words = coded.view("<u4").astype(np.uint32)
+    classes, announced = range_coder.decode(words, histograms, n)
+    if not announced:
+        raise PayloadError("field 'classes': not what the histograms announce")
 
     rest = payload.ints("rest", _BYTE, None).astype(np.uint8)
     if len(rest) != (int(classes.sum()) + 7) // 8:
@@ -258,41 +246,64 @@ def _integers(payload: Payload, n: int, n_columns: int) -> Ints:
     return _read(rest, classes.ravel()).reshape(classes.shape).T
 
 
-def _model(histogram: Ints) -> constriction.stream.model.Categorical:
-    """Return the coder's model of a column: how often each class occurs in it."""
-    shares = histogram / histogram.sum()
-    return constriction.stream.model.Categorical(shares, perfect=False)
+@njit(nogil=True, cache=True)
+def _rounded(coefficients: Floats, used: Ints, step: float) -> tuple[Ints, Ints]:
+    """Round used columns to multiples of the step; return those and their classes.
+
+    Both have shape (n_used, n): column after column, as each has its model.
+    """
+    n, n_used = len(coefficients), len(used)
+    integers = np.empty((n_used, n), np.int64)
+    classes = np.empty((n_used, n), np.int64)
+    magnitudes = np.empty(n_used)
+    exponents = magnitudes.view(np.int64)  # see _histograms
+    for i in range(n):
+        for column in range(n_used):
+            value = np.rint(coefficients[i, used[column]] / step)
+            integers[column, i], magnitudes[column] = value, abs(value)
+        for column in range(n_used):
+            classes[column, i] = max((exponents[column] >> 52) - 1022, 0)
+    return integers, classes
 
 
 @njit(nogil=True, cache=True)
-def _write(integers: Ints, classes: NDArray[np.int32]) -> NDArray[np.uint8]:
+def _write(integers: Ints, classes: Ints) -> NDArray[np.uint8]:
     """Write what is below each integer's leading bit, and its sign above."""
     # An integer of class c has its leading bit at c - 1. That one is known, so its
-    # place holds the sign: 0 if positive, 1 if negative. Lowest bits first.
+    # place holds the sign: 0 if positive, 1 if negative. Lowest bits first; bits wait
+    # in a word until there are eight for a byte.
     data = np.zeros((classes.sum() + 7) // 8, np.uint8)
-    place = 0
+    word = n_waiting = place = 0
     for i in range(len(integers)):
         code = abs(integers[i])
-        if code:
-            leading = 1 << (classes[i] - 1)
-            code = code - leading if integers[i] > 0 else code
-        for bit in range(classes[i]):
-            data[place >> 3] |= ((code >> bit) & 1) << (place & 7)
+        if integers[i] > 0:
+            code -= 1 << (classes[i] - 1)
+        word |= code << n_waiting
+        n_waiting += classes[i]
+        while n_waiting >= 8:
+            data[place] = word & 255
+            word >>= 8
+            n_waiting -= 8
             place += 1
+    if n_waiting:
+        data[place] = word
     return data
 
 
 @njit(nogil=True, cache=True)
-def _read(data: NDArray[np.uint8], classes: NDArray[np.int32]) -> Ints:
+def _read(data: NDArray[np.uint8], classes: Ints) -> Ints:
     """Invert :func:`_write`."""
     integers = np.zeros(len(classes), np.int64)
-    place = 0
+    word = n_waiting = place = 0
     for i in range(len(classes)):
-        code = 0
-        for bit in range(classes[i]):
-            code |= ((data[place >> 3] >> (place & 7)) & 1) << bit
-            place += 1
         if classes[i]:
+            while n_waiting < classes[i]:
+                word |= int(data[place]) << n_waiting
+                n_waiting += 8
+                place += 1
             leading = 1 << (classes[i] - 1)
+            code = word & (2 * leading - 1)
+            word >>= classes[i]
+            n_waiting -= classes[i]
             integers[i] = -code if code & leading else code | leading
     return integers

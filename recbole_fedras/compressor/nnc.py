@@ -64,7 +64,7 @@ class NNC(Compressor):
 
     The coder is of our own, about a hundred lines: a library that codes by contexts
     which adapt after every bit (`nncodec`) brings its own formats and a C++ compiler
-    with it; `constriction`, which KLT uses, wants all models of a call in advance.
+    with it; `constriction`, a package of coders, wants all models of a call in advance.
 
     **Wire**: ``rows`` the n changed rows, ``step`` float32, ``code`` the coder's bytes,
     booked as items: ``4 + len(code) + rows_size(n, N)`` bytes and framing. Updates for
@@ -94,6 +94,7 @@ class NNC(Compressor):
     """
 
     threaded = True
+    deterministic = True
 
     def validate(self, budget: Budget) -> None:
         """Require the bytes of one row."""

@@ -36,6 +36,7 @@ class NoCompression(Compressor):
     """
 
     lossless = True
+    deterministic = True
     linear = True
     table_values = None
 

@@ -60,6 +60,8 @@ class Quantize(Compressor):
     (1280, torch.Size([64, 32]))
     """
 
+    threaded = True
+
     def validate(self, budget: Budget) -> None:
         """Require two bits a value, for a sign and zero."""
         n_bits = budget.least(lambda n: self._bits(n, budget))

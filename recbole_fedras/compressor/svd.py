@@ -60,6 +60,9 @@ class SVD(Compressor):
     (1536, torch.Size([64, 32]))
     """
 
+    threaded = True
+    deterministic = True
+
     _right: ClassVar[str] = "right"  # name of the right factor's field
 
     def validate(self, budget: Budget) -> None:

@@ -65,6 +65,9 @@ class TopK(Compressor):
     256
     """
 
+    threaded = True
+    deterministic = True
+
     def __init__(self, topk_scope: str = "row") -> None:
         if topk_scope not in ("row", "global"):
             raise ConfigError(f"topk_scope={topk_scope!r} must be 'row' or 'global'")
@@ -95,13 +98,13 @@ class TopK(Compressor):
         )
         # Find k + 1 entries of each row at once; the first k go in order of columns.
         order = _leading(rows, k + 1)
-        columns = np.sort(order[:, :k], axis=1)  # (n, k)
+        columns, values = _by_column(rows, order[:, :k])
         payload = put_update_rows(Payload(), update, ctx.n_items)
-        payload.put_floats("values", np.take_along_axis(rows, columns, 1))
+        payload.put_floats("values", values)
         payload.put_ints("columns", columns, ctx.dim)
         # Entry k + 1 travels for the rows where it is largest.
         if extra:
-            next_values = np.take_along_axis(rows, order[:, k:], 1)[:, 0]
+            next_values = rows[np.arange(n), order[:, k]]
             which = largest(next_values, extra)
             payload.put_rows("extra", which, n)
             payload.put_floats("extra_values", next_values[which])
@@ -120,7 +123,7 @@ class TopK(Compressor):
             return row_update(ids, rows)
         values = payload.floats("values", len(ids), None)
         columns = payload.ints("columns", ctx.dim, *values.shape)
-        np.put_along_axis(rows, columns, values, axis=1)
+        rows[np.arange(len(ids))[:, None], columns] = values
         if "extra" in payload:
             which = payload.rows("extra", len(ids))
             columns = payload.ints("extra_columns", ctx.dim, len(which))
@@ -201,3 +204,22 @@ def _leading(rows: NDArray[np.float32], count: int) -> NDArray[np.int64]:
             largest[place] = magnitude
             found[i, place] = column
     return found
+
+
+@njit(nogil=True, cache=True)
+def _by_column(
+    rows: NDArray[np.float32], order: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Put each row's chosen columns in increasing order; return their values too."""
+    n, count = order.shape
+    columns, values = np.empty((n, count), np.int64), np.empty((n, count), np.float32)
+    for i in range(n):
+        for found in range(count):  # by insertion: count is small
+            column, place = order[i, found], found
+            while place and columns[i, place - 1] > column:
+                columns[i, place] = columns[i, place - 1]
+                place -= 1
+            columns[i, place] = column
+        for place in range(count):
+            values[i, place] = rows[i, columns[i, place]]
+    return columns, values

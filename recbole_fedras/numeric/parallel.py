@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from itertools import chain, starmap
 from typing import Any, TypeVar
 
 import torch
@@ -16,15 +17,31 @@ from threadpoolctl import ThreadpoolController
 
 Result = TypeVar("Result")
 
-_pool: ContextVar[ThreadPoolExecutor | None] = ContextVar("pool", default=None)
+#: Runs of tasks for each thread, about: few enough to cost nothing, and enough to be
+#: shared out evenly, whatever they take.
+RUNS = 8
+
+#: Threads, and how many they are.
+_pool: ContextVar[tuple[ThreadPoolExecutor, int] | None]
+_pool = ContextVar("pool", default=None)
 
 
 def thread_map(
     function: Callable[..., Result], *iterables: Iterable[Any]
 ) -> list[Result]:
-    """Map like :func:`map`, in the threads that :func:`threads` allows; in order."""
-    pool = _pool.get()
-    return list((pool.map if pool else map)(function, *iterables))
+    """Map like :func:`map`, in the threads that :func:`threads` allows; in order.
+
+    Threads take runs of neighbours, as to hand one over takes as long as a small task.
+    """
+    there = _pool.get()
+    if there is None:
+        return list(map(function, *iterables))
+    pool, n_threads = there
+    tasks = list(zip(*iterables, strict=True))
+    size = max(1, len(tasks) // (RUNS * n_threads))
+    runs = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+    done = pool.map(lambda run: list(starmap(function, run)), runs)
+    return list(chain.from_iterable(done))
 
 
 @cache
@@ -51,14 +68,16 @@ def threads(n_jobs: int) -> Iterator[None]:
     The pools of torch and BLAS split small operations, stall when a core is busy
     elsewhere, and may round differently with another number of threads.
     """
-    n_torch = torch.get_num_threads()
+    n_torch, n_threads = torch.get_num_threads(), n_jobs
+    if n_jobs == -1:
+        n_threads = cpu_count()
     torch.set_num_threads(1)
     try:
         with (
             _thread_pools().limit(limits=1, user_api="blas"),
-            ThreadPoolExecutor(cpu_count() if n_jobs == -1 else n_jobs) as pool,
+            ThreadPoolExecutor(n_threads) as pool,
         ):
-            token = _pool.set(pool if n_jobs != 1 else None)
+            token = _pool.set((pool, n_threads) if n_jobs != 1 else None)
             try:
                 yield
             finally:

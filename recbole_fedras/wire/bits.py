@@ -18,12 +18,13 @@ def packed_size(count: int, bound: int) -> int:
     return (count * width(bound) + 7) // 8
 
 
-def pack(values: Ints, bound: int) -> bytes:
+def pack(values: Ints | Bytes, bound: int) -> bytes:
     """Pack integers in ``[0, bound)`` at ``width(bound)`` bits each, lowest bit first.
 
     Parameters
     ----------
     values : ndarray of int64, shape (n,)
+        Or of uint8: bytes, of bound 256.
     bound : int
         Exclusive upper bound that the receiver knows too.
 
@@ -40,6 +41,8 @@ def pack(values: Ints, bound: int) -> bytes:
     >>> len(data), unpack(data, count=5, bound=10)
     (3, array([3, 1, 4, 1, 5]))
     """
+    if values.dtype == np.uint8 and bound == 256:  # they are bytes
+        return values.tobytes()
     values = np.ascontiguousarray(values, np.int64)
     data, least, most = _packed(values, width(bound))
     if values.size and (least < 0 or most >= bound):
@@ -63,6 +66,8 @@ def unpack(data: bytes, count: int, bound: int) -> Ints:
             f"{count} integers below {bound} take {packed_size(count, bound)} bytes, "
             f"got {len(data)}"
         )
+    if bound == 256:
+        return np.frombuffer(data, np.uint8).astype(np.int64)
     values, most = _unpacked(np.frombuffer(data, np.uint8), count, width(bound))
     if most >= bound:
         raise ValueError(f"packed value {most} is not below {bound}")

@@ -63,7 +63,7 @@ class Payload:
         return self._put(name, values.shape, data, part)
 
     def put_ints(
-        self, name: str, values: bits.Ints, bound: int, part: str = "ids"
+        self, name: str, values: bits.Ints | bits.Bytes, bound: int, part: str = "ids"
     ) -> Payload:
         """Add integers in ``[0, bound)``, a bound that the receiver knows.
 

@@ -141,6 +141,14 @@ class _Obeying(_Fixed):
         return super().encode(update, budget, ctx)
 
 
+class _Partial(NoCompression):
+    """Still says of itself that it draws nothing."""
+
+    def encode(self, update, budget, ctx):
+        drawn = ctx.generator().integers(0, 100, 1)
+        return super().encode(update, budget, ctx).put_ints("drawn", drawn, 100)
+
+
 class _Failing(NoCompression):
     def encode(self, update, budget, ctx):
         update.rows.max()
@@ -185,6 +193,7 @@ class _Aliasing(_Stateful):
         (_Comparing, "encode of 0 rows.* TypeError"),
         (_Averaging, "1 payloads for two bandwidth tiers"),
         (_Hasty, "encode_cohort does not give what encode gives"),
+        (_Partial, "it is deterministic, but payloads depend on the receiver"),
         (_Failing, r"encode of 0 rows, a rate of 0\.75 of values: RuntimeError"),
         (_Stateful, "encode_broadcast .* must return plain types and tensors"),
         (_Aliasing, "no copies: they changed later"),

@@ -207,6 +207,39 @@ def test_personal_replicas_do_not_depend_on_the_chunks(data, monkeypatch):
         assert torch.equal(one, other)
 
 
+def test_clients_that_hold_the_same_table_share_the_work(data, monkeypatch):
+    """Encoded as often as their pasts differ, and as if for each of them."""
+    counts = []
+
+    def run(shared):
+        keys = {"replica": "personal", "rates": (0.5, 0.75)}
+        simulation = simulate(mf(), data, TopK(), fraction=0.5, **keys)
+        policy, tier_of = simulation.server.policy, simulation.agreement.tier_of_client
+        distinct, rounds_of = policy._distinct, dict.fromkeys(range(N_CLIENTS), ())
+
+        def note(clients):
+            chosen, places = distinct(clients)
+            pasts = {(rounds_of[client], int(tier_of[client])) for client in clients}
+            counts.append((len(chosen), len(pasts) if shared else len(clients)))
+            for client in clients:
+                rounds_of[client] += (simulation.round,)
+            return chosen, places
+
+        monkeypatch.setattr(policy, "_distinct", note)
+        monkeypatch.setattr(policy._compressor, "deterministic", shared)
+        monkeypatch.setattr(simulation.shard.methods.downlink, "deterministic", shared)
+        for _ in range(4):
+            simulation.run_round()
+        held = [held_by(simulation, client) for client in range(N_CLIENTS)]
+        return held, simulation.ledger.totals
+
+    (shared, cost), (apart, cost_apart) = run(True), run(False)
+    assert all(made == expected for made, expected in counts)
+    assert counts[0][0] == 2 < counts[4][0]
+    assert all(map(torch.equal, shared, apart))
+    assert cost == cost_apart
+
+
 @pytest.mark.parametrize(
     "keys", [{"replica": "stale"}, {"rates": (0.5, 0.75)}], ids=["stale", "tiers"]
 )

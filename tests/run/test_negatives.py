@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from conftest import write_dataset
 
 from recbole_fedras.config import Config
 from recbole_fedras.errors import ConfigError, DataError
+from recbole_fedras.run.negatives import DrawnNegatives
 from recbole_fedras.run.setup import prepare_data
 
 HEADER = "user_id:token\titem_id:token"
@@ -126,3 +129,17 @@ def test_a_run_on_a_single_file_takes_them_too(run, workspace, tiny_rows):
     file = workspace / "dataset" / "tiny" / "tiny.test.negative"
     file.write_text("\n".join(lines), encoding="utf-8")
     assert 0 <= run(eval_candidates="file")["test_result"]["hit@10"] <= 1
+
+
+@pytest.mark.parametrize("n_held_out", [1, 2])
+def test_drawn_ones_are_those_of_a_list_of_all_others(n_held_out):
+    """Without the list, which would take as long as there are items, for each user."""
+    interacted = {7: np.array([1, 2, 5, 19, 39])}
+    dataset = SimpleNamespace(item_num=40)
+    drawn = DrawnNegatives(dataset, interacted, 20)(
+        7, n_held_out, np.random.default_rng(3)
+    )
+    others = np.setdiff1d(np.arange(1, 40), interacted[7])
+    count = min(20 * n_held_out, len(others))
+    expected = np.random.default_rng(3).choice(others, count, replace=False)
+    np.testing.assert_array_equal(drawn, expected)

@@ -274,15 +274,24 @@ class OwnReplicas(Replicas):
 
     def _changes(self, messages: Sequence[Message]) -> list[RowUpdate]:
         """Decode, in threads where that pays; once what many clients are sent alike."""
-        if all(message.header.kind is Kind.PERSONAL for message in messages):
-            bases = [self._tables.of(message.header.client) for message in messages]
-            mapper = thread_map if self._downlink.threaded else map
-            return list(mapper(self._decode, messages, bases))
-        decoded: dict[int, RowUpdate] = {}
-        for message in messages:
-            if id(message.body) not in decoded:
-                decoded[id(message.body)] = self._decode(message, None)
-        return [decoded[id(message.body)] for message in messages]
+        distinct = {self._sent(message): message for message in messages}
+        bases = [
+            self._tables.of(message.header.client)
+            if message.header.kind is Kind.PERSONAL
+            else None
+            for message in distinct.values()
+        ]
+        mapper = thread_map if self._downlink.threaded else map
+        changes = mapper(self._decode, distinct.values(), bases)
+        decoded = dict(zip(distinct, changes, strict=True))
+        return [decoded[self._sent(message)] for message in messages]
+
+    def _sent(self, message: Message) -> int:
+        """Return what is the same for messages that mean the same change."""
+        personal = message.header.kind is Kind.PERSONAL
+        if personal and not self._downlink.deterministic:
+            return -1 - message.header.client
+        return id(message.body)
 
     def commit(self, counted: Collection[int]) -> None:
         """Keep the tables and networks of these clients."""

@@ -8,9 +8,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numba import njit
+from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_fedras.compressor.base import Compressor, RowUpdate, empty_update
+from recbole_fedras.compressor.base import (
+    Compressor,
+    RowUpdate,
+    empty_update,
+    row_update,
+)
 from recbole_fedras.federation.budgets import hold_to
 from recbole_fedras.federation.protocol import Agreement, Ints, put_theta
 from recbole_fedras.federation.server.state import SharedParameters
@@ -130,9 +137,8 @@ class DownlinkPolicy(ABC):
 
     def _lacking(self, table: Tensor) -> RowUpdate:
         """Return what a replica lacks: ``Q - replica``, where it is not zero."""
-        ahead = self._parameters.item_table - table
-        ids = ahead.any(dim=1).nonzero().flatten()
-        return RowUpdate(ids, ahead[ids])
+        exact = self._parameters.item_table
+        return row_update(*_difference(exact.numpy(), table.numpy()))
 
     def _with_theta(self, payload: Payload, header: Header) -> Message:
         return Message.of(put_theta(payload, self._parameters.theta), header)
@@ -210,3 +216,20 @@ class PublishedDownlinks(DownlinkPolicy):
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state)
         self.messages = [Message.from_bytes(data) for data in state["messages"]]
+
+
+@njit(nogil=True, cache=True)
+def _difference(
+    exact: NDArray[np.float32], table: NDArray[np.float32]
+) -> tuple[Ints, NDArray[np.float32]]:
+    """Return which rows differ, and by how much: ``exact - table``, in one pass."""
+    ids, rows, n = np.empty(len(exact), np.int64), np.empty_like(exact), 0
+    for i in range(len(exact)):
+        differs = False
+        for j in range(exact.shape[1]):  # written where the next row that differs goes
+            ahead = exact[i, j] - table[i, j]
+            rows[n, j] = ahead
+            differs |= ahead != 0
+        ids[n] = i
+        n += differs
+    return ids[:n], rows[:n]
