@@ -115,8 +115,9 @@ def _at_first_sight(comparison: Comparison) -> str:
     if alike:
         least = max(alike, key=lambda row: row["CR charged"])
         said += (
-            f"; {least['method']!r} is not told apart from {first['method']!r}, and sends "
-            f"{least['CR charged']:.1%} less than plain FedAvg, everything charged"
+            f"; {least['method']!r} is not told apart from {first['method']!r}, and "
+            f"sends {least['CR charged']:.1%} less than plain FedAvg, everything "
+            "charged"
         )
     return said + "."
 
