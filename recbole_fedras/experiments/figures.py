@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from recbole_fedras.experiments.panels import (
     COLOURS,
@@ -151,7 +152,8 @@ def draw_curves(
     datasets = distinct(curve.dataset for curve in curves)
     figure, every = panels(datasets, metrics, xlabel)
     for (dataset, metric), panel in every:
-        for index, method in enumerate(distinct(curve.method for curve in curves)):
+        methods = distinct(curve.method for curve in curves)
+        for index, method in enumerate(methods):
             chosen = [
                 row
                 for curve in curves
@@ -164,9 +166,12 @@ def draw_curves(
             ]
             where = [mean(_place(row, against) for row in rows) for rows in by_round]
             values = [[row[f"valid_{metric}"] for row in rows] for rows in by_round]
-            _draw_band(panel, where, values, style_of(index) | {"label": method})
+            style = style_of(index) | {"label": method}
+            _draw_band(panel, where, values, style, 0.6 / max(4, len(methods)))
         panel.set_ylabel(f"{metric}, validation")
-        if against != "round":
+        if against == "round":
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        else:
             scale_by_decades(panel)
     return with_legend(figure)
 
@@ -197,7 +202,7 @@ def _keys_of_points(rows: Sequence[Row], settings: list[str]) -> list[Any]:
             Line2D([], [], color="grey", ls="", marker=marker, label=setting)
             for setting, marker in zip(settings, MARKERS, strict=False)
         ]
-    return [*keys, Line2D([], [], color="grey", ls=":", label="none better for less")]
+    return [*keys, Line2D([], [], color="grey", ls=":", label="not beaten in both")]
 
 
 def _draw_front(panel: Axes, points: list[tuple[float, float]]) -> None:
@@ -210,14 +215,18 @@ def _draw_front(panel: Axes, points: list[tuple[float, float]]) -> None:
 
 
 def _draw_band(
-    panel: Axes, places: list[float], values: list[list[float]], style: dict[str, Any]
+    panel: Axes,
+    places: list[float],
+    values: list[list[float]],
+    style: dict[str, Any],
+    alpha: float,
 ) -> None:
     means = np.array([mean(chosen) for chosen in values])
     spread = np.array([stdev(chosen) if len(chosen) > 1 else 0.0 for chosen in values])
     every = max(1, len(places) // 8)
     panel.plot(places, means, markevery=every, **style)
     panel.fill_between(
-        places, means - spread, means + spread, alpha=0.15, color=style["color"],
+        places, means - spread, means + spread, alpha=alpha, color=style["color"],
         linewidth=0,
     )  # fmt: skip
 

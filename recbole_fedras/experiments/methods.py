@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
 from recbole_fedras.compressor import Compressor
 from recbole_fedras.config import Config, registry
-from recbole_fedras.config.arguments import words
 from recbole_fedras.config.sources import read_arguments
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.experiments.identity import Keys
@@ -19,6 +19,9 @@ _COMPARED = RELABELLING | {"compression_rate", "seed"}
 
 #: Between values of which a run takes each.
 _OR = "|"
+
+#: A word of a run: no blanks, but in quotation marks, lists and dicts of dicts.
+_WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|\[[^]]*]|{(?:[^{}]|{[^{}]*})*}|\S)+""")
 
 
 def methods_of(
@@ -85,7 +88,7 @@ def read_runs(runs: Sequence[str], keys: Keys) -> dict[str, Keys]:
         raise ConfigError("seed must not be set: runs differ in it, by --seeds")
     methods: dict[str, Keys] = {}
     for run in runs:
-        for chosen in product(*map(_alternatives, words(run))):
+        for chosen in product(*map(_alternatives, _words(run))):
             label = " ".join(Path(word).stem if _is_file(word) else word
                              for word in chosen)  # fmt: skip
             if not label or label in methods:
@@ -100,8 +103,20 @@ def read_runs(runs: Sequence[str], keys: Keys) -> dict[str, Keys]:
 
 def files_of_runs(runs: Sequence[str]) -> list[str]:
     """Return the YAML files that runs name."""
-    named = (word for run in runs for word in words(run))
+    named = (word for run in runs for word in _words(run))
     return [file for word in named for file in word.split(_OR) if _is_file(file)]
+
+
+def _words(run: str) -> list[str]:
+    """Return the words of a run; names without quotation marks.
+
+    Examples
+    --------
+    >>> _words("'my own.yaml' FedRAS topk=[5, 10] eval_args={'mode': 'full'}")
+    ['my own.yaml', 'FedRAS', 'topk=[5, 10]', "eval_args={'mode': 'full'}"]
+    """
+    found = _WORD.findall(run)
+    return [word if "=" in word else word.strip("'\"") for word in found]
 
 
 def _is_file(word: str) -> bool:

@@ -36,8 +36,8 @@ th{border-bottom:2px solid #888}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:#fff}
 figure{margin:0}
 .figures{display:grid;gap:1rem;
- grid-template-columns:repeat(auto-fit,minmax(min(33rem,100%),1fr))}
-svg{width:100%;min-width:32rem;height:auto;max-width:46rem}
+ grid-template-columns:repeat(auto-fit,minmax(min(28rem,100%),1fr))}
+svg{width:100%;height:auto}
 summary{cursor:pointer;font-weight:600}
 footer{color:#555;font-size:.85rem;margin-top:3rem;border-top:1px solid #ddd}
 """
@@ -109,14 +109,15 @@ def _at_first_sight(comparison: Comparison) -> str:
     """Say which method is best, and which sends least of those not worse than it."""
     metric, rows = comparison.metric, comparison.rows
     best = max(rows, key=lambda row: row[metric])
-    said = f"{best['method']} has the best {metric}, {best[metric]:.4f}"
+    said = f"{best['method']!r} has the best {metric}, {best[metric]:.4f}"
     first, *others = rows
     alike = [row for row in others if row["p adjusted"] >= 0.05]
     if alike:
         least = max(alike, key=lambda row: row["CR charged"])
         said += (
-            f"; {least['method']} is not told apart from {first['method']}, and sends "
-            f"{least['CR charged']:.1%} less than plain FedAvg, everything charged"
+            f"; {least['method']!r} is not told apart from {first['method']!r}, and "
+            f"sends {least['CR charged']:.1%} less than plain FedAvg, everything "
+            "charged"
         )
     return said + "."
 
@@ -180,13 +181,20 @@ def _significance(comparison: Comparison) -> Table:
 
 def _html(section: Section) -> str:
     figures = "".join(
-        f"<figure class='wide'>{svg(shown)}</figure>" for shown in section.figures
+        f"<figure class='wide'>{_picture(shown)}</figure>" for shown in section.figures
     )
     tables = "".join(map(_table, section.tables))
     title, body = escape(section.title), f"<div class='figures'>{figures}</div>{tables}"
     if not section.text:
         return f"<h2>{title}</h2><details><summary>Show</summary>{body}</details>"
     return f"<h2>{title}</h2><p>{escape(section.text)}</p>{body}"
+
+
+def _picture(figure: Figure) -> str:
+    """Return a figure, from two thirds to 1.3 times of the width it is drawn for."""
+    pixels = 96 * figure.get_size_inches()[0]
+    limits = f"min-width:{pixels / 1.5:.0f}px;max-width:{pixels * 1.3:.0f}px"
+    return svg(figure).replace("<svg", f"<svg style='{limits}'", 1)
 
 
 def _table(table: Table) -> str:

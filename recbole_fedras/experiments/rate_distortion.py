@@ -120,17 +120,24 @@ def measure(
     for method, compressor in tqdm(compressors.items(), unit="method"):
         for rate in rates if compressor.obeys_rate() else rates[:1]:
             try:
+                if refusal := _refusal(compressor, n_items, dim, rate):
+                    gaps.append(Gap(method, rate, refusal, False))
+                    continue
                 budget = wire_budget(n_items, dim, rate, 0)
-                compressor.validate(budget)
-            except BudgetError as error:
-                gaps.append(Gap(method, rate, str(error), False))
-                continue
-            try:
                 points.append(_measured(method, compressor, update, budget, ctx))
             except Exception as error:  # whatever a class of the user's own raises
                 gaps.append(Gap(method, rate, reason_of(error), True))
                 break
     return points, gaps
+
+
+def _refusal(compressor: Compressor, n_items: int, dim: int, rate: float) -> str:
+    """Say why a method cannot work within a rate of all bytes; empty: it can."""
+    try:
+        compressor.validate(wire_budget(n_items, dim, rate, 0))
+    except BudgetError as error:
+        return str(error)
+    return ""
 
 
 def _measured(

@@ -30,7 +30,7 @@ def draw_quality(rows: Sequence[Row], metric: str) -> Figure:
         | {"ours": row[metric], "sd": row[metric + SPREAD]}
         for row in rows
     ]
-    return draw_bytes(points, "MB, everything charged", _CHARGED)
+    return _with_legend_below(draw_bytes(points, "MB, everything charged", _CHARGED))
 
 
 def draw_curves_against(runs: Runs, metric: str) -> Iterator[Figure]:
@@ -41,10 +41,23 @@ def draw_curves_against(runs: Runs, metric: str) -> Iterator[Figure]:
     rounds = [row for curve in curves for row in curve.rounds]
     if not rounds:
         return
-    yield draw_curves(curves, [metric], "round", "round")
-    yield draw_curves(curves, [metric], "MB, everything charged", "megabytes")
+    drawn = {"round": "round", "megabytes": "MB, everything charged"}
     if all("hours" in row for row in rounds):
-        yield draw_curves(curves, [metric], "hours in the described world", "hours")
+        drawn["hours"] = "hours in the described world"
+    for against, xlabel in drawn.items():
+        yield _with_legend_below(draw_curves(curves, [metric], xlabel, against))
+
+
+def _with_legend_below(figure: Figure) -> Figure:
+    """Put the legend below the panel, so that a narrow window has both."""
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    handles = [handle for handle in legend.legend_handles if handle is not None]
+    legend.remove()
+    figure.set_size_inches(5, 3.3 + 0.2 * (1 + len(labels) // 2))
+    figure.legend(handles, labels, loc="outside lower center", ncols=2,
+                  fontsize="small")  # fmt: skip
+    return figure
 
 
 def draw_changes(rows: Sequence[Row]) -> Figure:

@@ -104,7 +104,7 @@ def test_quality_is_drawn_against_bytes():
     assert not panel.texts  # which would be printed over one another
     (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
-    assert labels == ["a", "b", "1/8", "1/4", "none better for less"]
+    assert labels == ["a", "b", "1/8", "1/4", "not beaten in both"]
     points = [line for line in panel.lines if line.get_marker() not in ("None", "_")]
     colours = [line.get_color() for line in points]
     assert colours[0] == colours[1] != colours[2]
