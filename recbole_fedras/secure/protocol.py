@@ -148,7 +148,7 @@ class SecureClient:
         alone = keys.derived(self._own_seed, _COMMITMENT)
         self.public = Public(self._sealing.public, self._masking.public, alone)
         self._roster: Mapping[int, Public] = {}
-        self._kept: dict[int, bytes] = {}
+        self._kept: dict[int, bytes | None] = {}
         self._threshold = 0
 
     def shares(self, roster: Mapping[int, Public]) -> dict[int, bytes]:
@@ -179,6 +179,9 @@ class SecureClient:
     def masked(self, words: Words, notes: Mapping[int, bytes]) -> Words:
         """Return words with all masks; neighbours without a note have dropped out.
 
+        A note that cannot be read is missed when masks are taken away, not before: else
+        whoever sends one would silence those that it is to.
+
         Raises
         ------
         PayloadError
@@ -206,7 +209,9 @@ class SecureClient:
         return self._sealing.agree(self._roster[other].sealing, purpose)
 
     def reveal(self, survivors: Iterable[int]) -> dict[int, bytes]:
-        """Return a share for each neighbour: of one seed of it, and only once.
+        """Return a share for each neighbour whose note could be read, only once.
+
+        It is of one of its seeds.
 
         Parameters
         ----------
@@ -224,6 +229,7 @@ class SecureClient:
         shares = {
             other: part[SEED_BYTES:] if other in alive else part[:SEED_BYTES]
             for other, part in self._kept.items()
+            if part is not None
         }
         self._kept = {}
         return shares
@@ -316,12 +322,12 @@ class SecureServer:
         Raises
         ------
         PayloadError
-            If they are not of each of them.
+            If they are not of these.
         """
-        expected = set(self._graph.of(client)) & self._notes.keys()
+        known = set(self._graph.of(client)) & self._notes.keys()
         sizes = {len(part) for part in shares.values()}
-        if shares.keys() != expected or sizes != {SEED_BYTES}:
-            raise PayloadError("its shares are not of each of its neighbours")
+        if not shares.keys() <= known or not sizes <= {SEED_BYTES}:
+            raise PayloadError("its shares are not of its neighbours' seeds")
         self._revealed[client] = shares
 
     def total(self) -> Words:
@@ -365,7 +371,7 @@ class SecureServer:
         shares = {
             places[other]: self._revealed[other][client]
             for other in places
-            if other in self._revealed
+            if client in self._revealed.get(other, ())
         }
         enough = threshold(len(places))
         if len(shares) < enough:

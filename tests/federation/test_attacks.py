@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import slow
+from methods import make
 from population import (
     DIM,
     N_CLIENTS,
@@ -369,6 +371,24 @@ def test_strengths_are_positive_numbers(make, strength):
         ValueError, match=r"attack_strength=.* must be a positive number"
     ):
         make(attack_strength=strength)
+
+
+@pytest.mark.parametrize("name", ["none", "KLT", slow("EDEN"), slow("FedRAS")])
+def test_values_that_are_not_finite_cost_their_senders_the_round_alone(name):
+    """Compressors take finite values; the server refuses what is sent of others."""
+
+    class Broken(Attack):
+        def on_updates(self, updates, known):
+            rows = updates.rows.clone()
+            rows[::2], rows[1::2] = torch.nan, -torch.inf
+            return with_values(updates, rows, updates.theta)
+
+    compressor = make(name)
+    simulation = hostile_simulation(mf, Broken(), rates=(0.5,), compressor=compressor)
+    report = simulation.run_round()
+    hostile = np.flatnonzero(HOSTILE)
+    assert [refusal.client for refusal in report.refusals] == hostile.tolist()
+    assert report.n_clients == N_CLIENTS - len(hostile)
 
 
 def test_targets_are_named():

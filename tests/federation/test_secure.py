@@ -156,6 +156,39 @@ def test_a_round_of_too_few_is_one_of_nobody_and_several_end_the_run(
     require_near(found, plain)
 
 
+def damaged(body, rng):
+    """Change a few bytes, and leave some out now and then."""
+    changed = bytearray(body)
+    for at in rng.integers(len(body), size=rng.integers(1, 5)):
+        changed[at] ^= int(rng.integers(1, 256))
+    return bytes(changed[: len(body) - int(rng.integers(40)) * int(rng.integers(2))])
+
+
+@pytest.mark.slow
+def test_damaged_talks_cost_a_round_at_most(data, monkeypatch):
+    """One client's bytes of one kind are damaged in each round."""
+    simulation = run(mf(), data, n_rounds=0, secure=SECURE)
+    exchange = simulation._transport.exchange
+    rng = np.random.default_rng(0)
+    kinds = [Kind.KEYS, Kind.SHARES, Kind.UPDATE, Kind.REVEALED]
+    hurt = {}
+
+    def damaging(messages, deadline=None):
+        for answer in exchange(messages, deadline):
+            header = Message.from_parts(answer.head, answer.body).header
+            kind = kinds[simulation.round % len(kinds)]
+            if header.kind is kind and hurt.get(simulation.round) is None:
+                hurt[simulation.round] = header.client
+                answer = answer._replace(body=damaged(answer.body, rng))
+            yield answer
+
+    monkeypatch.setattr(simulation._transport, "exchange", damaging)
+    counted = [simulation.run_round().n_clients for _ in range(24)]
+    assert len(hurt) == 24
+    for first in range(len(kinds)):  # who lies about its keys can have a round lost
+        assert {*counted[first :: len(kinds)]} <= ({8, 9} if first else {0, 8, 9})
+
+
 def test_a_cohort_is_three_at_least_or_nobody_is_asked(data):
     small = {"secure": SECURE, "report_loss": False, "fraction": 2.5 / data.n_clients}
     with pytest.raises(ConfigError, match="selects 2; secure_aggregation=True needs 3"):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recbole_fedras.compressor.base import CohortUpdate
+from recbole_fedras.compressor.base import CohortUpdate, RowUpdate
 from recbole_fedras.data.clients import Ints, Samples
 from recbole_fedras.federation.attacks.base import Attack, Known, draw_attackers
 from recbole_fedras.federation.client.training import LocalModel, Participants, Trained
@@ -92,10 +92,16 @@ class Attackers:
 def _replaced(
     updates: CohortUpdate, chosen: list[int], forged: CohortUpdate
 ) -> CohortUpdate:
-    """Return updates with some clients' replaced."""
+    """Return updates with some clients' replaced.
+
+    What is not finite is sent as the largest float: compressors take finite values, and
+    the server refuses either.
+    """
+    most = torch.finfo(torch.float32).max
     sent = [updates[index] for index in range(len(updates))]
     theta = updates.theta.clone()
-    theta[chosen] = forged.theta
+    theta[chosen] = forged.theta.nan_to_num(most, most, -most)
     for place, index in enumerate(chosen):
-        sent[index] = forged[place]
+        ids, rows = forged[place].ids, forged[place].rows
+        sent[index] = RowUpdate(ids, rows.nan_to_num(most, most, -most))
     return CohortUpdate.of(updates.clients, sent, theta)
