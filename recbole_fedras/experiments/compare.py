@@ -223,7 +223,8 @@ def _page(table: Table, clients: Table, drawn: dict[str, Figure]) -> str:
     """Put tables and figures into one page that fetches nothing."""
     title, first = escape(table.title), escape(table.rows[0]["method"])
     note = (
-        "[ ]: 95 % of a bootstrap over users and seeds. p: Wilcoxon's signed ranks "
+        "[ ]: 95 % of a bootstrap over users and seeds, of - first the same of both "
+        "methods. p: Wilcoxon's signed ranks "
         "over users' reciprocal ranks in the test, 0 beyond topk, two-sided, against "
         f"{first}; effect: their rank-biserial correlation, from -1, all users worse, "
         "to 1; adjusted: for so many tests, by Benjamini and Hochberg. Catch-up is not "
