@@ -70,6 +70,7 @@ def train_network(cell: Keys) -> Outcome:
     result = {
         "test_result": {"hit@1": accuracy(network, data.test)},
         "best_valid_score": accuracy(network, data.valid),
+        "valid_score_bigger": True,
         "communication": {
             "uplink_bytes": sent.uplink,
             "downlink_bytes": sent.downlink,

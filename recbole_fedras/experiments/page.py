@@ -146,7 +146,8 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
             "is of Wilcoxon's signed ranks over users' reciprocal ranks in the test, 0 "
             "beyond topk, two-sided; effect, from -1, all users worse, to 1, their "
             "rank-biserial correlation; adjusted: for so many tests, by Benjamini and "
-            "Hochberg. [ ]: 95 % of a bootstrap over users and seeds.",
+            "Hochberg. [ ]: 95 % of a bootstrap over users and seeds, of - first the "
+            "same of both methods.",
             [draw_changes(rows)],
             [_significance(comparison)],
         )

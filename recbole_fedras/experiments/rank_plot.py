@@ -32,8 +32,10 @@ def _frame(panel: Axes, order: Order) -> None:
     panel.xaxis.tick_top()
     panel.set_yticks([])
     panel.spines[["left", "right", "bottom"]].set_visible(False)
-    critical = f"{order.critical:.2f} apart: told apart at 5 %, by Nemenyi's test"
-    panel.set_xlabel(f"mean rank over {order.n_cells} cells; {critical}")
+    panel.set_xlabel(
+        f"mean rank over {order.n_cells} cells; Friedman's test: p = {order.p:.2g};\n"
+        f"{order.critical:.2f} apart: told apart at 5 %, by Nemenyi's test"
+    )
 
 
 def joined(ranks: list[float], critical: float) -> list[tuple[float, float]]:

@@ -31,7 +31,7 @@ from recbole_fedras.experiments.statistics import (
     interval,
     order,
 )
-from recbole_fedras.experiments.summary import cost, measured
+from recbole_fedras.experiments.summary import ahead, cost, measured
 from recbole_fedras.experiments.sweep import Sweep
 from recbole_fedras.experiments.tables import HIGH, LOW, Table
 from recbole_fedras.experiments.tuning import best_rate
@@ -87,10 +87,19 @@ def reproduce(
         plan.choose(sweep.run(plan.grid, title, exhibit.measure))
     outcomes = sweep.run(plan.cells(), exhibit.name, exhibit.measure)
     by_entry = list(plan.by_entry(outcomes))
+    firsts = _firsts(by_entry)
     rows = [
         row
-        for (entry, runs), tested in zip(by_entry, _tests(by_entry), strict=True)
-        for row in _rows(exhibit, entry, runs, plan.rates[entry.tuned], tested)
+        for (entry, runs), first, tested in zip(
+            by_entry, firsts, _tests(by_entry, firsts), strict=True
+        )
+        for row in _rows(
+            exhibit,
+            entry,
+            runs,
+            first,
+            {"learning rate": plan.rates[entry.tuned]} | tested,
+        )
     ]
     title = f"{exhibit.title}. Seeds {', '.join(map(str, seeds))}."
     note = note_of_other_code(outcomes, exhibit.measure)
@@ -184,21 +193,31 @@ def _rows(
     exhibit: Exhibit,
     entry: Entry,
     runs: list[Outcome],
-    learning_rate: float,
-    tested: Row,
+    first: list[Outcome],
+    told: Row,
 ) -> Iterator[Row]:
-    """Yield a row for each metric of an entry that its runs have."""
+    """Yield a row for each metric of an entry that its runs have.
+
+    Parameters
+    ----------
+    exhibit : Exhibit
+    entry : Entry
+    runs, first : list of dict
+        Its outcomes, and those of the first method of its dataset, model and setting.
+    told : dict
+        Columns that all of them have.
+    """
     trained = [run for run in runs if run["result"]]
     results = [run["result"] for run in trained]
     labels = {
         key: getattr(entry, key) for key in ("dataset", "model", "method", "setting")
     }
-    rest = cost([result["communication"] for result in results]) | {
-        "learning rate": learning_rate,
+    rest: Row = {
+        **cost([result["communication"] for result in results]),
+        **told,
         "diverged": len(runs) - len(results),
         "other code": other_code(runs, exhibit.measure),
     }
-    rest |= tested
     found = [measured(run) | run["result"].get("privacy", {}) for run in trained]
     for index, metric in enumerate(exhibit.metrics):
         values = [one[metric] for one in found if one.get(metric) is not None]
@@ -207,16 +226,28 @@ def _rows(
         paper = None if entry.paper is None else entry.paper[index]
         low, high = interval(metric, runs) or (None, None)
         ends = {"ours" + LOW: low, "ours" + HIGH: high}
-        yield labels | {"metric": metric} | _quality(values, paper) | ends | rest
+        quality = _quality(values, paper) | ends
+        quality |= ahead(metric, runs, first, "ours - first")
+        yield labels | {"metric": metric} | quality | rest
 
 
-def _tests(by_entry: list[tuple[Entry, list[Outcome]]]) -> list[Row]:
-    """Test each entry against the first method of its dataset, model and setting."""
+def _firsts(by_entry: list[tuple[Entry, list[Outcome]]]) -> list[list[Outcome]]:
+    """Return for each entry the first method of its dataset, model and setting."""
     firsts: dict[tuple[str, str, str], list[Outcome]] = {}
-    found = []
-    for entry, runs in by_entry:
-        first = firsts.setdefault((entry.dataset, entry.model, entry.setting), runs)
-        found.append(UNKNOWN if runs is first else difference(runs, first))
+    return [
+        firsts.setdefault((entry.dataset, entry.model, entry.setting), runs)
+        for entry, runs in by_entry
+    ]
+
+
+def _tests(
+    by_entry: list[tuple[Entry, list[Outcome]]], firsts: list[list[Outcome]]
+) -> list[Row]:
+    """Test each entry against the first method."""
+    found = [
+        UNKNOWN if runs is first else difference(runs, first)
+        for (_, runs), first in zip(by_entry, firsts, strict=True)
+    ]
     corrected = adjusted([one.p for one in found])
     return [
         {

@@ -10,7 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control, rankdata, studentized_range, wilcoxon
+from scipy.stats import (
+    false_discovery_control,
+    friedmanchisquare,
+    rankdata,
+    studentized_range,
+    wilcoxon,
+)
 
 from recbole_fedras.experiments.identity import Outcome
 
@@ -78,7 +84,9 @@ def adjusted(p_values: Sequence[float]) -> list[float]:
     return list(values.tolist())
 
 
-def interval(metric: str, runs: Sequence[Outcome]) -> tuple[float, float] | None:
+def interval(
+    metric: str, runs: Sequence[Outcome], first: Sequence[Outcome] | None = None
+) -> tuple[float, float] | None:
     """Return the 95 % interval of a mean, by bootstrap over users and seeds.
 
     Users and seeds are drawn with replacement, each by itself: either would be others
@@ -90,25 +98,31 @@ def interval(metric: str, runs: Sequence[Outcome]) -> tuple[float, float] | None
         Of one held-out item: ``hit@k``, ``ndcg@k``, ``mrr@k``.
     runs : sequence of dict
         One for each seed, with ``ranks``.
+    first : sequence of dict, optional
+        Of another method, with the same users and seeds: the interval is that of how
+        far ``runs`` are ahead of it.
 
     Returns
     -------
     tuple of float, or None
-        None for another metric, where ranks were not kept, and where users have several
-        items held out, so that ranks of the first do not make up the metric.
+        None for another metric, where ranks were not kept or are of other users, and
+        where users have several items held out, so that ranks of the first do not make
+        up the metric.
 
     Examples
     --------
-    >>> low, high = interval("hit@10", [{"ranks": [1, 0] * 50}])
+    >>> runs = [{"ranks": [1, 0] * 50}]
+    >>> low, high = interval("hit@10", runs)
     >>> 0.38 < low < 0.43 and 0.57 < high < 0.62
     True
+    >>> interval("hit@10", runs, runs)
+    (0.0, 0.0)
     """
-    ranks, found = _ranks(runs), re.fullmatch(r"(hit|ndcg|mrr)@(\d+)", metric)
-    if found is None or not ranks.size:
-        return None
-    counts = (ranks > 0) & (ranks <= int(found[2]))
-    values = np.where(counts, _WORTH[found[1]](np.maximum(ranks, 1)), 0.0)
-    if not all(map(partial(_agrees, metric), runs, values.mean(axis=1))):
+    values = _values(metric, runs)
+    if first is not None:
+        others = _values(metric, first)
+        values = values - others if values.shape == others.shape else values[:0]
+    if not values.size:
         return None
     rng, means = np.random.default_rng(0), []
     n_seeds, n_users = values.shape
@@ -117,6 +131,18 @@ def interval(metric: str, runs: Sequence[Outcome]) -> tuple[float, float] | None
         means.append(of_users[rng.integers(n_users, size=n_users)].mean())
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def _values(metric: str, runs: Sequence[Outcome]) -> Floats:
+    """Return users' shares in a metric, (n_seeds, n_users); none where not known."""
+    ranks, found = _ranks(runs), re.fullmatch(r"(hit|ndcg|mrr)@(\d+)", metric)
+    if found is None or not ranks.size:
+        return np.empty((0, 0))
+    counts = (ranks > 0) & (ranks <= int(found[2]))
+    values = np.where(counts, _WORTH[found[1]](np.maximum(ranks, 1)), 0.0)
+    if not all(map(partial(_agrees, metric), runs, values.mean(axis=1))):
+        return np.empty((0, 0))
+    return values
 
 
 def _agrees(metric: str, run: Outcome, value: float) -> bool:
@@ -145,12 +171,16 @@ class Order(NamedTuple):
         Two methods whose mean ranks differ by less are not told apart at 5 %, by
         Nemenyi's test.
     n_cells : int
+    p : float
+        Of Friedman's test whether any ranks otherwise than another; only if it is low
+        do the differences count.
     """
 
     methods: list[str]
     ranks: list[float]
     critical: float
     n_cells: int
+    p: float
 
 
 def order(scores: Mapping[str, Sequence[float]]) -> Order | None:
@@ -180,7 +210,8 @@ def order(scores: Mapping[str, Sequence[float]]) -> Order | None:
     ranks = rankdata(-table, axis=1).mean(axis=0)
     studentized = studentized_range.ppf(0.95, n_methods, np.inf) / sqrt(2)
     critical = studentized * sqrt(n_methods * (n_methods + 1) / (6 * n_cells))
-    return Order(list(scores), ranks.tolist(), float(critical), n_cells)
+    p = float(friedmanchisquare(*table.T).pvalue)
+    return Order(list(scores), ranks.tolist(), float(critical), n_cells, p)
 
 
 def _ranks(runs: Sequence[Outcome]) -> NDArray[np.int64]:

@@ -36,6 +36,8 @@ def summary(label: str, runs: list[Outcome], first: list[Outcome]) -> dict[str, 
         row[metric] = mean(values)
         row[metric + SPREAD] = stdev(values) if len(values) > 1 else None
         row[metric + LOW], row[metric + HIGH] = interval(metric, runs) or (None, None)
+    metric = next(iter(first[0]["result"]["test_result"]))
+    row |= ahead(metric, runs, first, f"{metric} - first")
     found = difference(runs, first)
     row |= {"better users": found.better, "worse users": found.worse}
     row |= {"effect": found.effect, "p": found.p, "p adjusted": ""}  # of all rows
@@ -58,6 +60,23 @@ def measured(run: Outcome) -> dict[str, float]:
     result = run["result"]
     found: dict[str, float] = result["test_result"] | result.get("exposure", {})
     return found
+
+
+def ahead(
+    metric: str, runs: list[Outcome], first: list[Outcome], key: str
+) -> dict[str, Any]:
+    """Return how far runs are ahead of the first method's, by a metric, and the ends.
+
+    Empty, so that none is shown, for the first method itself and where either lacks it.
+    """
+    own, other = (
+        [run["result"]["test_result"].get(metric) for run in group if run["result"]]
+        for group in (runs, first)
+    )
+    if runs is first or not own or not other or None in own + other:
+        return {key: "", key + LOW: None, key + HIGH: None}
+    low, high = interval(metric, runs, first) or (None, None)
+    return {key: mean(own) - mean(other), key + LOW: low, key + HIGH: high}
 
 
 def cost(runs: list[dict[str, Any]]) -> dict[str, float]:

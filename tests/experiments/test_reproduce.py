@@ -110,13 +110,15 @@ def test_exposure_is_a_metric_of_runs_that_have_it():
     exhibit = Exhibit("mine", "Mine", ["hit@10", "er@10"], [pushed, calm, lost])
     quality = {"test_result": {"hit@10": 0.5}, "communication": sent}
 
+    exposed = quality | {"exposure": {"er@10": 0.25}}
+
     def rows_of(entry, result):
         run = {"result": result, "made": {"code": None, "commit": "abc"}}
         return {
-            row["metric"]: row["ours"] for row in _rows(exhibit, entry, [run], 0.1, {})
+            row["metric"]: row["ours"]
+            for row in _rows(exhibit, entry, [run], [run | {"result": exposed}], {})
         }
 
-    exposed = quality | {"exposure": {"er@10": 0.25}}
     assert rows_of(pushed, exposed) == {"hit@10": 0.5, "er@10": 0.25}
     assert rows_of(calm, quality) == {"hit@10": 0.5}
     noisy, bare = ({"privacy": {"epsilon": value}} for value in (2.0, None))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import wilcoxon
+from scipy.stats import chi2, wilcoxon
 from sweeps import cell
 
 from recbole_fedras.experiments.rank_plot import draw_order
@@ -71,11 +71,30 @@ def test_intervals_cover_a_mean_as_often_as_they_say():
     assert interval("hit@10", [{"ranks": [1]}, {"ranks": [1, 2]}]) is None
 
 
+def test_what_is_gained_has_an_interval_over_the_same_users_and_seeds():
+    """Users differ much, and gain alike: that is sure, and their mean is not."""
+    rng = np.random.default_rng(0)
+    hits = rng.random((3, 300)) < 0.5
+    more = hits | (rng.random((3, 300)) < 0.2)
+    first, other = (
+        [{"ranks": np.where(of_seed, 1, 0).tolist()} for of_seed in group]
+        for group in (hits, more)
+    )
+    low, high = interval("hit@10", other, first)
+    assert low < (more.mean() - hits.mean()) < high
+    assert 0.05 < low < high < 0.15
+    wide = np.diff(interval("hit@10", other))[0]
+    assert high - low < 0.8 * wide
+    unlike = [{"ranks": run["ranks"][1:]} for run in first]
+    assert interval("hit@10", other, unlike) is interval("hit@10", other, []) is None
+
+
 def test_ranks_of_methods_are_told_apart_by_nemenyis_test():
     """For four methods tables have 2.569: 2.569 sqrt(4 5 / (6 14)) is 1.25."""
     scores = {name: [place] * 14 for place, name in enumerate("abcd")}
     found = order(scores)
     assert found.ranks == [4, 3, 2, 1]
+    assert found.p == pytest.approx(chi2.sf(42, 3))  # 12 14 / (4 5) 30 - 3 14 5
     assert found.critical == pytest.approx(1.25, abs=0.005)
     assert order({name: values[:4] for name, values in scores.items()}) is None
     assert order(dict(list(scores.items())[:2])) is None
@@ -91,6 +110,8 @@ def test_what_is_tested_against_itself_has_no_corrected_p_value():
     run |= {"made": {"code": None, "commit": "abc"}, "config": {"learning_rate": 0.3}}
     worse = run | {"ranks": [2, 4, 30] * 5}
     first, other = summaries({"first": [run], "other": [worse]})
-    assert first["p adjusted"] == ""
+    assert first["p adjusted"] == first["hit@10 - first"] == ""
+    assert other["hit@10 - first"] == 0
+    assert (other["hit@10 - first low"], other["hit@10 - first high"]) == (None, None)
     assert 0 < other["p adjusted"] < 0.05
     assert (other["CR uplink"], other["learning rate"]) == (0.5, 0.3)
