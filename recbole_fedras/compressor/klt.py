@@ -97,12 +97,13 @@ class KLT(Compressor):
         coefficients = rows @ vectors
         # The step is sent in float32, and so must not round to 0.
         tiny = float(np.finfo(np.float32).tiny)
-        step = np.float32(max(_find_step(coefficients, limit), tiny))
+        peaks = np.abs(coefficients).max(axis=0)
+        step = np.float32(max(_find_step(coefficients, peaks, limit), tiny))
         # The step was found by the entropy; the coder takes a few bytes more. A fifth
         # of a per cent coarser at a time, until what is written fits.
         while True:
             payload = put_update_rows(Payload(), update, ctx.n_items)
-            _put_coefficients(payload, coefficients, vectors, step)
+            _put_coefficients(payload, coefficients, peaks, vectors, step)
             if payload.part_bytes()["items"] <= limit:
                 return payload
             step = np.float32(step * 1.002)
@@ -138,13 +139,20 @@ class KLT(Compressor):
 
 
 @njit(nogil=True, cache=True)
-def _histograms(coefficients: Floats, step: float) -> Ints:
-    """Count the magnitude classes of each column, shape (dim, _CLASSES)."""
+def _histograms(coefficients: Floats, peaks: Floats, step: float) -> Ints:
+    """Count the magnitude classes of each column, shape (dim, _CLASSES).
+
+    ``peaks``, shape (dim,), has the largest magnitude of each.
+    """
     # The class of an integer is the number of bits of its magnitude, which is the
     # exponent of the float64 that holds it: no logarithm, only the bits of the number,
     # read in place. A first loop rounds a row, a second one reads: both vectorise.
+    # Columns behind the last that has anything but zeros, of MF most, are not visited.
     n, dim = coefficients.shape
     counts = np.zeros((dim, _CLASSES), np.int64)
+    while dim and np.rint(peaks[dim - 1] / step) == 0:
+        dim -= 1
+        counts[dim, 0] = n
     magnitudes = np.empty(dim)
     exponents = magnitudes.view(np.int64)
     for i in range(n):
@@ -174,22 +182,22 @@ def _size(histograms: Ints, n: int) -> float:
 
 
 @njit(nogil=True, cache=True)
-def _find_step(coefficients: Floats, limit: int) -> float:
+def _find_step(coefficients: Floats, peaks: Floats, limit: int) -> float:
     """Bisect for the smallest step whose code fits ``limit`` bytes."""
-    most = float(np.abs(coefficients).max())
+    most = float(peaks.max())
     if most == 0:
         return 1.0
     # The finest step leaves the largest coefficient at 2^15 steps, of 16 bits; with the
     # coarsest everything rounds to 0, and nothing is smaller.
     fine, coarse = most * 2.0 ** (2 - _CLASSES), 4 * most
-    if _size(_histograms(coefficients, fine), len(coefficients)) <= limit:
+    if _size(_histograms(coefficients, peaks, fine), len(coefficients)) <= limit:
         return fine
     # ``coarse`` always fits, ``fine`` never does. Geometric means, as steps range over
     # orders of magnitude; the search ends where 99.8 % of the bytes are used, or 40
     # halvings have left nothing to choose.
     for _ in range(40):
         step = float(np.sqrt(fine * coarse))
-        size = _size(_histograms(coefficients, step), len(coefficients))
+        size = _size(_histograms(coefficients, peaks, step), len(coefficients))
         if size <= limit:
             coarse = step
             if size > 0.998 * limit:
@@ -200,12 +208,16 @@ def _find_step(coefficients: Floats, limit: int) -> float:
 
 
 def _put_coefficients(
-    payload: Payload, coefficients: Floats, vectors: Floats, step: np.float32
+    payload: Payload,
+    coefficients: Floats,
+    peaks: Floats,
+    vectors: Floats,
+    step: np.float32,
 ) -> None:
     """Round, code and add the fields."""
     # Columns with anything but zeros, and no more classes than occur (2 at least, as a
     # model of one symbol is none).
-    histograms = _histograms(coefficients, float(step))
+    histograms = _histograms(coefficients, peaks, float(step))
     used = np.flatnonzero(histograms[:, 1:].any(axis=1))
     histograms = histograms[used]
     n_classes = 1 + int(np.flatnonzero(histograms.any(axis=0)).max(initial=1))

@@ -144,6 +144,8 @@ class _Obeying(_Fixed):
 class _Partial(NoCompression):
     """Still says of itself that it draws nothing."""
 
+    linear = False
+
     def encode(self, update, budget, ctx):
         drawn = ctx.generator().integers(0, 100, 1)
         return super().encode(update, budget, ctx).put_ints("drawn", drawn, 100)
