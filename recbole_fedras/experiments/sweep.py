@@ -161,8 +161,7 @@ class Sweep:
             identity = self._resolver.identity(cell, measure)
             named[identity.name] = (identity, cell)
         found = {
-            name: self._find(identity, measure) if self._has_model(name) else None
-            for name, (identity, _) in named.items()
+            name: self._find(identity, measure) for name, (identity, _) in named.items()
         }
         missing = {name: named[name][1] for name, run in found.items() if run is None}
         for cell in missing.values():
@@ -179,13 +178,12 @@ class Sweep:
 
     def _find(self, identity: Identity, measure: Measure) -> Outcome | None:
         found = self._runs.find(identity)
-        if found is not None and self._redo and is_other_code(found, measure):
+        if found is None or (self._redo and is_other_code(found, measure)):
+            return None
+        wanted = self.models if measure is train_and_test and found["result"] else None
+        if wanted and not any(wanted.glob(f"*-{identity.name[:_SHORT]}")):
             return None
         return found
-
-    def _has_model(self, name: str) -> bool:
-        """Whether a run's folder is here, if it is wanted."""
-        return not self.models or any(self.models.glob(f"*-{name[:_SHORT]}"))
 
     def _keep(self, identity: Identity, outcome: Outcome, measure: Measure) -> Outcome:
         run = identity._asdict() | {"made": made_by(measure)} | outcome

@@ -66,3 +66,21 @@ def test_a_table_is_written_in_full_and_shown_with_deviations(tmp_path, capsys):
         first, second = csv.DictReader(file)
     assert first["hit@10"] == "0.123456"
     assert second["hit@10 sd"] == ""
+
+
+def test_a_table_is_printed_as_one_pastes_it():
+    rows = [
+        {"method": "A & B", "hit@10": 0.5, "hit@10 sd": None, "CR charged": 0.75},
+        {"method": "C", "hit@10": "failed", "hit@10 sd": "", "CR charged": ""},
+    ]
+    table = Table("ml-100k", rows, "C failed, seed 1: why")
+    latex = table.printed("latex").splitlines()
+    assert (latex[0], latex[-1]) == ("% ml-100k", "% C failed, seed 1: why")
+    assert latex[5].split() == ["A", "\\&", "B", "&", "0.5000", "&", "75.00\\%", "\\\\"]
+    assert table.printed("csv").splitlines() == [
+        "method,hit@10,hit@10 sd,CR charged", "A & B,0.5,,0.75", "C,failed,,"
+    ]  # fmt: skip
+    markdown = table.printed("markdown").splitlines()
+    assert markdown[0] == "ml-100k"
+    assert markdown[5].split("|")[2].strip() == "failed"
+    assert markdown[-1] == "C failed, seed 1: why"
