@@ -376,8 +376,9 @@ class SecureServer:
         enough = threshold(len(places))
         if len(shares) < enough:
             raise FederationError(
-                f"{len(shares)} neighbours of client {client} are left, of {enough} "
-                "that it takes to remove its mask; raise secure_neighbours"
+                f"{len(shares)} shares of client {client}'s seed are left, of {enough} "
+                "that it takes to remove its mask: neighbours were silent, or could "
+                "not read its notes; raise secure_neighbours"
             )
 
         def fits(seed: bytes) -> bool:

@@ -88,7 +88,9 @@ def test_masked_words_are_noise_until_enough_have_revealed():
     again.mask()
     assert (again.server.masked[11] != masked).mean() > 0.9
     one.reveal(unrevealed=(10, 12, 13))
-    with pytest.raises(FederationError, match="neighbours of client 10 are left, of 3"):
+    with pytest.raises(
+        FederationError, match="shares of client 10's seed are left, of 3"
+    ):
         one.server.total()
 
 
@@ -132,7 +134,7 @@ def test_who_sends_notes_that_nobody_can_read_silences_nobody():
             one.server.note_masked(number, client.masked(one.words[number], notes))
         one.reveal()
         if n_bad == 4:
-            with pytest.raises(FederationError, match="3 neighbours of client 10"):
+            with pytest.raises(FederationError, match="3 shares of client 10's seed"):
                 one.server.total()
             return
         plain = np.sum([*one.words.values()], 0, dtype=np.uint32)
