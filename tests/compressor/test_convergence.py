@@ -1,14 +1,10 @@
 """What is lost of a message is measured; with feedback, whatever is lost arrives."""
 
-from dataclasses import replace
-
-import numpy as np
 import pytest
-import torch
-from conftest import CTX, DIM, N_ITEMS, budget, long, make_update, rounds_of, slow
+from conftest import CTX, budget, long, make_update, rounds_of, slow
+from descent import descend
 from methods import NAMES, make
 
-from recbole_fedras.compressor import RowUpdate
 from recbole_fedras.compressor.measured import contraction
 
 
@@ -38,20 +34,6 @@ def test_runs_report_what_both_directions_lose(keys, run):
         assert before["loss"] == after["loss"]
 
 
-class LeastSquares:
-    """``tr (W - W*)' H (W - W*) / 2`` over tables W, curvature from 1/4 to 1."""
-
-    def __init__(self):
-        rng = np.random.default_rng(0)
-        vectors, _ = np.linalg.qr(rng.standard_normal((N_ITEMS, N_ITEMS)))
-        values = np.linspace(0.25, 1, N_ITEMS)
-        self.hessian = torch.from_numpy(vectors * values @ vectors.T)
-        self.optimum = torch.from_numpy(rng.standard_normal((N_ITEMS, DIM)))
-
-    def gradient(self, table):
-        return self.hessian @ (table - self.optimum)
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -62,25 +44,7 @@ class LeastSquares:
 )
 def test_descent_with_feedback_converges_within_its_bound(name):
     """docs/convergence.md: |e| stays below its bound, and W comes to the optimum."""
-    problem, compressor = LeastSquares(), make(name)
-    table = torch.zeros(N_ITEMS, DIM, dtype=torch.float64)
-    owed = torch.zeros_like(table)
-    first = float((table - problem.optimum).norm())
-    rate, ids = 0.05, torch.arange(N_ITEMS)
-    worst, steepest = 0.0, 0.0
-    for round in range(800):
-        gradient = problem.gradient(table)
-        steepest = max(steepest, float(gradient.norm()))
-        due = RowUpdate(ids, (owed - rate * gradient).float())
-        ctx = replace(CTX, round=round)
-        decoded = compressor.decode(compressor.encode(due, budget(0.75), ctx), ctx)
-        worst = max(worst, contraction(due, decoded))
-        owed = due.rows.double()
-        owed[decoded.ids] -= decoded.rows
-        table[decoded.ids] += decoded.rows
-        if name != "none":
-            root = worst**0.5
-            assert root < 1
-            bound = rate * steepest * root / (1 - root)
-            assert float(owed.norm()) <= 1.001 * bound + 1e-6
-    assert float((table - problem.optimum).norm()) < 1e-3 * first
+    found = descend(make(name))
+    assert name == "none" or max(found.lost) < 1
+    assert found.share_of_bound <= 1.001
+    assert found.distance < 1e-3
