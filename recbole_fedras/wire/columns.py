@@ -103,10 +103,9 @@ def expected_size(table: Table, moves: Table) -> float:
                 at_least[1 : min(magnitude, _N_FLAGS + 1) + 1] += 1
     for j in range(dim):
         others = counts[j].sum()
-        bits += _entropy(others, n - others) + _entropy(counts[j, 0], counts[j, 1])
-        bits += 4 if others else 1  # to learn a column takes about as much
+        bits += _cost(others, n - others) + _cost(counts[j, 0], counts[j, 1])
     for flag in range(1, _N_FLAGS + 1):
-        bits += _entropy(at_least[flag + 1], at_least[flag] - at_least[flag + 1])
+        bits += _cost(at_least[flag + 1], at_least[flag] - at_least[flag + 1])
     return float(bits / 8)
 
 
@@ -131,14 +130,14 @@ def _sum(table: Table, moves: Table, i: int, j: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def _entropy(ones: float, zeros: float) -> float:
-    """Bits that so many ones and zeros take."""
+def _cost(ones: float, zeros: float) -> float:
+    """Bits that so many ones and zeros of a context take, until it is learned too."""
     both = ones + zeros
-    bits = 0.0
+    bits = 0.5 * np.log2(both + 1)
     for count in (ones, zeros):
         if count > 0:
             bits -= count * np.log2(count / both)
-    return bits
+    return float(bits)
 
 
 @njit(nogil=True, cache=True)

@@ -19,6 +19,9 @@ from recbole_fedras.federation.server.state import SharedParameters
 from recbole_fedras.wire.columns import Table
 from recbole_fedras.wire.message import Header, Kind, Message
 
+#: Bytes of a payload beside its code.
+_FRAMING = len(change_payload(Change(np.zeros((1, 1), np.int32), 0.0)).to_bytes())
+
 #: Versions that stand for all that clients hold, in proportion.
 _SAMPLES = 12
 
@@ -138,7 +141,7 @@ class Grid(DownlinkPolicy):
         n_bytes = _bytes_of(self._agreement.budgets[tier])
         rate = rate._replace(credit=rate.credit + n_bytes * len(sent) - sum(sent))
         target = grid.target(self._parameters.item_table)
-        limit = rate.allowance(n_bytes, len(sent))
+        limit = rate.allowance(n_bytes, len(sent)) - _FRAMING
         moves, rate = choose_moves(rate, target, grid.units, self._held(tier), limit)
         return Change(moves, _offset(target, grid.units + moves)), rate
 
