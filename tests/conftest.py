@@ -13,11 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from population import make_data
 
 import recbole_fedras
 from recbole_fedras.compressor import Budget, RoundContext, RowUpdate
 from recbole_fedras.data.clients import ClientData
+
+settings.register_profile("unhurried", deadline=None)  # other work may be in the way
+settings.load_profile("unhurried")
 
 ROOT = Path(__file__).parents[1]
 N_ITEMS, DIM = 60, 8
