@@ -13,9 +13,12 @@ from recbole_fedras.numeric.rng import mix, uniform
 
 Ints = NDArray[np.int64]
 
-#: Items per row above which sorting the rows beats passing over all items: a rough
-#: balance of n log n comparisons and one load an item. No result depends on it.
-_SPARSE = 32
+# Items of a block that is looked through as a whole; no result depends on it.
+_BLOCK = 32
+
+# Drawing is one piece of compiled code: numba would compile parts of it on their own as
+# well, which takes seconds.
+_inlined = njit(inline="always")
 
 
 class ClientData(NamedTuple):
@@ -152,87 +155,100 @@ def draw_samples(
         rows=np.empty(offsets[-1], np.int32),
         labels=np.zeros(offsets[-1], np.float32),
     )
-    _draw(clients, group, n_negatives, pairwise, key, samples)
+    # An entry for every item, and one for every block of them, all zero.
+    place = np.zeros(clients.n_items, np.int32)
+    blocks = np.zeros(clients.n_items // _BLOCK + 1, np.bool_)
+    _draw(clients, group, True if pairwise else None, key, samples, place, blocks)
     return samples._replace(ids=samples.ids[: samples.row_offsets[-1]])
 
 
 @njit(nogil=True, cache=True)
 def _draw(  # type: ignore[no-untyped-def]
-    clients: ClientData, group: Ints, n_negatives: int, pairwise: bool, key, samples
+    clients: ClientData,
+    group: Ints,
+    pairwise,
+    key,
+    samples,
+    place: NDArray[np.int32],
+    blocks: NDArray[np.bool_],
 ) -> None:
     """Fill all of ``samples`` but the sample offsets, client by client.
 
-    ``place`` has an entry for every item, so that each question about one is a single
-    load: -1, an item of the client's that no sample has yet; 1, an item among its ids;
-    in the end, its row. It is all zero again after each client, at the cost of the
-    client's rows, not of all items.
+    ``place`` makes each question about an item a single load: -1, an item of the
+    client's that no sample has yet; 1, an item among its ids; in the end, its row. It
+    is all zero again after each client, at the cost of the client's rows, not of all
+    items. Unless ``pairwise`` is None samples are pairs.
     """
-    place = np.zeros(clients.n_items, np.int32)
     for c in range(len(group)):
-        items = slice(clients.offsets[group[c]], clients.offsets[group[c] + 1])
-        part = slice(samples.sample_offsets[c], samples.sample_offsets[c + 1])
-        positives, n = clients.items[items], items.stop - items.start
+        first, last = clients.offsets[group[c]], clients.offsets[group[c] + 1]
+        positives, n = clients.items[first:last], last - first
+        first, last = samples.sample_offsets[c], samples.sample_offsets[c + 1]
+        rows, labels = samples.rows[first:last], samples.labels[first:last]
         ids = samples.ids[samples.row_offsets[c] :]
-        rows, labels = samples.rows[part], samples.labels[part]
         client_key = mix(key ^ mix(uint64(group[c])))
         counter = n_rows = 0
         size = len(rows) // samples.n_epochs
-        for item in positives:
-            place[item] = -1
+        for i in range(n):
+            place[positives[i]] = -1
         # ``rows`` has items first; they become rows when all ids are known.
         for epoch in range(samples.n_epochs):
             row = rows[epoch * size : (epoch + 1) * size]
             label = labels[epoch * size : (epoch + 1) * size]
-            if pairwise:  # item, negative, item, ...
-                for i in range(0, size, 2):
-                    row[i] = positives[i // 2 % n]
-                    label[i] = 1
-                negatives = row[1::2]
-            else:
+            if pairwise is None:
                 for i in range(n):
                     row[i] = positives[i]
                     label[i] = 1
-                negatives = row[n::1]
-            counter, n_new = _draw_negatives(
-                negatives, place, ids[n_rows:], client_key, counter
-            )
-            n_rows += n_new
-            if pairwise:
-                counter = _shuffle_pairs(row, client_key, counter)
-            else:
+                counter, n_rows = _draw_negatives(
+                    row, n, 1, place, ids, n_rows, client_key, counter
+                )
                 counter = _shuffle(row, label, n, client_key, counter)
-        for item in positives:
-            if place[item] < 0:
-                ids[n_rows] = item
+            else:  # item, negative, item, ...
+                for i in range(0, size, 2):
+                    row[i] = positives[i // 2 % n]
+                    label[i] = 1
+                counter, n_rows = _draw_negatives(
+                    row, 1, 2, place, ids, n_rows, client_key, counter
+                )
+                counter = _shuffle_pairs(row, client_key, counter)
+        for i in range(n):
+            if place[positives[i]] < 0:
+                ids[n_rows] = positives[i]
                 n_rows += 1
-                place[item] = 1
-        _number(rows, ids[:n_rows], place)
+                place[positives[i]] = 1
+        _number(rows, ids[:n_rows], place, blocks)
         samples.row_offsets[c + 1] = samples.row_offsets[c] + n_rows
 
 
-@njit(nogil=True, cache=True)
+@_inlined
 def _draw_negatives(  # type: ignore[no-untyped-def]
-    negatives: NDArray[np.int32], place: NDArray[np.int32], ids: Ints, key, counter: int
+    row: NDArray[np.int32],
+    first: int,
+    step: int,
+    place: NDArray[np.int32],
+    ids: Ints,
+    n_rows: int,
+    key,
+    counter: int,
 ) -> tuple[int, int]:
-    """Draw negatives, and put those not seen before to ``ids``.
+    """Draw an epoch's negatives, and add those not seen before to the ids.
 
-    An item of the client's is drawn again. Return the counter and how many are new.
+    An item of the client's is drawn again. Return the counter and how many ids there
+    are.
     """
-    n_new = 0
-    for i in range(len(negatives)):
+    for i in range(first, len(row), step):
         item = int(uniform(key, counter) * len(place))
         counter += 1
         while place[item] < 0:
             item = int(uniform(key, counter) * len(place))
             counter += 1
-        negatives[i] = item
-        ids[n_new] = item  # without a branch: overwritten unless it is new
-        n_new += 1 - place[item]
+        row[i] = item
+        ids[n_rows] = item  # without a branch: overwritten unless it is new
+        n_rows += 1 - place[item]
         place[item] = 1
-    return counter, n_new
+    return counter, n_rows
 
 
-@njit(nogil=True, cache=True)
+@_inlined
 def _shuffle(  # type: ignore[no-untyped-def]
     row: NDArray[np.int32], label: NDArray[np.float32], n: int, key, counter: int
 ) -> int:
@@ -249,7 +265,7 @@ def _shuffle(  # type: ignore[no-untyped-def]
     return counter
 
 
-@njit(nogil=True, cache=True)
+@_inlined
 def _shuffle_pairs(row: NDArray[np.int32], key, counter: int) -> int:  # type: ignore[no-untyped-def]
     """Shuffle an epoch of pairs: as exchangeable, only the items need to move."""
     for i in range(len(row) // 2 - 1, 0, -1):
@@ -259,17 +275,26 @@ def _shuffle_pairs(row: NDArray[np.int32], key, counter: int) -> int:  # type: i
     return counter
 
 
-@njit(nogil=True, cache=True)
-def _number(rows: NDArray[np.int32], ids: Ints, place: NDArray[np.int32]) -> None:
+@_inlined
+def _number(
+    rows: NDArray[np.int32],
+    ids: Ints,
+    place: NDArray[np.int32],
+    blocks: NDArray[np.bool_],
+) -> None:
     """Sort ``ids``, turn items in ``rows`` into places there, clear ``place``."""
-    if len(place) > _SPARSE * len(ids):
-        ids.sort()
-    else:  # they are where ``place`` is not zero
-        n_rows = 0
-        for item in range(len(place)):
-            if place[item]:
-                ids[n_rows] = item
-                n_rows += 1
+    # They are where ``place`` is not zero. Only blocks with any are looked through, so
+    # that many items cost little.
+    for r in range(len(ids)):
+        blocks[ids[r] // _BLOCK] = True
+    n_rows = 0
+    for block in range(len(blocks)):
+        if blocks[block]:
+            blocks[block] = False
+            for item in range(block * _BLOCK, min((block + 1) * _BLOCK, len(place))):
+                if place[item]:
+                    ids[n_rows] = item
+                    n_rows += 1
     for r in range(len(ids)):
         place[ids[r]] = r
     for i in range(len(rows)):

@@ -18,17 +18,13 @@ from recbole_fedras.numeric.theta import Theta
 Rows = NDArray[np.int32]
 
 
-_fast = njit(
-    nogil=True,
-    cache=True,
-    forceinline=True,  # one copy of the code: another one may round differently
-    error_model="numpy",
-    fastmath={"reassoc", "contract", "arcp", "nsz"},  # NaN and infinity stay so
-)
+# Training is one piece of compiled code: numba would compile its parts on their own
+# too, which takes seconds, and another copy may round differently.
+_inlined = njit(inline="always")
 
 
 class _Room(NamedTuple):
-    """Memory that a client's batches use again and again.
+    """Memory that batches use again and again.
 
     Attributes
     ----------
@@ -37,30 +33,37 @@ class _Room(NamedTuple):
     user_gradient : ndarray of float32, shape (dim,)
     step : ndarray of float32, shape (dim,)
         What an item's gradient is for a slope of one.
-    slope_of_row : ndarray of float32, shape (n_rows,)
-        Sums of slopes; zero but within ``_ascend``. Empty without SAM, as the next.
-    high_user, high_table : ndarray of float32
-        The parameters uphill.
-    seen : ndarray of bool, shape (n_rows,)
-        False but within ``decay_rows``; empty without weight decay.
     """
 
     slopes: Floats
     user_gradient: Floats
     step: Floats
+
+
+class _Uphill(NamedTuple):
+    """More of it, for SAM.
+
+    Attributes
+    ----------
+    slope_of_row : ndarray of float32, shape (n_rows,)
+        Sums of slopes; zero but within ``_ascend``.
+    user, table : ndarray of float32, shape (dim,) and (n_rows, dim)
+        The parameters uphill.
+    """
+
     slope_of_row: Floats
-    high_user: Floats
-    high_table: Floats
-    seen: NDArray[np.bool_]
+    user: Floats
+    table: Floats
 
 
-@_fast
+@_inlined
 def _pair_slopes(user: Floats, table: Floats, rows: Rows, room: _Room) -> float:
     """Do the same for pairs of an item and a negative, and BPR's loss."""
     slopes, user_gradient = room.slopes, room.user_gradient
     dim = len(user)
     loss = 0.0
-    user_gradient[:] = 0
+    for j in range(dim):
+        user_gradient[j] = 0
     for i in range(0, len(rows), 2):
         item, negative = table[rows[i]], table[rows[i + 1]]
         # How far the item's logit is ahead of the negative's.
@@ -78,22 +81,16 @@ def _pair_slopes(user: Floats, table: Floats, rows: Rows, room: _Room) -> float:
     return float(loss)
 
 
-@_fast
+@_inlined
 def _slopes(
-    user: Floats,
-    table: Floats,
-    rows: Rows,
-    labels: Floats,
-    pairwise: bool,
-    room: _Room,
+    user: Floats, table: Floats, rows: Rows, labels: Floats, room: _Room
 ) -> float:
     """Write each sample's slope and the user's gradient; return the loss."""
-    if pairwise:
-        return _pair_slopes(user, table, rows, room)
     slopes, user_gradient = room.slopes, room.user_gradient
     dim = len(user)
     loss = 0.0
-    user_gradient[:] = 0
+    for j in range(dim):
+        user_gradient[j] = 0
     product = 1.0  # of 1 + exp(-|logit|): one logarithm for many
     for i in range(len(rows)):
         item = table[rows[i]]
@@ -115,25 +112,27 @@ def _slopes(
     return float(loss + np.log(product))
 
 
-@_fast
-def _step(user: Floats, gradient_map: Floats, step: Floats) -> None:
+@_inlined
+def _map(user: Floats, gradient_map: Floats, step: Floats) -> None:
     """Write what an item's gradient is for a slope of one: the user's row, mapped.
 
     It is the same for all items of a batch, so the map costs one product a batch.
     """
-    if not len(gradient_map):
-        for j in range(len(user)):
-            step[j] = user[j]
-        return
-    step[:] = 0
+    for j in range(len(user)):
+        step[j] = 0
     for k in range(len(user)):
         for j in range(len(user)):
             step[j] += user[k] * gradient_map[k, j]
 
 
-@_fast
+@_inlined
 def _ascend(
-    user: Floats, table: Floats, rows: Rows, descent: Descent, room: _Room
+    user: Floats,
+    table: Floats,
+    rows: Rows,
+    descent: Descent,
+    room: _Room,
+    uphill: _Uphill,
 ) -> None:
     """Write the parameters that lie uphill, those of a batch's items; see ``ascend``.
 
@@ -141,8 +140,8 @@ def _ascend(
     from the slopes and two norms of vectors: no gradient of an item is written.
     """
     slopes, user_gradient, step = room.slopes, room.user_gradient, room.step
-    slope_of_row = room.slope_of_row
-    high_user, high_table = room.high_user, room.high_table
+    slope_of_row = uphill.slope_of_row
+    high_user, high_table = uphill.user, uphill.table
     dim, tiny = len(user), np.float32(1e-12)  # TINY of ``ascend``
     square, norm, user_norm = np.float32(0), np.float32(0), np.float32(0)
     # An item that stands in a batch twice has one gradient.
@@ -169,99 +168,115 @@ def _ascend(
         high_user[j] = user[j] + private * user_gradient[j]
 
 
-@_fast
-def _room(
-    n_rows: int, dim: int, batch_size: int, sharpness_aware: bool, decays: bool
-) -> _Room:
-    """Return memory for a client with so many rows."""
-    n_high = n_rows if sharpness_aware else 0
-    return _Room(
-        np.empty(batch_size, np.float32),
-        np.empty(dim, np.float32),
-        np.empty(dim, np.float32),
-        np.zeros(n_high, np.float32),
-        np.empty(dim, np.float32),
-        np.empty((n_high, dim), np.float32),
-        np.zeros(n_rows if decays else 0, np.bool_),
-    )
+@njit(
+    nogil=True,
+    cache=True,
+    forceinline=True,
+    error_model="numpy",
+    fastmath={"reassoc", "contract", "arcp", "nsz"},  # NaN and infinity stay so
+)
+def _train(  # type: ignore[no-untyped-def]
+    parameters: LocalParameters,
+    samples: Samples,
+    descent: Descent,
+    room: _Room,
+    pairwise,
+    gradient_map,
+    uphill,
+    seen,
+    losses: NDArray[np.float64],
+) -> None:
+    """Train clients one by one, in place; what is None is not even compiled.
 
-
-@_fast
-def _train_client(
-    user: Floats, table: Floats, rows: Rows, labels: Floats, descent: Descent
-) -> float:
-    """Train one client in place; return its loss.
-
-    Every sample's slope is taken at the parameters from before the batch. An item's
-    gradient is its slopes times the old user row, so items can be updated in passing.
+    A client's rows are copied to where their changes are wanted, so that it works in
+    a compact table which the cache holds. Every sample's slope is taken at the
+    parameters from before the batch. An item's gradient is its slopes times the old
+    user row, so items can be updated in passing.
     """
-    dim, batch_size = len(user), min(descent.batch_size, rows.shape[1])
+    slopes, user_gradient, step = room.slopes, room.user_gradient, room.step
     rate = np.float32(descent.learning_rate)
     user_rate = np.float32(descent.user_learning_rate)
-    sharpness_aware = descent.rho_shared > 0 or descent.rho_private > 0
-    decays = descent.weight_decay > 0
-    room = _room(len(table), dim, batch_size, sharpness_aware, decays)
-    slopes, step, user_gradient = room.slopes, room.step, room.user_gradient
-    loss = 0.0
-    for epoch in range(len(rows)):
-        for start in range(0, rows.shape[1], batch_size):
-            batch = rows[epoch, start : start + batch_size]
-            label = labels[epoch, start : start + batch_size]
-            loss += _slopes(user, table, batch, label, descent.pairwise, room)
-            _step(user, descent.gradient_map, step)
-            # SAM: the step is taken from here, with the gradient found uphill.
-            if sharpness_aware:
-                _ascend(user, table, batch, descent, room)
-                high_user, high_table = room.high_user, room.high_table
-                _slopes(high_user, high_table, batch, label, descent.pairwise, room)
-                _step(high_user, descent.gradient_map, step)
-            # No gradient is taken any more: what decays can do so before its step.
-            if decays:
-                decay_rows(table, batch, descent, room.seen)
-                shrink(user, descent.user_learning_rate * descent.weight_decay)
-            for i in range(len(batch)):
-                item = table[batch[i]]
-                slope = rate * slopes[i]
-                for j in range(dim):
-                    item[j] -= slope * step[j]
-            for j in range(dim):
-                user[j] -= user_rate * user_gradient[j]
-    return loss
+    for c in range(len(losses)):
+        first_row, last_row = samples.row_offsets[c], samples.row_offsets[c + 1]
+        user, table = parameters.users[c], parameters.changes[first_row:last_row]
+        ids = samples.ids[first_row:last_row]
+        for i in range(len(ids)):
+            row, before = table[i], parameters.table[ids[i]]
+            for j in range(len(user)):
+                row[j] = before[j]
+        loss = 0.0
+        end = samples.sample_offsets[c]
+        size = (samples.sample_offsets[c + 1] - end) // samples.n_epochs
+        for _ in range(samples.n_epochs):
+            start, end = end, end + size
+            while start < end:
+                stop = start + descent.batch_size
+                if stop > end:
+                    stop = end
+                rows, labels = samples.rows[start:stop], samples.labels[start:stop]
+                start = stop
+                if pairwise is None:
+                    loss += _slopes(user, table, rows, labels, room)
+                else:
+                    loss += _pair_slopes(user, table, rows, room)
+                if gradient_map is None:
+                    for j in range(len(user)):
+                        step[j] = user[j]
+                else:
+                    _map(user, gradient_map, step)
+                # SAM: the step is taken from here, with the gradient found uphill.
+                if uphill is not None:
+                    _ascend(user, table, rows, descent, room, uphill)
+                    if pairwise is None:
+                        _slopes(uphill.user, uphill.table, rows, labels, room)
+                    else:
+                        _pair_slopes(uphill.user, uphill.table, rows, room)
+                    if gradient_map is None:
+                        for j in range(len(user)):
+                            step[j] = uphill.user[j]
+                    else:
+                        _map(uphill.user, gradient_map, step)
+                # No gradient is taken any more: what decays can do so before its step.
+                if seen is not None:
+                    decay_rows(table, rows, descent, seen)
+                    shrink(user, descent.user_learning_rate * descent.weight_decay)
+                for i in range(len(rows)):
+                    item, slope = table[rows[i]], rate * slopes[i]
+                    for j in range(len(user)):
+                        item[j] -= slope * step[j]
+                for j in range(len(user)):
+                    user[j] -= user_rate * user_gradient[j]
+        losses[c] = loss
+        # What is left of the copies when the old rows are taken off is the change.
+        for i in range(len(ids)):
+            row, before = table[i], parameters.table[ids[i]]
+            for j in range(len(user)):
+                row[j] -= before[j]
 
 
-@njit(nogil=True, cache=True)
 def _train_clients(
     parameters: LocalParameters, samples: Samples, descent: Descent
 ) -> NDArray[np.float64]:
-    """Train clients one by one; see :data:`recbole_fedras.data.local.TrainClients`.
-
-    A client's rows are copied to where their changes are wanted, so that it works in
-    a compact table which the cache holds.
-    """
-    users, table, changes = parameters.users, parameters.table, parameters.changes
-    losses = np.empty(len(users))
-    for c in range(len(users)):
-        part = slice(samples.row_offsets[c], samples.row_offsets[c + 1])
-        local, ids = changes[part], samples.ids[part]
-        # Copy, by loops: numba's own assignments between arrays are far slower, also
-        # to compile.
-        for i in range(len(ids)):
-            row, before = local[i], table[ids[i]]
-            for j in range(len(row)):
-                row[j] = before[j]
-        part = slice(samples.sample_offsets[c], samples.sample_offsets[c + 1])
-        losses[c] = _train_client(
-            users[c],
-            local,
-            samples.rows[part].reshape(samples.n_epochs, -1),
-            samples.labels[part].reshape(samples.n_epochs, -1),
-            descent,
+    """Train clients one by one; see :data:`recbole_fedras.data.local.TrainClients`."""
+    dim = parameters.users.shape[1]
+    n_rows = int(np.diff(samples.row_offsets).max())
+    n_samples = int(np.diff(samples.sample_offsets).max()) // samples.n_epochs
+    batch_size = min(descent.batch_size, n_samples)
+    room = _Room(*(np.empty(size, np.float32) for size in (batch_size, dim, dim)))
+    uphill = seen = None
+    if descent.rho_shared > 0 or descent.rho_private > 0:
+        uphill = _Uphill(
+            np.zeros(n_rows, np.float32),
+            np.empty(dim, np.float32),
+            np.empty((n_rows, dim), np.float32),
         )
-        # What is left of the copies when the old rows are taken off is the change.
-        for i in range(len(ids)):
-            row, before = local[i], table[ids[i]]
-            for j in range(len(row)):
-                row[j] -= before[j]
+    if descent.weight_decay > 0:
+        seen = np.zeros(n_rows, np.bool_)
+    gradient_map = descent.gradient_map if len(descent.gradient_map) else None
+    losses = np.empty(len(parameters.users))
+    pairwise = True if descent.pairwise else None
+    ways = (pairwise, gradient_map, uphill, seen)
+    _train(parameters, samples, descent, room, *ways, losses)
     return losses
 
 
