@@ -240,6 +240,8 @@ class SignOfMine(Compressor):
         (["--metrics=[]"], "metrics=[] is not allowed"),
         (["--report_contraction=True", "--n_shards=2"],
          "report_contraction=True is not allowed; it must be False with n_shards"),
+        (["--compressor=SCoLR", "--unbiased=True", "--uplink_feedback=True"],
+         "uplink_feedback=True is not allowed; it must be False with SCoLR"),
         (["--topk=[]"], "topk=[] is not allowed"),
         (["--metrics=['LogLoss']", "--valid_metric=LogLoss"], "metrics of rankings"),
         (["--save_dataloaders=True"], "save_dataloaders=True is not allowed"),

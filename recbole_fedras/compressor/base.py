@@ -331,6 +331,10 @@ class Compressor(ABC):
     #: are the same for every sender of a round. Secure aggregation needs that.
     linear: ClassVar[bool] = False
 
+    #: Whether what arrives is nearer to an update, on average, than nothing is: error
+    #: feedback needs that. An object may say otherwise than its class.
+    contracting: bool = True
+
     #: Whether clients of one run may have different compression rates.
     heterogeneous: ClassVar[bool] = True
 

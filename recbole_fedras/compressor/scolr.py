@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from recbole_fedras.compressor.base import (
+    SERVER,
     Budget,
     Compressor,
     RoundContext,
@@ -34,15 +35,21 @@ class SCoLR(Compressor):
     ----------
     shared_rank : int
         r, d at most; rates that allow more gain nothing.
+    unbiased : bool
+        Whether columns that a client sends count r / r_u times, so that the mean over
+        clients is that of all columns, as random sparsification does; else those not
+        sent count as zero. What arrives then is no contraction of what was sent, so
+        that ``uplink_feedback`` is refused.
 
     Notes
     -----
-    Everybody knows from the shared seed which columns these are, so they cost nothing.
-    Of a downlink, tiers get the first r_u columns in one random order. What arrives is
-    a projection of what was sent; ``uplink_feedback`` keeps the rest. Columns that are
-    not sent count as zero in the mean over clients, so r should be no more than what
-    the widest tier sends: with 8 columns of which all send 2, steps are a quarter as
-    long, and a quarter of that where 2 go down too, which costs HR@10 0.17 on ML-100K
+    Everybody knows from the shared seed which columns these are, so they cost
+    nothing. Of a downlink, tiers get the first r_u columns in one random order.
+    What arrives is a projection of what was sent; ``uplink_feedback`` keeps the
+    rest. Columns that are not sent count as zero in the mean over clients, if not
+    ``unbiased``, so r should then be no more than what the widest tier sends: with
+    8 columns of which all send 2, steps are a quarter as long, and a quarter of
+    that where 2 go down too, which costs HR@10 0.17 on ML-100K
     (docs/differences.md). With r = r_u for all it is CoLR.
 
     **Wire**: ``rows`` the n changed rows, ``factor`` float32 (n, r_u): ``4 n r_u +
@@ -73,10 +80,13 @@ class SCoLR(Compressor):
     (True, False)
     """
 
-    def __init__(self, shared_rank: int = 8) -> None:
+    def __init__(self, shared_rank: int = 8, unbiased: bool = False) -> None:
         if type(shared_rank) is not int or shared_rank < 1:
             raise ConfigError(f"shared_rank={shared_rank!r} must be an integer from 1")
-        self.shared_rank = shared_rank
+        if type(unbiased) is not bool:
+            raise ConfigError(f"unbiased={unbiased!r} must be True or False")
+        self.shared_rank, self.unbiased = shared_rank, unbiased
+        self.contracting = not unbiased
 
     def validate(self, budget: Budget) -> None:
         """Require a rank of at least one."""
@@ -88,6 +98,8 @@ class SCoLR(Compressor):
         rank = self._rank(ctx.dim)
         basis = self._part(min(common_rank(budget), rank), ctx, update.rows)
         factor = update.rows @ basis.T * (rank / ctx.dim)
+        if self.unbiased and ctx.sender != SERVER:
+            factor *= rank / len(basis)
         payload = put_update_rows(Payload(), update, ctx.n_items)
         return payload.put_floats("factor", factor.numpy())
 

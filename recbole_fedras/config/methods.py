@@ -13,6 +13,7 @@ from torch import Tensor
 from recbole_fedras.compressor import Compressor
 from recbole_fedras.compressor.measured import Measured, Noted
 from recbole_fedras.config import build, registry, schema
+from recbole_fedras.config.values import refuse
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.federation.attacks.base import Attack
 from recbole_fedras.federation.protocol import Agreement
@@ -195,6 +196,13 @@ def make_methods(config: Config, dataset: Any = None) -> Methods:
     if attack is not None and attack.targets and dataset is not None:
         attack.target_ids = _numbers(attack.targets, dataset)
     compressors = config.make_compressors()
+    if config["uplink_feedback"] and not compressors[0].contracting:
+        name = config.compressors["uplink"][0]
+        refuse(
+            config,
+            "uplink_feedback",
+            f"False with {name} as it is set: it would add up what never arrives",
+        )
     if config["report_contraction"]:
         compressors = _measured(*compressors)
     world = None

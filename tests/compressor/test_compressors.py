@@ -342,6 +342,7 @@ def test_a_budget_of_nothing_is_refused(name):
         ("FCF-BTS", {"bandit_beta": 1.0}),
         ("SCoLR", {"shared_rank": 0}),
         ("SCoLR", {"shared_rank": "many"}),
+        ("SCoLR", {"unbiased": 1}),
         ("FCF-BTS", {"bandit_alpha": "most"}),
     ],
 )

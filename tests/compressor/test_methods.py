@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from methods import LARGE, LARGE_CTX, compatible, large_update, make, sent, table
 
 from recbole_fedras.compressor import RowUpdate
-from recbole_fedras.compressor.base import Budget, largest
+from recbole_fedras.compressor.base import SERVER, Budget, largest
 from recbole_fedras.compressor.colr import CoLR
 from recbole_fedras.compressor.fedras.fedras import FedRAS
 from recbole_fedras.compressor.svd import SVD
@@ -410,6 +410,12 @@ def test_scolr_clients_send_columns_of_one_factor():
         total += scolr.decode(payload, ctx).rows / 200
     # Half of the columns at random: half of the update in the mean, all at its rank.
     assert (total - update.rows / 2).norm() < 0.1 * update.rows.norm()
+    unbiased = make("SCoLR", shared_rank=4, unbiased=True)
+    one = unbiased.encode(update, budget(0.75), ctx).floats("factor", 50, 2)
+    np.testing.assert_array_equal(one, 2 * payload.floats("factor", 50, 2))
+    ctx = replace(CTX, sender=SERVER)  # what all take is no mean
+    sent = [made.encode(update, budget(0.75), ctx) for made in (scolr, unbiased)]
+    assert sent[0].to_bytes() == sent[1].to_bytes()
     whole = scolr.decode(scolr.encode(update, budget(1 - rank / DIM), CTX), CTX).rows
     torch.testing.assert_close(whole, update.rows, atol=1e-5, rtol=1e-5)
 
