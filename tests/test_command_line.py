@@ -187,6 +187,14 @@ class SignOfMine(Compressor):
         (["--client_fraction=0"], "client_fraction=0 is not allowed"),
         (["--downlink_feedback=1"], "downlink_feedback=1 is not allowed"),
         (
+            ["--downlink_compressor=SVD", "--replica=grid"],
+            "downlink_compressor='SVD' is not allowed; it must be left out with repl",
+        ),
+        (
+            ["--downlink_feedback=True", "--replica=grid"],
+            "downlink_feedback=True is not allowed; it must be False with replica=gr",
+        ),
+        (
             ["--downlink_feedback=True", "--replica=stale"],
             "downlink_feedback=True is not allowed; it must be False with replica=st",
         ),

@@ -180,6 +180,7 @@ def check_methods(config: Config) -> None:
     _check_table_values(config, "aggregation", "aggregation", *config.parts.aggregation)
     for name, found in config.parts.transforms:
         _check_table_values(config, "transform", "transforms", name, found)
+    _check_grid(config)
     _check_attack(config)
     _check_effect(config)
     _check_staleness(config)
@@ -247,8 +248,6 @@ def _check_policy(config: Config) -> None:
         refuse(config, "replica", f"broadcast or personal: {reason}")
     if compressor_class.needs_base and tiers and not config["downlink_feedback"]:
         refuse(config, "downlink_feedback", f"True with bandwidth: {reason}")
-    if policy.on_grid:
-        _check_grid(config)
     if config["downlink_feedback"] and not policy.cumulative:
         allowed = (
             f"False with replica={config['replica']}, where everybody lacks something "
@@ -259,6 +258,8 @@ def _check_policy(config: Config) -> None:
 
 def _check_grid(config: Config) -> None:
     """Refuse what says how downlinks are coded, where the replica policy does that."""
+    if not config.parts.replica[1].on_grid:
+        return
     by_policy = f"with replica={config['replica']}, which codes downlinks itself"
     if config["downlink_compressor"] is not None:
         refuse(config, "downlink_compressor", f"left out {by_policy}")
