@@ -122,6 +122,7 @@ def test_what_was_not_spent_is_spent_later():
     assert Rate(credit=-1e9).allowance(100, 2) == 50
 
 
+@pytest.mark.slow
 def test_participants_take_the_budget_in_the_mean(data, monkeypatch):
     """Everything counted, and each is sent one message, whatever it has missed."""
     simulation = simulate(mf(), data, make("KLT"), replica="grid", budget="wire")
