@@ -241,6 +241,8 @@ def _check_staleness(config: Config) -> None:
 def _check_policy(config: Config) -> None:
     """Refuse what needs a table that both ends know to a policy without one."""
     policy = config.parts.replica[1]
+    if policy.on_grid:  # it sends no compressor's downlinks
+        return
     name, compressor_class = config.compressors["downlink"]
     reason = f"{name} needs to know the receiver's table"
     tiers = config["bandwidth"] is not None and policy.shared

@@ -179,7 +179,7 @@ def joined_grid(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _steps(since: Mapping[int, Table]) -> dict[int, Tensor]:
     """Return the steps between versions, of what leads from each to the newest."""
     bases, steps = sorted(since), {}
-    for base, after in zip(bases, [*bases[1:], None], strict=True):
+    for base, after in zip(bases, [*bases, None][1:], strict=True):
         moved = since[base] - (0 if after is None else since[after])
         places = np.flatnonzero(moved).astype(np.int32)
         steps[base] = torch.from_numpy(np.stack([places, moved.ravel()[places]]))

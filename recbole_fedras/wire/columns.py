@@ -126,7 +126,7 @@ def common_shift(table: Table, moves: Table) -> int:
 @njit(nogil=True, cache=True)
 def _sum(table: Table, moves: Table, i: int, j: int) -> int:
     """One integer of a sum; one table may stand for zeros."""
-    return int(table[i, j]) + (int(moves[i, j]) if len(moves) == len(table) else 0)
+    return int(table[i, j]) + (int(moves[i, j]) if moves.shape == table.shape else 0)
 
 
 @njit(nogil=True, cache=True)

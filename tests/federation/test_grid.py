@@ -80,6 +80,9 @@ def test_what_two_shards_know_is_joined():
     for base, missed in joint.since([3, 2]):
         assert np.array_equal(missed, exact[base])
     assert torch.equal(joint.values(), walked(changes).values())
+    fresh = [GridTable(START, 0).state_dict() for _ in range(2)]  # none has a step
+    joint.load_state_dict(joined_grid(fresh))
+    assert torch.equal(joint.values(), START)
 
 
 @pytest.mark.parametrize(

@@ -81,12 +81,14 @@ def kmeans(
     (array([[1. , 0.5],
            [9. , 0.5]], dtype=float32), array([0, 1, 1, 0]))
     """
-    points = _coordinates(rows * _scale(rows))
+    scale = _scale(rows)
+    scaled = rows * scale
+    points = _coordinates(scaled)
     if points.size * n_groups <= flat:
         groups = _cluster(points, n_groups, n_passes, tolerance)
     else:
         groups = _cluster_in_cells(points, n_groups, n_passes, tolerance)
-    return _means(rows, groups), groups
+    return _means(scaled, groups) / scale, groups
 
 
 def _scale(rows: Floats) -> np.float32:

@@ -63,6 +63,8 @@ class Replicas(ABC):
         """
         for message in messages:
             message.require_size(self._agreement.most_bytes)
+            if message.header.client >= self._agreement.n_clients:
+                raise PayloadError(f"there is no client {message.header.client}")
             self._take_theta(message)
         self._apply(messages)
 

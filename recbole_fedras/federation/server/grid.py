@@ -140,6 +140,8 @@ class Grid(DownlinkPolicy):
         sent = [self._made_for(client).size for client in self._invited_of(tier)]
         n_bytes = _bytes_of(self._agreement.budgets[tier])
         rate = rate._replace(credit=rate.credit + n_bytes * len(sent) - sum(sent))
+        if not (self._agreement.tier_of_client == tier).any():
+            return Change(np.zeros_like(grid.units), 0.0), rate
         target = grid.target(self._parameters.item_table)
         limit = rate.allowance(n_bytes, len(sent)) - _FRAMING
         moves, rate = choose_moves(rate, target, grid.units, self._held(tier), limit)

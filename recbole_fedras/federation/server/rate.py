@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from recbole_fedras.errors import NonFiniteError
 from recbole_fedras.wire.columns import Table, expected_size
 
 Floats = NDArray[np.float64]
@@ -104,11 +105,16 @@ def choose_moves(
         With the threshold of this round.
     """
     most = float(np.abs(target - units).max())
+    if not np.isfinite(most):
+        raise NonFiniteError("the server's table is not finite any more")
     if not most:
         return np.zeros_like(units), rate
     if rate.rounds:
         slack = _FREELY if rate.rounds < _SETTLING else _SLOWLY
         low, high = rate.threshold / slack, rate.threshold * slack
+        # What no slow change pays for: a run whose updates grow would never catch up.
+        if _cheapest(rate, high, target, units, held)[0] > 2 * limit:
+            high = rate.threshold * _FREELY
     else:
         low, high = most * 2.0**-16, 2 * most
     while high > 1.005 * low:
