@@ -20,7 +20,7 @@ import recbole_fedras
 from recbole_fedras.compressor import Budget, RoundContext, RowUpdate
 from recbole_fedras.data.clients import ClientData
 
-settings.register_profile("unhurried", deadline=None)  # other work may be in the way
+settings.register_profile("unhurried", deadline=None)  # the first example compiles
 settings.load_profile("unhurried")
 
 ROOT = Path(__file__).parents[1]

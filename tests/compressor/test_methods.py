@@ -245,8 +245,8 @@ def test_two_rows_and_a_budget_of_one_are_one_group(actions):
     assert payload.ints("levels", 255, None, DIM).shape == (1, DIM)
 
 
-@pytest.mark.parametrize("rate", [0.75, 0.875])
-def test_shapes_err_less_than_int8_and_that_less_than_floats(rate):
+@pytest.mark.parametrize(("rate", "limit"), [(0.75, 0.9), (0.875, 0.95)])
+def test_shapes_err_less_than_int8_and_that_less_than_floats(rate, limit):
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((150, 16))
     rows = centres[rng.integers(150, size=2000)] + 0.2 * rng.standard_normal((2000, 16))
@@ -259,8 +259,8 @@ def test_shapes_err_less_than_int8_and_that_less_than_floats(rate):
         assert payload.part_bytes()["items"] <= 4 * floor(2000 * (1 - rate)) * 16
         decoded = compressor.decode(payload, LARGE_CTX)
         errors.append(float((decoded.rows - update.rows).square().sum()))
-    assert errors[2] < 0.95 * errors[1]
-    assert errors[1] < 0.85 * errors[0]
+    assert errors[2] < limit * errors[1]
+    assert errors[1] < 0.25 * errors[0]
 
 
 def test_gains_and_directions_rebuild_each_row_along_its_own():

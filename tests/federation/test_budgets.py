@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import slow
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from methods import LARGE_CTX, VARIANTS, large_update, make
 from population import DIM, N_ITEMS, mf, ncf, note_messages, simulate
@@ -31,7 +31,6 @@ def wire_budget(rate: float) -> Budget:
     return Budget(2000, 16, rate, int(4 * 2000 * 16 * (1 - rate)))
 
 
-@settings(deadline=None)  # the first example compiles
 @given(
     n=st.integers(0, 700),
     columns=st.integers(0, 300),

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from methods import sent
 
@@ -12,7 +12,6 @@ from recbole_fedras.wire import bits
 from recbole_fedras.wire.payload import Payload, PayloadError
 
 
-@settings(deadline=None)  # the first example compiles
 @given(st.integers(1, 5000), st.data())
 def test_integers_round_trip_at_the_documented_size(bound, data):
     values = np.array(data.draw(st.lists(st.integers(0, bound - 1))), np.int64)
@@ -22,7 +21,6 @@ def test_integers_round_trip_at_the_documented_size(bound, data):
     np.testing.assert_array_equal(bits.unpack(packed, len(values), bound), values)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 700), st.data())
 def test_row_sets_round_trip_at_the_cheapest_size(n_rows, data):
     chosen = data.draw(st.sets(st.integers(0, n_rows - 1)))
@@ -105,7 +103,6 @@ def test_any_bytes_are_a_payload_or_a_clear_error(data):
         Payload.from_bytes(data)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 255))
 def test_corrupted_bytes_are_read_or_refused(place, value):
     data = bytearray(_payload().to_bytes())

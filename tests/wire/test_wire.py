@@ -55,7 +55,7 @@ shapes = st.lists(st.sampled_from([0, 1, 2, 8, 60, 2**20, 2**31 - 1]), max_size=
 fields = st.tuples(names, shapes, st.binary(max_size=64), st.integers(0, 2))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(entries=st.lists(fields, max_size=7, unique_by=lambda field: field[0]))
 def test_forged_messages_are_refused_without_a_flood(entries):
     """Whatever shapes are declared, memory is bounded by the bytes that came."""
