@@ -122,7 +122,8 @@ class EDEN(Compressor):
             scales.append(float(rotated @ rotated / (rotated @ levels or 1.0)))
         payload = put_update_rows(Payload(), update, ctx.n_items)
         payload.put_ints("bits", np.array([n_bits]), _MOST_BITS + 1)
-        payload.put_floats("scales", np.array(scales, np.float32))
+        with np.errstate(over="ignore"):  # rows near the largest float: inf, refused
+            payload.put_floats("scales", np.array(scales, np.float32))
         payload.put_ints("codes", codes[n_fine:], 2**n_bits, "items")
         if n_fine:
             payload.put_ints("fine_codes", codes[:n_fine], 2 ** (n_bits + 1), "items")
