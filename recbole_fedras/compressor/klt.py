@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import constriction
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from recbole_fedras.compressor import range_coder
 from recbole_fedras.compressor.base import (
     Budget,
     Compressor,
@@ -50,9 +50,9 @@ class KLT(Compressor):
 
     **Wire**: ``rows`` the n changed rows; ``rotation`` float32 (r, d), the r
     eigenvectors used; ``step`` float32; ``histograms`` (r, m) how often each class
-    occurs in a column, at ceil(log2(n + 1)) bits; ``classes`` the words of
-    :mod:`.range_coder`, column after column; ``rest`` in the same order, for an integer
-    of class c, its sign and remaining bits at c bits. All but ``rows`` count as items.
+    occurs in a column, at ceil(log2(n + 1)) bits; ``classes`` the range coder's bytes
+    (`constriction`), column after column; ``rest`` in the same order, for an integer of
+    class c, its sign and remaining bits at c bits. All but ``rows`` count as items.
     Updates for which float32 is no larger travel as they are (``values``).
 
     **Departures**: none from a paper; it is no federated method. At equal bytes it is
@@ -97,13 +97,12 @@ class KLT(Compressor):
         coefficients = rows @ vectors
         # The step is sent in float32, and so must not round to 0.
         tiny = float(np.finfo(np.float32).tiny)
-        peaks = np.abs(coefficients).max(axis=0)
-        step = np.float32(max(_find_step(coefficients, peaks, limit), tiny))
+        step = np.float32(max(_find_step(coefficients, limit), tiny))
         # The step was found by the entropy; the coder takes a few bytes more. A fifth
         # of a per cent coarser at a time, until what is written fits.
         while True:
             payload = put_update_rows(Payload(), update, ctx.n_items)
-            _put_coefficients(payload, coefficients, peaks, vectors, step)
+            _put_coefficients(payload, coefficients, vectors, step)
             if payload.part_bytes()["items"] <= limit:
                 return payload
             step = np.float32(step * 1.002)
@@ -139,20 +138,13 @@ class KLT(Compressor):
 
 
 @njit(nogil=True, cache=True)
-def _histograms(coefficients: Floats, peaks: Floats, step: float) -> Ints:
-    """Count the magnitude classes of each column, shape (dim, _CLASSES).
-
-    ``peaks``, shape (dim,), has the largest magnitude of each.
-    """
+def _histograms(coefficients: Floats, step: float) -> Ints:
+    """Count the magnitude classes of each column, shape (dim, _CLASSES)."""
     # The class of an integer is the number of bits of its magnitude, which is the
     # exponent of the float64 that holds it: no logarithm, only the bits of the number,
     # read in place. A first loop rounds a row, a second one reads: both vectorise.
-    # Columns behind the last that has anything but zeros, of MF most, are not visited.
     n, dim = coefficients.shape
     counts = np.zeros((dim, _CLASSES), np.int64)
-    while dim and np.rint(peaks[dim - 1] / step) == 0:
-        dim -= 1
-        counts[dim, 0] = n
     magnitudes = np.empty(dim)
     exponents = magnitudes.view(np.int64)
     for i in range(n):
@@ -182,22 +174,22 @@ def _size(histograms: Ints, n: int) -> float:
 
 
 @njit(nogil=True, cache=True)
-def _find_step(coefficients: Floats, peaks: Floats, limit: int) -> float:
+def _find_step(coefficients: Floats, limit: int) -> float:
     """Bisect for the smallest step whose code fits ``limit`` bytes."""
-    most = float(peaks.max())
+    most = float(np.abs(coefficients).max())
     if most == 0:
         return 1.0
     # The finest step leaves the largest coefficient at 2^15 steps, of 16 bits; with the
     # coarsest everything rounds to 0, and nothing is smaller.
     fine, coarse = most * 2.0 ** (2 - _CLASSES), 4 * most
-    if _size(_histograms(coefficients, peaks, fine), len(coefficients)) <= limit:
+    if _size(_histograms(coefficients, fine), len(coefficients)) <= limit:
         return fine
     # ``coarse`` always fits, ``fine`` never does. Geometric means, as steps range over
     # orders of magnitude; the search ends where 99.8 % of the bytes are used, or 40
     # halvings have left nothing to choose.
     for _ in range(40):
         step = float(np.sqrt(fine * coarse))
-        size = _size(_histograms(coefficients, peaks, step), len(coefficients))
+        size = _size(_histograms(coefficients, step), len(coefficients))
         if size <= limit:
             coarse = step
             if size > 0.998 * limit:
@@ -208,23 +200,22 @@ def _find_step(coefficients: Floats, peaks: Floats, limit: int) -> float:
 
 
 def _put_coefficients(
-    payload: Payload,
-    coefficients: Floats,
-    peaks: Floats,
-    vectors: Floats,
-    step: np.float32,
+    payload: Payload, coefficients: Floats, vectors: Floats, step: np.float32
 ) -> None:
     """Round, code and add the fields."""
     # Columns with anything but zeros, and no more classes than occur (2 at least, as a
     # model of one symbol is none).
-    histograms = _histograms(coefficients, peaks, float(step))
+    histograms = _histograms(coefficients, float(step))
     used = np.flatnonzero(histograms[:, 1:].any(axis=1))
     histograms = histograms[used]
     n_classes = 1 + int(np.flatnonzero(histograms.any(axis=0)).max(initial=1))
     histograms = histograms[:, :n_classes]
     integers, classes = _rounded(coefficients, used, float(step))
-    words = range_coder.encode(classes, histograms)
-    coded = words.astype("<u4").view(np.uint8)  # little-endian on any machine
+    encoder = constriction.stream.queue.RangeEncoder()
+    for column, histogram in zip(classes, histograms, strict=True):
+        encoder.encode(column, _model(histogram))
+    # The coder's 32-bit words travel as bytes, little-endian on any machine.
+    coded = encoder.get_compressed().astype("<u4").view(np.uint8)
 
     payload.put_floats("rotation", vectors[:, used].T.astype(np.float32))
     payload.put_floats("step", np.array([step], np.float32))
@@ -247,10 +238,17 @@ def _integers(payload: Payload, n: int, n_columns: int) -> Ints:
     coded = payload.ints("classes", _BYTE, None).astype(np.uint8)
     if len(coded) % 4:
         raise PayloadError(f"field 'classes': {len(coded)} bytes are no whole words")
-    words = coded.view("<u4").astype(np.uint32)
-    classes, announced = range_coder.decode(words, histograms, n)
-    if not announced:
-        raise PayloadError("field 'classes': not what the histograms announce")
+    classes = np.zeros((n_columns, n), np.int32)
+    decoder = constriction.stream.queue.RangeDecoder(
+        coded.view("<u4").astype(np.uint32)
+    )
+    for column, histogram in zip(classes, histograms, strict=True):
+        try:
+            column[:] = decoder.decode(_model(histogram), n)
+        except (AssertionError, ValueError) as error:
+            raise PayloadError(f"field 'classes': {error}") from error
+        if not np.array_equal(np.bincount(column, minlength=n_classes), histogram):
+            raise PayloadError("field 'classes': not what the histograms announce")
 
     rest = payload.ints("rest", _BYTE, None).astype(np.uint8)
     if len(rest) != (int(classes.sum()) + 7) // 8:
@@ -258,15 +256,23 @@ def _integers(payload: Payload, n: int, n_columns: int) -> Ints:
     return _read(rest, classes.ravel()).reshape(classes.shape).T
 
 
+def _model(histogram: Ints) -> constriction.stream.model.Categorical:
+    """Return the coder's model of a column: how often each class occurs in it."""
+    shares = histogram / histogram.sum()
+    return constriction.stream.model.Categorical(shares, perfect=False)
+
+
 @njit(nogil=True, cache=True)
-def _rounded(coefficients: Floats, used: Ints, step: float) -> tuple[Ints, Ints]:
+def _rounded(
+    coefficients: Floats, used: Ints, step: float
+) -> tuple[Ints, NDArray[np.int32]]:
     """Round used columns to multiples of the step; return those and their classes.
 
     Both have shape (n_used, n): column after column, as each has its model.
     """
     n, n_used = len(coefficients), len(used)
     integers = np.empty((n_used, n), np.int64)
-    classes = np.empty((n_used, n), np.int64)
+    classes = np.empty((n_used, n), np.int32)
     magnitudes = np.empty(n_used)
     exponents = magnitudes.view(np.int64)  # see _histograms
     for i in range(n):
@@ -279,7 +285,7 @@ def _rounded(coefficients: Floats, used: Ints, step: float) -> tuple[Ints, Ints]
 
 
 @njit(nogil=True, cache=True)
-def _write(integers: Ints, classes: Ints) -> NDArray[np.uint8]:
+def _write(integers: Ints, classes: NDArray[np.int32]) -> NDArray[np.uint8]:
     """Write what is below each integer's leading bit, and its sign above."""
     # An integer of class c has its leading bit at c - 1. That one is known, so its
     # place holds the sign: 0 if positive, 1 if negative. Lowest bits first; bits wait
@@ -303,7 +309,7 @@ def _write(integers: Ints, classes: Ints) -> NDArray[np.uint8]:
 
 
 @njit(nogil=True, cache=True)
-def _read(data: NDArray[np.uint8], classes: Ints) -> Ints:
+def _read(data: NDArray[np.uint8], classes: NDArray[np.int32]) -> Ints:
     """Invert :func:`_write`."""
     integers = np.zeros(len(classes), np.int64)
     word = n_waiting = place = 0

@@ -77,7 +77,7 @@ class GridTable:
     """
 
     def __init__(self, start: Tensor, version: int) -> None:
-        self._start = start.cpu().numpy().copy()
+        self._start = start.numpy().copy()
         self._begin = self.version = version
         self.units: Table = np.zeros(self._start.shape, np.int32)
         self.offset = 0.0
@@ -90,7 +90,7 @@ class GridTable:
 
     def target(self, table: Tensor) -> Floats:
         """Return where another table would be, in units, of this one's start."""
-        ahead: Floats = (table.cpu().numpy().astype(np.float64) - self._start) / UNIT
+        ahead: Floats = (table.numpy().astype(np.float64) - self._start) / UNIT
         return ahead.clip(-MOST, MOST)
 
     def since(self, bases: Iterable[int]) -> Iterator[tuple[int, Table | None]]:
