@@ -270,6 +270,10 @@ def _check_grid(config: Config) -> None:
     if config.model_class.table_values != REAL:
         allowed = f"another with model={config.model}, whose tables are no real numbers"
         refuse(config, "replica", allowed)
+    name, uplink = config.compressors["uplink"]
+    if config["budget"] == "wire" and not uplink.obeys_rate():
+        allowed = f"nominal with compressor={name}, which no budget of bytes binds"
+        refuse(config, "budget", allowed)
 
 
 def _check_table_values(
