@@ -156,6 +156,19 @@ class Config(MergedConfig):
         """Name of the compressor, or of the uplink's and the downlink's."""
         return "+".join(dict.fromkeys(name for name, _ in self.compressors.values()))
 
+    @property
+    def obeys_rate(self) -> bool:
+        """Whether the compression rate makes any difference to the run.
+
+        Examples
+        --------
+        >>> config = Config(config_dict={"compressor": "none"})
+        >>> config.obeys_rate, Config(config_dict={"compressor": "RSC"}).obeys_rate
+        (False, True)
+        """
+        bound = any(found.obeys_rate() for _, found in self.compressors.values())
+        return bound or bool(self["cut"]) or self.parts.replica[1].on_grid
+
     def make_compressors(self) -> tuple[Compressor, Compressor]:
         """Build the uplink's and the downlink's compressor."""
         uplink, downlink = (

@@ -55,7 +55,8 @@ def methods_of(
     methods: dict[str, Keys] = {}
     for name, rate in product(dict.fromkeys(compressors), sorted(set(rates))):
         own = _shared(keys, name) | {"compressor": name, "compression_rate": rate}
-        label = name if _has_no_rate(own) else f"{name} {100 * rate:.10g} %"
+        obeys_rate = Config(config_dict=own).obeys_rate
+        label = f"{name} {100 * rate:.10g} %" if obeys_rate else name
         methods.setdefault(label, own)
     return methods
 
@@ -175,9 +176,3 @@ def _shared(keys: Keys, name: str | None) -> Keys:
         found = registry.load_class("compressor_class", path, Compressor)
         belonging |= registry.hyper_parameters(found).keys()
     return {key: value for key, value in keys.items() if key not in belonging}
-
-
-def _has_no_rate(keys: Keys) -> bool:
-    """Whether both of a run's compressors send the same at any rate."""
-    classes = (found for _, found in Config(config_dict=keys).compressors.values())
-    return not any(found.obeys_rate() for found in classes)

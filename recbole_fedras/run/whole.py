@@ -204,14 +204,15 @@ def _result(
     test_result: Any,
 ) -> dict[str, Any]:
     settings, federation = config.run_settings(), config.federation()
-    obeys = any(of.obeys_rate() for of in config.make_compressors()) or settings.cut
     return {
         "model": settings.model,
         "dataset": settings.dataset,
         "item_embedding": settings.item_embedding,
         "compressor": config.method,
         "cut": settings.cut,
-        "compression_rate": list(federation.compression_rates) if obeys else None,
+        "compression_rate": (
+            list(federation.compression_rates) if config.obeys_rate else None
+        ),
         "budget": federation.budget,
         "replica": federation.replica,
         "seed": settings.seed,
