@@ -99,7 +99,7 @@ class Payload:
         return values.reshape(field.shape)
 
     def raw(self, name: str) -> bytes:
-        """Read integers below 256 as the bytes that they are."""
+        """Read integers in ``[0, 256)``, a row of them, as the bytes that they are."""
         field = self._get(name, (None,))
         if len(field.data) != field.shape[0]:
             raise PayloadError(

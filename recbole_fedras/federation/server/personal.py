@@ -51,9 +51,8 @@ class _OwnMirrors(DownlinkPolicy):
 
     def _table_and_tier(self, client: int) -> tuple[int, int]:
         """Return what clients have in common that hold the same, and are sent alike."""
-        return self._mirrors.slot_of(client), int(
-            self._agreement.tier_of_client[client]
-        )
+        tier = int(self._agreement.tier_of_client[client])
+        return self._mirrors.slot_of(client), tier
 
     def metrics(self, clients: Ints) -> dict[str, float]:
         """Return figures of the compressor, and the drift."""
@@ -120,8 +119,9 @@ class Personal(_OwnMirrors):
     participant; a :class:`Compressor` does so like a client's update (``encode``).
 
     Clients that have always taken part in the same rounds hold one and the same table.
-    If the compressor is ``deterministic``, it encodes once for all of them. That is
-    most of a cohort in the first rounds and, of 10 % at a time, nobody after forty.
+    If the compressor is ``deterministic``, it encodes once for all of them; what it has
+    made waits for the last of them. That is most of a cohort in the first rounds and,
+    of 10 % at a time, nobody after forty.
     """
 
     def __init__(
