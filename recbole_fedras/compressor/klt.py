@@ -88,21 +88,24 @@ class KLT(Compressor):
         if 4 * update.rows.numel() <= limit or fits_raw(len(update), budget):
             return raw_payload(update, ctx.n_items)
         rows = update.rows.numpy().astype(np.float64)
-        if not np.isfinite(rows).all():
+        gram = rows.T @ rows
+        if not np.isfinite(gram).all():  # float64 has room for squares of float32
             raise ValueError("KLT: a row is not finite")
         # Rotate by the eigenvectors: columns of coefficients are uncorrelated, and most
         # of the energy is in the leading ones.
-        _, vectors = np.linalg.eigh(rows.T @ rows)
+        _, vectors = np.linalg.eigh(gram)
         vectors = np.ascontiguousarray(vectors[:, ::-1])  # leading first
         coefficients = rows @ vectors
+        largest = _largest(coefficients)
         # The step is sent in float32, and so must not round to 0.
         tiny = float(np.finfo(np.float32).tiny)
-        step = np.float32(max(_find_step(coefficients, limit), tiny))
+        step = np.float32(max(_find_step(coefficients, largest, limit), tiny))
         # The step was found by the entropy; the coder takes a few bytes more. A fifth
         # of a per cent coarser at a time, until what is written fits.
         while True:
             payload = put_update_rows(Payload(), update, ctx.n_items)
-            _put_coefficients(payload, coefficients, vectors, step)
+            histograms = _histograms(coefficients, largest, float(step))
+            _put_coefficients(payload, coefficients, vectors, step, histograms)
             if payload.part_bytes()["items"] <= limit:
                 return payload
             step = np.float32(step * 1.002)
@@ -131,26 +134,42 @@ class KLT(Compressor):
                 f"{len(ids)} rows"
             )
         step = payload.floats("step", 1)[0]
-        integers = _integers(payload, len(ids), len(rotation))
+        coefficients = _coefficients(payload, len(ids), len(rotation), float(step))
         with np.errstate(over="ignore", invalid="ignore"):  # whatever was received
-            rows = (integers * np.float64(step)) @ rotation.astype(np.float64)
+            rows = coefficients @ rotation.astype(np.float64)
             return row_update(ids, rows.astype(np.float32))
 
 
 @njit(nogil=True, cache=True)
-def _histograms(coefficients: Floats, step: float) -> Ints:
+def _largest(coefficients: Floats) -> Floats:
+    """Return the largest magnitude of each column."""
+    largest = np.zeros(coefficients.shape[1])
+    for i in range(len(coefficients)):
+        for j in range(len(largest)):
+            magnitude = abs(coefficients[i, j])
+            largest[j] = magnitude if magnitude > largest[j] else largest[j]
+    return largest
+
+
+@njit(nogil=True, cache=True)
+def _histograms(coefficients: Floats, largest: Floats, step: float) -> Ints:
     """Count the magnitude classes of each column, shape (dim, _CLASSES)."""
     # The class of an integer is the number of bits of its magnitude, which is the
     # exponent of the float64 that holds it: no logarithm, only the bits of the number,
-    # read in place. A first loop rounds a row, a second one reads: both vectorise.
+    # read in place. A first loop rounds a row, a second one reads: both vectorise. Last
+    # columns whose largest rounds to 0 are not looked at: most of them, at high rates.
     n, dim = coefficients.shape
     counts = np.zeros((dim, _CLASSES), np.int64)
     magnitudes = np.empty(dim)
     exponents = magnitudes.view(np.int64)
+    n_leading = dim
+    while n_leading and np.rint(largest[n_leading - 1] / step) == 0:
+        n_leading -= 1
+        counts[n_leading, 0] = n
     for i in range(n):
-        for j in range(dim):
+        for j in range(n_leading):
             magnitudes[j] = np.rint(abs(coefficients[i, j] / step))
-        for j in range(dim):  # bits 52 on: 1022 + number of bits, or 0 for 0.0
+        for j in range(n_leading):  # bits 52 on: 1022 + number of bits, or 0 for 0.0
             counts[j, max((exponents[j] >> 52) - 1022, 0)] += 1
     return counts
 
@@ -174,22 +193,22 @@ def _size(histograms: Ints, n: int) -> float:
 
 
 @njit(nogil=True, cache=True)
-def _find_step(coefficients: Floats, limit: int) -> float:
+def _find_step(coefficients: Floats, largest: Floats, limit: int) -> float:
     """Bisect for the smallest step whose code fits ``limit`` bytes."""
-    most = float(np.abs(coefficients).max())
+    n, most = len(coefficients), float(largest.max())
     if most == 0:
         return 1.0
     # The finest step leaves the largest coefficient at 2^15 steps, of 16 bits; with the
     # coarsest everything rounds to 0, and nothing is smaller.
     fine, coarse = most * 2.0 ** (2 - _CLASSES), 4 * most
-    if _size(_histograms(coefficients, fine), len(coefficients)) <= limit:
+    if _size(_histograms(coefficients, largest, fine), n) <= limit:
         return fine
     # ``coarse`` always fits, ``fine`` never does. Geometric means, as steps range over
     # orders of magnitude; the search ends where 99.8 % of the bytes are used, or 40
     # halvings have left nothing to choose.
     for _ in range(40):
         step = float(np.sqrt(fine * coarse))
-        size = _size(_histograms(coefficients, step), len(coefficients))
+        size = _size(_histograms(coefficients, largest, step), n)
         if size <= limit:
             coarse = step
             if size > 0.998 * limit:
@@ -200,33 +219,36 @@ def _find_step(coefficients: Floats, limit: int) -> float:
 
 
 def _put_coefficients(
-    payload: Payload, coefficients: Floats, vectors: Floats, step: np.float32
+    payload: Payload,
+    coefficients: Floats,
+    vectors: Floats,
+    step: np.float32,
+    histograms: Ints,
 ) -> None:
     """Round, code and add the fields."""
     # Columns with anything but zeros, and no more classes than occur (2 at least, as a
     # model of one symbol is none).
-    histograms = _histograms(coefficients, float(step))
-    used = np.flatnonzero(histograms[:, 1:].any(axis=1))
+    n = len(coefficients)
+    used = np.flatnonzero(histograms[:, 0] < n)
     histograms = histograms[used]
     n_classes = 1 + int(np.flatnonzero(histograms.any(axis=0)).max(initial=1))
     histograms = histograms[:, :n_classes]
     integers, classes = _rounded(coefficients, used, float(step))
     encoder = constriction.stream.queue.RangeEncoder()
-    for column, histogram in zip(classes, histograms, strict=True):
-        encoder.encode(column, _model(histogram))
+    for column, model in zip(classes, _models(histograms, n), strict=True):
+        encoder.encode(column, model)
     # The coder's 32-bit words travel as bytes, little-endian on any machine.
     coded = encoder.get_compressed().astype("<u4").view(np.uint8)
 
     payload.put_floats("rotation", vectors[:, used].T.astype(np.float32))
     payload.put_floats("step", np.array([step], np.float32))
-    n = len(coefficients)
     payload.put_ints("histograms", histograms, n + 1, "items")
     payload.put_ints("classes", coded, _BYTE, "items")
     rest = _write(integers.ravel(), classes.ravel())
     payload.put_ints("rest", rest, _BYTE, "items")
 
 
-def _integers(payload: Payload, n: int, n_columns: int) -> Ints:
+def _coefficients(payload: Payload, n: int, n_columns: int, step: float) -> Floats:
     """Invert :func:`_put_coefficients`; shape (n, n_columns)."""
     # Whatever arrives is checked before it is used: histograms that are of n integers,
     # words that are whole, classes that are those announced, and as many bits as these
@@ -235,31 +257,32 @@ def _integers(payload: Payload, n: int, n_columns: int) -> Ints:
     n_classes = histograms.shape[1]
     if not 2 <= n_classes <= _CLASSES or (histograms.sum(1) != n).any():
         raise PayloadError(f"field 'histograms': not of {n} integers in each column")
-    coded = payload.ints("classes", _BYTE, None).astype(np.uint8)
+    coded = payload.raw("classes")
     if len(coded) % 4:
         raise PayloadError(f"field 'classes': {len(coded)} bytes are no whole words")
-    classes = np.zeros((n_columns, n), np.int32)
-    decoder = constriction.stream.queue.RangeDecoder(
-        coded.view("<u4").astype(np.uint32)
-    )
-    for column, histogram in zip(classes, histograms, strict=True):
+    classes = np.empty((n_columns, n), np.int32)
+    words = np.frombuffer(coded, "<u4").astype(np.uint32)
+    decoder = constriction.stream.queue.RangeDecoder(words)
+    for column, model in zip(classes, _models(histograms, n), strict=True):
         try:
-            column[:] = decoder.decode(_model(histogram), n)
+            column[:] = decoder.decode(model, n)
         except (AssertionError, ValueError) as error:
             raise PayloadError(f"field 'classes': {error}") from error
-        if not np.array_equal(np.bincount(column, minlength=n_classes), histogram):
-            raise PayloadError("field 'classes': not what the histograms announce")
 
-    rest = payload.ints("rest", _BYTE, None).astype(np.uint8)
-    if len(rest) != (int(classes.sum()) + 7) // 8:
+    rest = np.frombuffer(payload.raw("rest"), np.uint8)
+    n_bits = int((histograms @ np.arange(n_classes)).sum())
+    if len(rest) != (n_bits + 7) // 8:
         raise PayloadError(f"field 'rest': {len(rest)} bytes do not fit the classes")
-    return _read(rest, classes.ravel()).reshape(classes.shape).T
+    coefficients, announced = _read(rest, classes, histograms, step)
+    if not announced:
+        raise PayloadError("field 'classes': not what the histograms announce")
+    return coefficients.T
 
 
-def _model(histogram: Ints) -> constriction.stream.model.Categorical:
-    """Return the coder's model of a column: how often each class occurs in it."""
-    shares = histogram / histogram.sum()
-    return constriction.stream.model.Categorical(shares, perfect=False)
+def _models(histograms: Ints, n: int) -> list[constriction.stream.model.Categorical]:
+    """Return the coder's model of each column: how often each class occurs in it."""
+    model = constriction.stream.model.Categorical
+    return [model(shares, perfect=False) for shares in histograms / n]
 
 
 @njit(nogil=True, cache=True)
@@ -309,19 +332,35 @@ def _write(integers: Ints, classes: NDArray[np.int32]) -> NDArray[np.uint8]:
 
 
 @njit(nogil=True, cache=True)
-def _read(data: NDArray[np.uint8], classes: NDArray[np.int32]) -> Ints:
-    """Invert :func:`_write`."""
-    integers = np.zeros(len(classes), np.int64)
+def _read(
+    data: NDArray[np.uint8],
+    classes: NDArray[np.int32],
+    histograms: Ints,
+    step: float,
+) -> tuple[Floats, bool]:
+    """Invert :func:`_write`, in multiples of the step; shape (n_used, n).
+
+    It tells whether classes occur as often as announced; if not, nothing is read.
+    """
+    counts, values = np.zeros_like(histograms), np.zeros(classes.shape)
+    for column in range(len(classes)):
+        for i in range(classes.shape[1]):
+            counts[column, classes[column, i]] += 1
+    if (counts != histograms).any():
+        return values, False
     word = n_waiting = place = 0
-    for i in range(len(classes)):
-        if classes[i]:
-            while n_waiting < classes[i]:
-                word |= int(data[place]) << n_waiting
-                n_waiting += 8
-                place += 1
-            leading = 1 << (classes[i] - 1)
-            code = word & (2 * leading - 1)
-            word >>= classes[i]
-            n_waiting -= classes[i]
-            integers[i] = -code if code & leading else code | leading
-    return integers
+    for column in range(len(classes)):
+        for i in range(classes.shape[1]):
+            size = classes[column, i]
+            if size:
+                while n_waiting < size:
+                    word |= int(data[place]) << n_waiting
+                    n_waiting += 8
+                    place += 1
+                leading = 1 << (size - 1)
+                code = word & (2 * leading - 1)
+                word >>= size
+                n_waiting -= size
+                integer = -code if code & leading else code | leading
+                values[column, i] = integer * step
+    return values, True

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from heapq import heappop, heappush
 from typing import Any
 
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
 from torch import Tensor
 
+from recbole_fedras.compressor.base import RowUpdate
 from recbole_fedras.numeric.memory import leading, mapped_zeros
 
 
@@ -15,10 +20,11 @@ class ClientTables:
     """Tables of clients, of which a round changes some.
 
     A table is changed by writing a new one to a free slot; :meth:`commit` puts the new
-    ones into force and frees the old. Until a client's first, it has slot 0.
+    ones into force and frees the old. Until a client's first, it has slot 0. Clients
+    whose tables have always changed together share a slot.
 
-    That takes the bytes of a table for each client that has ever taken part, on disk
-    where memory is short.
+    That takes the bytes of a table for each client that has ever taken part at most, on
+    disk where memory is short.
 
     Parameters
     ----------
@@ -40,11 +46,15 @@ class ClientTables:
         zeros = mapped_zeros if on_disk else start.new_zeros
         self.slots = zeros(*shape)
         self.slots[0] = start
+        self._n_clients = n_clients
         self._in_force: dict[int, int] = {}
         self._refresh()
 
     def _refresh(self) -> None:
         self._changed: dict[int, int] = {}
+        # How many clients have each slot, in force or in the round under way.
+        self._n_holders = Counter(self._in_force.values())
+        self._n_holders[0] = self._n_clients - len(self._in_force)
         used = {0, *self._in_force.values()}
         # A heap: which slot is next depends on who holds which, and on nothing older.
         self._free = [slot for slot in range(len(self.slots)) if slot not in used]
@@ -57,16 +67,33 @@ class ClientTables:
         """Return a client's table, as it is in the round under way; a view."""
         return self.slots[self.slot_of(client)]
 
-    def renew(self, client: int) -> Tensor:
-        """Copy a client's table to a free slot, to be written; return it, a view.
+    def is_shared(self, client: int) -> bool:
+        """Whether another client had the same slot when the round began."""
+        return self._n_holders[self._in_force.get(client, 0)] > 1
 
-        Another call before the commit returns the same.
+    def renew(self, client: int) -> tuple[Tensor, Tensor]:
+        """Give a client a free slot, once until the commit.
+
+        Returns
+        -------
+        table, renewed : Tensor
+            Views: what it has, and what is to be written, which may hold anything.
         """
-        if client not in self._changed:
-            new = heappop(self._free)
-            self.slots[new] = self.slots[self._in_force.get(client, 0)]
-            self._changed[client] = new
-        return self.slots[self._changed[client]]
+        table, new = self.of(client), heappop(self._free)
+        self._changed[client] = new
+        self._n_holders[new] = 1
+        return table, self.slots[new]
+
+    def add(self, client: int, update: RowUpdate) -> None:
+        """Renew a client's table: what it has, and an update."""
+        table, renewed = self.renew(client)
+        ids, rows = update.ids.numpy(), update.rows.numpy()
+        _add(table.numpy(), ids, rows, renewed.numpy())
+
+    def follow(self, client: int, other: int) -> None:
+        """Renew a client's table to what another has, which it has shared before."""
+        self._changed[client] = self._changed[other]
+        self._n_holders[self._changed[other]] += 1
 
     def commit(self, clients: Collection[int]) -> None:
         """Put what these clients changed into force; forget what others did."""
@@ -75,7 +102,8 @@ class ClientTables:
             if client in clients:
                 unused = self._in_force.get(client, 0)
                 self._in_force[client] = slot
-            if unused:
+            self._n_holders[unused] -= 1
+            if unused and not self._n_holders[unused]:
                 heappush(self._free, unused)
         self._changed = {}
 
@@ -90,3 +118,22 @@ class ClientTables:
         self.slots[: len(state["slots"])] = state["slots"]
         self._in_force = dict(state["slot_of_client"])
         self._refresh()
+
+
+@njit(nogil=True, cache=True)
+def _add(
+    table: NDArray[np.float32],
+    ids: NDArray[np.int64],
+    rows: NDArray[np.float32],
+    result: NDArray[np.float32],
+) -> None:
+    """Write a table, and rows that are added to it, in one pass; ids increase."""
+    place = 0
+    for i in range(len(table)):
+        changes = place < len(ids) and ids[place] == i
+        if changes:
+            for j in range(table.shape[1]):
+                result[i, j] = table[i, j] + rows[place, j]
+            place += 1
+        else:
+            result[i] = table[i]

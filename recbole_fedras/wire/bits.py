@@ -206,13 +206,11 @@ def _bitmap(ids: Ints, n_rows: int) -> Bytes:
 @njit(nogil=True, cache=True)
 def _places_of_ones(data: Bytes, count: int, n_rows: int) -> tuple[Ints, bool]:
     """Invert :func:`_bitmap`; tell whether it has ``count`` ones, all in range."""
-    ids, found = np.empty(count, np.int64), 0
-    for place, byte in enumerate(data):
-        for bit in range(8):
-            if byte >> bit & 1:
-                row = 8 * place + bit
-                if found == count or row >= n_rows:
-                    return ids, False
-                ids[found] = row
-                found += 1
-    return ids, found == count
+    # Every row is written where the next one goes, and stays if its bit is 1: no branch
+    # that a processor could guess wrong. What is too much is written behind the others.
+    ids, found = np.empty(count + 1, np.int64), 0
+    for row in range(8 * len(data)):
+        ids[min(found, count)] = row
+        found += data[row >> 3] >> (row & 7) & 1
+    beyond = data[-1] >> (8 - (8 * len(data) - n_rows)) if n_rows & 7 else 0
+    return ids[:count], found == count and beyond == 0

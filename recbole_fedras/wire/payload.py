@@ -98,6 +98,15 @@ class Payload:
             raise PayloadError(f"field {name!r}: {error}") from error
         return values.reshape(field.shape)
 
+    def raw(self, name: str) -> bytes:
+        """Read integers in ``[0, 256)``, a row of them, as the bytes that they are."""
+        field = self._get(name, (None,))
+        if len(field.data) != field.shape[0]:
+            raise PayloadError(
+                f"field {name!r}: {len(field.data)} bytes do not hold {field.shape}"
+            )
+        return field.data
+
     def rows(self, name: str, n_rows: int) -> bits.Ints:
         """Read a set of row ids of a table of ``n_rows`` rows."""
         field = self._get(name, (None,))

@@ -24,6 +24,7 @@ from population import (
     tables,
 )
 
+from recbole_fedras.compressor.base import RowUpdate
 from recbole_fedras.compressor.fedras.fedras import FedRAS
 from recbole_fedras.compressor.none import NoCompression
 from recbole_fedras.compressor.topk import TopK
@@ -33,6 +34,7 @@ from recbole_fedras.errors import (
     PayloadError,
     VersionError,
 )
+from recbole_fedras.federation.client.states import part_of
 from recbole_fedras.federation.server import personal
 from recbole_fedras.federation.server.selection import select_cohort
 from recbole_fedras.federation.settings import LocalTraining
@@ -195,10 +197,10 @@ def test_personal_replicas_get_the_budget_of_their_tier(data):
     assert drift[tiers == 0].max() < drift[tiers == 1].min()
 
 
-def test_personal_replicas_do_not_depend_on_the_chunks(data, monkeypatch):
+def test_personal_replicas_do_not_depend_on_the_parts(data, monkeypatch):
     ended = []
-    for size in (2**27, 1):
-        monkeypatch.setattr(personal, "CHUNK_BYTES", size)
+    for size in (2**23, 1):
+        monkeypatch.setattr(personal, "PART_BYTES", size)
         simulation = simulate(mf(), data, FedRAS(), replica="personal")
         for _ in range(4):
             simulation.run_round()
@@ -215,22 +217,29 @@ def test_clients_that_hold_the_same_table_share_the_work(data, monkeypatch):
         keys = {"replica": "personal", "rates": (0.5, 0.75)}
         simulation = simulate(mf(), data, TopK(), fraction=0.5, **keys)
         policy, tier_of = simulation.server.policy, simulation.agreement.tier_of_client
-        distinct, rounds_of = policy._distinct, dict.fromkeys(range(N_CLIENTS), ())
+        alike, rounds_of = policy._alike, dict.fromkeys(range(N_CLIENTS), ())
 
         def note(clients):
-            chosen, places = distinct(clients)
+            made = alike(clients)
             pasts = {(rounds_of[client], int(tier_of[client])) for client in clients}
-            counts.append((len(chosen), len(pasts) if shared else len(clients)))
+            counts.append((len(made), len(pasts) if shared else len(clients)))
             for client in clients:
                 rounds_of[client] += (simulation.round,)
-            return chosen, places
+            return made
 
-        monkeypatch.setattr(policy, "_distinct", note)
+        monkeypatch.setattr(policy, "_alike", note)
         monkeypatch.setattr(policy._compressor, "deterministic", shared)
         monkeypatch.setattr(simulation.shard.methods.downlink, "deterministic", shared)
         for _ in range(4):
             simulation.run_round()
         held = [held_by(simulation, client) for client in range(N_CLIENTS)]
+        n_slots = len(
+            set(simulation.shard.replicas.table_of(range(N_CLIENTS)).tolist())
+        )
+        pasts = {
+            (rounds_of[c], int(tier_of[c])) for c in range(N_CLIENTS) if rounds_of[c]
+        }
+        assert n_slots <= 1 + len(pasts) if shared else n_slots > N_CLIENTS // 2
         return held, simulation.ledger.totals
 
     (shared, cost), (apart, cost_apart) = run(True), run(False)
@@ -465,13 +474,14 @@ def test_state_restores_to_the_bit(keys, make_model, data):
 
 def test_client_tables_change_all_or_none():
     store = ClientTables(3, 2, torch.full((2, 2), 5.0))
+    one = RowUpdate(torch.arange(2), torch.ones(2, 2))
     for _ in range(4):  # slots are used again
-        store.renew(1).add_(1)
+        store.add(1, one)
         store.commit(())
     assert [store.slot_of(client) for client in range(3)] == [0, 0, 0]
     for value in range(1, 5):
         for client in (1, 2):
-            store.renew(client).add_(1)
+            store.add(client, one)
         assert store.slot_of(0) == 0
         assert store.of(1).unique().tolist() == [5.0 + value]
         store.commit({1} if value == 4 else {1, 2})
@@ -482,6 +492,28 @@ def test_client_tables_change_all_or_none():
     again.load_state_dict(copy.deepcopy(store.state_dict()))
     for client in range(3):
         assert torch.equal(again.of(client), store.of(client))
+
+
+def test_client_tables_are_shared_until_one_goes_its_own_way():
+    store = ClientTables(4, 3, torch.zeros(2, 1))
+    first, second = (RowUpdate(torch.tensor([row]), torch.ones(1, 1)) for row in (0, 1))
+    for _ in range(9):  # more than there are slots: what nobody has is free again
+        store.add(0, first)
+        store.follow(1, 0)
+        store.follow(2, 0)
+        store.commit({0, 1})
+    assert store.of(0).tolist() == store.of(1).tolist() == [[9], [0]]
+    assert store.slot_of(0) == store.slot_of(1) != store.slot_of(2) == 0
+    assert [store.is_shared(client) for client in range(4)] == [True] * 4
+    store.add(1, second)
+    store.commit({1})
+    assert store.of(0).tolist() == [[9], [0]]
+    assert store.of(1).tolist() == [[9], [1]]
+    assert [store.is_shared(client) for client in range(4)] == [False] * 2 + [True] * 2
+    states = [{"store": store.state_dict(), "user_rows": None, "user_states": None}]
+    part = part_of(states[0], np.array([0, 2]))["store"]
+    assert part["slot_of_client"] == {0: 1}
+    assert part["slots"].tolist() == [[[0], [0]], [[9], [0]]]
 
 
 def test_mapped_memory_takes_no_space_until_it_is_written():

@@ -47,7 +47,8 @@ class UplinkFeedback:
 
     def keep(self, client: int, update: RowUpdate, decoded: RowUpdate) -> None:
         """Note what was to be sent, and what arrives."""
-        residual = self._residuals.renew(client)
+        before, residual = self._residuals.renew(client)
+        residual.copy_(before)
         residual[update.ids] = update.rows
         residual.index_add_(0, decoded.ids, decoded.rows, alpha=-1)
 

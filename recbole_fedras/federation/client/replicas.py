@@ -244,6 +244,9 @@ class OwnReplicas(Replicas):
         self._start = agreement.start
         self._version_of: dict[int, int] = {}
         self._pending: dict[int, int] = {}
+        # Of this round: who was sent what first, of those that share a table. Bodies
+        # are known by identity, and so must be kept.
+        self._leaders: dict[tuple[int, int], tuple[int, bytes]] = {}
 
     @property
     def tables(self) -> Tensor:  # type: ignore[override]
@@ -260,19 +263,30 @@ class OwnReplicas(Replicas):
         return torch.tensor([self._tables.slot_of(client) for client in clients])
 
     def _apply(self, messages: Sequence[Message]) -> None:
-        fresh = []
+        # Who shares a table, and is sent the same, goes on sharing: the first of them
+        # leads, in this part of the round or an earlier one.
+        fresh, following = [], []
         for message in messages:
             client, version = message.header.client, message.header.version
-            if self._pending.get(client) == version:
+            if client in self._pending:
                 continue  # it has come before in this round: twice is as once
             message.require_base(self._version_of.get(client, self._start))
             self._pending[client] = version
+            what = self._tables.slot_of(client), self._sent(message)
+            if what in self._leaders:
+                following.append((client, self._leaders[what][0]))
+                continue
             fresh.append(message)
+            if self._tables.is_shared(client):
+                self._leaders[what] = client, message.body
         for message, change in zip(fresh, self._changes(fresh), strict=True):
             client = message.header.client
-            table = self._tables.renew(client)
-            table.index_add_(0, change.ids, change.rows)
-            self._networks.renew(client).copy_(self.theta)
+            self._tables.add(client, change)
+            _, network = self._networks.renew(client)
+            network.copy_(self.theta)
+        for client, leader in following:
+            self._tables.follow(client, leader)
+            self._networks.follow(client, leader)
 
     def _changes(self, messages: Sequence[Message]) -> list[RowUpdate]:
         """Decode, in threads where that pays; once what many clients are sent alike."""
@@ -302,7 +316,7 @@ class OwnReplicas(Replicas):
         for client, version in self._pending.items():
             if client in counted:
                 self._version_of[client] = version
-        self._pending = {}
+        self._pending, self._leaders = {}, {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is held."""
@@ -320,4 +334,4 @@ class OwnReplicas(Replicas):
         self._networks.load_state_dict(state["networks"])
         self._start = state["start"]
         self._version_of = dict(state["version_of"])
-        self._pending = {}
+        self._pending, self._leaders = {}, {}

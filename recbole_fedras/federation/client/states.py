@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from recbole_fedras.federation.grid import joined_grid
 from recbole_fedras.federation.protocol import Ints
@@ -40,8 +41,7 @@ def _restricted(value: Any, clients: set[int]) -> Any:
         return value
     if value.keys() == _TABLES:
         mine = {c: slot for c, slot in value["slot_of_client"].items() if c in clients}
-        slots = value["slots"][[0, *mine.values()]]
-        return {"slots": slots, "slot_of_client": _numbered(mine)}
+        return _only_used(value["slots"], mine)
     return {
         key: {c: of for c, of in entry.items() if c in clients}
         if key in _BY_CLIENT
@@ -50,8 +50,12 @@ def _restricted(value: Any, clients: set[int]) -> Any:
     }
 
 
-def _numbered(clients: Sequence[int] | Mapping[int, int]) -> dict[int, int]:
-    return {client: slot for slot, client in enumerate(clients, start=1)}
+def _only_used(slots: Tensor, slot_of_client: Mapping[int, int]) -> State:
+    """Leave out what no client has; whoever shared a slot still does."""
+    used = sorted({0, *slot_of_client.values()})
+    places = {slot: place for place, slot in enumerate(used)}
+    number = {client: places[slot] for client, slot in slot_of_client.items()}
+    return {"slots": slots[used], "slot_of_client": number}
 
 
 def joined(states: Sequence[State], clients: Sequence[Ints]) -> State:
@@ -77,12 +81,13 @@ def _joined(value: Any, others: Sequence[Any]) -> Any:
     if not isinstance(value, dict):
         return value
     if value.keys() == _TABLES:
-        slots = [value["slots"][:1]]
-        clients: list[int] = []
-        for tables in others:
-            clients += tables["slot_of_client"]
-            slots.append(tables["slots"][list(tables["slot_of_client"].values())])
-        return {"slots": torch.cat(slots), "slot_of_client": _numbered(clients)}
+        slots = torch.cat([tables["slots"] for tables in others])
+        firsts = np.cumsum([0, *(len(tables["slots"]) for tables in others)]).tolist()
+        moved = [
+            {client: first + slot for client, slot in tables["slot_of_client"].items()}
+            for first, tables in zip(firsts[:-1], others, strict=True)
+        ]
+        return _only_used(slots, dict(ChainMap(*moved)))
     return {
         key: _joined_entry(key, entry, [other[key] for other in others])
         for key, entry in value.items()

@@ -137,8 +137,10 @@ class DownlinkPolicy(ABC):
 
     def _lacking(self, table: Tensor) -> RowUpdate:
         """Return what a replica lacks: ``Q - replica``, where it is not zero."""
-        exact = self._parameters.item_table
-        return row_update(*_difference(exact.numpy(), table.numpy()))
+        exact = self._parameters.item_table.numpy()
+        ids, rows = np.empty(len(exact), np.int64), np.empty_like(exact)
+        n = difference(exact, table.numpy(), ids, rows)
+        return row_update(ids[:n], rows[:n])
 
     def _with_theta(self, payload: Payload, header: Header) -> Message:
         return Message.of(put_theta(payload, self._parameters.theta), header)
@@ -219,11 +221,17 @@ class PublishedDownlinks(DownlinkPolicy):
 
 
 @njit(nogil=True, cache=True)
-def _difference(
-    exact: NDArray[np.float32], table: NDArray[np.float32]
-) -> tuple[Ints, NDArray[np.float32]]:
-    """Return which rows differ, and by how much: ``exact - table``, in one pass."""
-    ids, rows, n = np.empty(len(exact), np.int64), np.empty_like(exact), 0
+def difference(
+    exact: NDArray[np.float32],
+    table: NDArray[np.float32],
+    ids: Ints,
+    rows: NDArray[np.float32],
+) -> int:
+    """Write which rows differ, and by how much: ``exact - table``; return how many.
+
+    There must be room for all of them.
+    """
+    n = 0
     for i in range(len(exact)):
         differs = False
         for j in range(exact.shape[1]):  # written where the next row that differs goes
@@ -232,4 +240,4 @@ def _difference(
             differs |= ahead != 0
         ids[n] = i
         n += differs
-    return ids[:n], rows[:n]
+    return n
