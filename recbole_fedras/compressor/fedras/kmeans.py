@@ -10,12 +10,12 @@ from sklearn.cluster import KMeans
 from recbole_fedras.compressor.fedras.division import Floats, Ints, divide
 from recbole_fedras.compressor.fedras.exchange import (
     Groups,
-    add_up,
     exchange,
     merge,
     on_line,
 )
 from recbole_fedras.numeric.parallel import single_threaded
+from recbole_fedras.numeric.rows import add_rows
 
 BACKENDS = ("fast", "sklearn")
 
@@ -193,11 +193,11 @@ def _cells(parents: Ints) -> Ints:
 
 
 def _means(rows: Floats, scale: np.float32, groups: Ints) -> Floats:
-    sizes = np.bincount(groups)
-    sums = np.zeros((len(sizes), rows.shape[1]), np.float32)
+    sums = np.zeros((groups.max() + 1, rows.shape[1]), np.float32)
+    sizes = np.zeros(len(sums), np.float32)
     for block, part in _scaled(rows, scale):
-        add_up(part, groups[block], sums)
-    sums /= sizes[:, None].astype(np.float32)
+        add_rows(sums, sizes, groups[block], part)
+    sums /= sizes[:, None]
     return sums
 
 
