@@ -8,7 +8,7 @@ import numpy as np
 
 from recbole_fedras.compressor.base import Budget
 from recbole_fedras.compressor.fedras.division import Floats, Ints
-from recbole_fedras.compressor.fedras.exchange import add_up
+from recbole_fedras.numeric.rows import add_rows
 from recbole_fedras.wire.payload import Layout, Payload
 
 _LEVELS = 127  # to each side of zero: with it 255 levels, which 8 bits hold
@@ -211,8 +211,8 @@ def _refine(rows: Floats, directions: Floats) -> tuple[Floats, Ints]:
     scaled = rows / (np.abs(rows).max() or 1)  # squares stay in range
     weighted = scaled * np.linalg.norm(scaled, axis=1, keepdims=True)
     for _ in range(_ITERATIONS):
-        sums = np.zeros_like(directions)
-        add_up(weighted, _nearest(shapes, directions), sums)
+        sums, counts = np.zeros_like(directions), np.zeros(len(directions), np.float32)
+        add_rows(sums, counts, _nearest(shapes, directions), weighted)
         moved = sums.any(axis=1)
         directions[moved] = _unit(sums[moved])
     return directions, _nearest(shapes, directions)

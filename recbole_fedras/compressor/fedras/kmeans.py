@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from sklearn.cluster import KMeans
 
 from recbole_fedras.compressor.fedras.division import Floats, Ints, divide
 from recbole_fedras.compressor.fedras.exchange import (
     Groups,
-    add_up,
     exchange,
     merge,
     on_line,
 )
 from recbole_fedras.numeric.parallel import single_threaded
+from recbole_fedras.numeric.rows import add_rows
 
 BACKENDS = ("fast", "sklearn")
 
@@ -32,6 +34,8 @@ _CELL = 256
 # A line of groups is searched as long as a row meets less than this share of them, as
 # the first rows tell. Beyond, a product of matrices with all of them is faster.
 _WIDE, _PROBE = 1 / 8, 256
+# Rows in one block of what passes over all once: 64 MB of 64 numbers.
+_ROWS = 2**18
 # Numbers in one block of such products, 1 MB: they stay in the second-level cache.
 _BLOCK = 2**18
 
@@ -82,13 +86,12 @@ def kmeans(
            [9. , 0.5]], dtype=float32), array([0, 1, 1, 0]))
     """
     scale = _scale(rows)
-    scaled = rows * scale
-    points = _coordinates(scaled)
+    points = _coordinates(rows, scale)
     if points.size * n_groups <= flat:
         groups = _cluster(points, n_groups, n_passes, tolerance)
     else:
         groups = _cluster_in_cells(points, n_groups, n_passes, tolerance)
-    return _means(scaled, groups) / scale, groups
+    return _means(rows, scale, groups) / scale, groups
 
 
 def _scale(rows: Floats) -> np.float32:
@@ -104,16 +107,25 @@ def _scale(rows: Floats) -> np.float32:
     return np.float32(2.0 ** min(max(-exponent, -120), 120))
 
 
-def _coordinates(rows: Floats) -> Floats:
+def _scaled(rows: Floats, scale: np.float32) -> Iterator[tuple[slice, Floats]]:
+    """Go through rows, scaled: millions of them fit into memory once, not twice."""
+    for start in range(0, len(rows), _ROWS):
+        block = slice(start, start + _ROWS)
+        yield block, rows[block] * scale
+
+
+def _coordinates(rows: Floats, scale: np.float32) -> Floats:
     """Turn rows so that few coordinates tell them apart, most of all the first.
 
     A client's rows are sums of the user vectors of its few steps, which are nearly
-    parallel. Distances stay as they are, but for what ``_REST`` is.
+    parallel. Distances stay as they are, but for the scale and what ``_REST`` is.
     """
     # Gram-Schmidt on the columns of the Gram matrix, the longest first. A column is a
     # product with the rows already, so that the longest is close to the direction of
     # most energy.
-    left = (rows.T @ rows).astype(np.float64)
+    left = np.zeros((rows.shape[1],) * 2)
+    for _, part in _scaled(rows, scale):
+        left += part.T @ part
     energy = rest = np.trace(left)
     directions: list[Floats] = []
     most = min(_DIRECTIONS, len(left))
@@ -125,10 +137,15 @@ def _coordinates(rows: Floats) -> Floats:
         left -= along[:, None] * direction
         rest -= along @ direction
         directions.append(direction)
-    basis = np.array(directions, np.float32)
-    points = rows @ basis.T
-    if rest > _REST * energy:  # the rest as it is, in as many coordinates as before
-        points = np.concatenate([points, rows - points @ basis], axis=1)
+    basis, n_led = np.array(directions, np.float32), len(directions)
+    # The rest, if there is much, as it is: in as many coordinates as before.
+    n_rest = rows.shape[1] if rest > _REST * energy else 0
+    points = np.empty((len(rows), n_led + n_rest), np.float32)
+    for block, part in _scaled(rows, scale):
+        led = part @ basis.T
+        points[block, :n_led] = led
+        if n_rest:
+            np.subtract(part, led @ basis, out=points[block, n_led:])
     return points
 
 
@@ -175,11 +192,12 @@ def _cells(parents: Ints) -> Ints:
     return cells
 
 
-def _means(rows: Floats, groups: Ints) -> Floats:
-    sizes = np.bincount(groups)
-    sums = np.zeros((len(sizes), rows.shape[1]), np.float32)
-    add_up(rows, groups, sums)
-    sums /= sizes[:, None].astype(np.float32)
+def _means(rows: Floats, scale: np.float32, groups: Ints) -> Floats:
+    sums = np.zeros((groups.max() + 1, rows.shape[1]), np.float32)
+    sizes = np.zeros(len(sums), np.float32)
+    for block, part in _scaled(rows, scale):
+        add_rows(sums, sizes, groups[block], part)
+    sums /= sizes[:, None]
     return sums
 
 

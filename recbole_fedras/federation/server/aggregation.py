@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedras.compressor.base import REAL, RoundContext, RowUpdate, row_update
+from recbole_fedras.numeric.rows import add_rows
 
 
 class Aggregator(ABC):
@@ -166,7 +166,7 @@ class RowMean(Aggregator):
 
     def add(self, client: int, update: RowUpdate, theta_change: Tensor) -> None:
         """Add one more client's update."""
-        _add_rows(self._total, self._counts, update.ids.numpy(), update.rows.numpy())
+        add_rows(self._total, self._counts, update.ids.numpy(), update.rows.numpy())
         self._n_clients += 1
         self._theta.add(theta_change)
 
@@ -210,18 +210,3 @@ class FedAvg(RowMean):
 
     def _weights(self) -> NDArray[np.float32]:
         return np.full_like(self._counts, self._n_clients)
-
-
-@njit(nogil=True, cache=True)
-def _add_rows(
-    total: NDArray[np.float32],
-    counts: NDArray[np.float32],
-    ids: NDArray[np.int64],
-    rows: NDArray[np.float32],
-) -> None:
-    """Add sparse rows where they belong, and count each; one pass over the update."""
-    for i in range(len(ids)):
-        counts[ids[i]] += 1
-        mine, row = total[ids[i]], rows[i]
-        for j in range(len(mine)):
-            mine[j] += row[j]
