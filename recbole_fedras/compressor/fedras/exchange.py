@@ -11,9 +11,6 @@ from recbole_fedras.compressor.fedras.division import Floats, Ints, compiled
 # All kernels are in this one file: numba's cache does not see that a function which
 # another file defines has changed.
 
-# Beyond any cost: near the largest float32.
-_DEAREST = np.float32(3e38)
-
 
 class Groups(NamedTuple):
     """Groups of points while these are exchanged.
@@ -81,45 +78,42 @@ def merge(groups: Ints, state: Groups, n_groups: int) -> tuple[Ints, Groups]:
     """Merge the cheapest pairs until ``n_groups`` are left; return groups and state."""
     while len(state.sizes) > n_groups:
         n = len(state.sizes)
-        partners, costs = np.empty(n, np.int64), np.empty(n, np.float32)
-        _find_partners(state, partners, costs)
-        kept, merged = _pairs(partners, costs, n - n_groups)
-        centroids, sizes = state.centroids, state.sizes
-        shares = sizes[merged] / (sizes[kept] + sizes[merged])
-        away = centroids[merged] - centroids[kept]
-        centroids[kept] += shares.astype(np.float32).astype(np.float64)[:, None] * away
-        sizes[kept] += sizes[merged]
-        into, left = np.arange(n), np.ones(n, np.bool_)
-        into[merged], left[merged] = kept, False
+        into, partners = np.arange(n), np.empty(n, np.int64)
+        _merge(state, n - n_groups, into, partners, np.empty(n, np.float32))
+        left = state.sizes > 0
         groups = (np.cumsum(left) - 1)[into[groups]]
-        state = on_line(centroids[left], sizes[left])
+        state = on_line(state.centroids[left], state.sizes[left])
     return groups, state
 
 
-def _pairs(partners: Ints, costs: Floats, n_pairs: int) -> tuple[Ints, Ints]:
-    """Take the cheapest disjoint pairs: those that stay, and those that join them."""
-    taken: set[int] = set()
-    pairs = []
-    for group in np.argsort(costs, kind="stable").tolist():
-        partner = int(partners[group])
-        if taken.isdisjoint((group, partner)):
-            taken |= {group, partner}
-            pairs.append((group, partner))
-            if len(pairs) == n_pairs:
-                break
-    kept, merged = np.array(pairs).T
-    return kept, merged
-
-
 @compiled
-def _find_partners(state: Groups, partners: Ints, costs: Floats) -> None:
-    """Find the group that each would merge with at the least error."""
+def _merge(
+    state: Groups, n_merges: int, into: Ints, partners: Ints, costs: Floats
+) -> None:
+    """Merge disjoint pairs in place; a group that is part of another has size 0."""
     centroids, sizes, line, _ = state
+    done = np.float32(3e38)  # beyond any cost, near the largest float32
     for place in range(len(line)):
         group = line[place]
         partners[group], costs[group], _ = _cheapest(
-            centroids[group], np.float32(sizes[group]), place, _DEAREST, state
+            centroids[group], np.float32(sizes[group]), place, done, state
         )
+    for _ in range(n_merges):
+        best, least = 0, done
+        for group in range(len(line)):
+            if costs[group] < least and costs[partners[group]] < done:
+                best, least = group, costs[group]
+        if least == done:
+            break
+        other = partners[best]
+        share = np.float32(sizes[other] / (sizes[best] + sizes[other]))
+        for j in range(centroids.shape[1]):
+            away = centroids[other, j] - centroids[best, j]
+            centroids[best, j] += share * away
+        sizes[best] += sizes[other]
+        sizes[other] = 0
+        into[other] = best
+        costs[best] = costs[other] = done
 
 
 @compiled

@@ -34,10 +34,10 @@ _CELL = 256
 # A line of groups is searched as long as a row meets less than this share of them, as
 # the first rows tell. Beyond, a product of matrices with all of them is faster.
 _WIDE, _PROBE = 1 / 8, 256
-# Rows in one block of what passes over all once: 64 MB of 64 numbers.
-_ROWS = 2**18
 # Numbers in one block of such products, 1 MB: they stay in the second-level cache.
 _BLOCK = 2**18
+# Rows in one block of what passes over all once: 64 MB of 64 numbers.
+_ROWS = 2**18
 
 
 def kmeans(
