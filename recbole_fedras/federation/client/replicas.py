@@ -277,7 +277,8 @@ class OwnReplicas(Replicas):
                 following.append((client, self._leaders[what][0]))
                 continue
             fresh.append(message)
-            if self._tables.is_shared(client):
+            alone = what[1] < 0 or not self._tables.is_shared(client)
+            if not alone:
                 self._leaders[what] = client, message.body
         for message, change in zip(fresh, self._changes(fresh), strict=True):
             client = message.header.client
@@ -303,7 +304,10 @@ class OwnReplicas(Replicas):
         return [decoded[self._sent(message)] for message in messages]
 
     def _sent(self, message: Message) -> int:
-        """Return what is the same for messages that mean the same change."""
+        """Return what is the same for messages that mean the same change.
+
+        It is negative where no other message can.
+        """
         personal = message.header.kind is Kind.PERSONAL
         if personal and not self._downlink.deterministic:
             return -1 - message.header.client
