@@ -338,6 +338,9 @@ class Compressor(ABC):
     #: Whether clients of one run may have different compression rates.
     heterogeneous: ClassVar[bool] = True
 
+    #: Whether clients send of as many rows as the downlink says.
+    follows_downlink: ClassVar[bool] = False
+
     #: Whether clients' updates are encoded and decoded in threads. That pays where both
     #: are mostly compiled code without the interpreter lock; they must keep no state.
     threaded: ClassVar[bool] = False

@@ -53,6 +53,7 @@ class RandomRows(Compressor):
     (1024, 8)
     """
 
+    follows_downlink = True
     linear = True  # whoever is sent one downlink sends the same rows
 
     def validate(self, budget: Budget) -> None:

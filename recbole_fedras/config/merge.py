@@ -139,6 +139,7 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
         if given.get("resume"):
             given["resume"] = str(file_of(given["resume"]))
             saved = read_checkpoint(given["resume"])["config"]
+            saved = _before_presets(saved) | saved
             self._declare(saved)
             wanted, given = given, self._merge(self._merge({}, saved), given)
             given_keys.refuse_changes({key: given[key] for key in wanted}, saved)
@@ -281,3 +282,10 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
         with self.in_use():  # the metrics are known by now
             super()._set_default_parameters()
         self.final_config_dict["data_path"] = folder_of(self.dataset, data_path)
+
+
+def _before_presets(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return defaults of what a saved run's preset has come to set since."""
+    overall = registry.read_properties(".", "overall")
+    preset = registry.read_preset(saved.get("preset"))
+    return {key: overall[key] for key in preset if key in overall}

@@ -205,6 +205,10 @@ def _check_attack(config: Config) -> None:
 def _check_effect(config: Config) -> None:
     """Refuse keys that say more of what there is not."""
     defaults = registry.read_properties(".", "overall")
+    name, uplink = config.compressors["uplink"]
+    if uplink.follows_downlink and config["uplink_share"] != 0.5:
+        allowed = f"0.5 with {name}, whose uplinks are of the rows that downlinks name"
+        refuse(config, "uplink_share", allowed)
     for keys, needed, named in _ONLY_WITH:
         for key in keys if not config[needed] else ():
             if config[key] != defaults[key]:
@@ -270,10 +274,6 @@ def _check_grid(config: Config) -> None:
     if config.model_class.table_values != REAL:
         allowed = f"another with model={config.model}, whose tables are no real numbers"
         refuse(config, "replica", allowed)
-    name, uplink = config.compressors["uplink"]
-    if config["budget"] == "wire" and not uplink.obeys_rate():
-        allowed = f"nominal with compressor={name}, which no budget of bytes binds"
-        refuse(config, "budget", allowed)
 
 
 def _check_table_values(

@@ -64,6 +64,7 @@ def federation(config: Keys) -> Federation:
         seed=read(config, "seed", SEED),
         client_fraction=read(config, "client_fraction", number(above=0, at_most=1)),
         compression_rates=_compression_rates(config),
+        uplink_share=read(config, "uplink_share", number(above=0, below=1)),
         aggregation=str(config["aggregation"]),
         replica=str(config["replica"]),
         budget=read(config, "budget", one_of(*BUDGETS)),

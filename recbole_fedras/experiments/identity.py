@@ -65,7 +65,7 @@ class Identity(NamedTuple):
         return _digest_of([self.measure, *(self.config.get(key) for key in _OLDEST)])
 
     def agrees(self, other: Identity) -> bool:
-        """Whether nothing that both know differs, and nobody gave what one knows.
+        """Whether nothing that both know differs, and nothing gave what one knows.
 
         Only one of them knows a key that came, or went, between the two; or the data.
         """
@@ -76,6 +76,7 @@ class Identity(NamedTuple):
             and (None in (self.data, other.data) or self.data == other.data)
             and all(self.config[key] == other.config[key] for key in both)
             and (self.keys | other.keys).keys() <= both
+            and registry.read_preset(self.config.get("preset")).keys() <= both
         )
 
 

@@ -51,7 +51,7 @@ QUIET = {"show_progress": False, "n_jobs": 1, "checkpoint_dir": "saved"}
 #: Keys that would make runs differ from what their label says.
 RELABELLING = {
     "bandwidth", "cut", "downlink_compressor", "downlink_compressor_class",
-    "uplink_compressor", "uplink_compressor_class",
+    "uplink_compressor", "uplink_compressor_class", "uplink_share",
 }  # fmt: skip
 
 

@@ -80,6 +80,7 @@ def _without_compression(config: Config, recorder: Recorder) -> Simulation:
         compression_rates=(0.0,),
         replica="broadcast",
         budget="nominal",
+        uplink_share=0.5,
         downlink_feedback=False,
         uplink_feedback=False,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,33 +15,86 @@ from recbole_fedras.wire.payload import Payload
 #: More than any round, client or number of samples that a header has room for.
 _MOST = 2**31
 
+#: Share of a direction where both have the same.
+_EVEN = 0.5
+
+
+class Budgets(NamedTuple):
+    """What may be sent, for each bandwidth tier.
+
+    Attributes
+    ----------
+    uplink, downlink : tuple of Budget
+    """
+
+    uplink: tuple[Budget, ...]
+    downlink: tuple[Budget, ...]
+
 
 def make_budgets(
     federation: Federation,
     n_rows: int,
     dim: int,
     n_theta: int,
-    compressors: Collection[Compressor],
-) -> list[Budget]:
-    """Return what each bandwidth tier may send of a table (n_rows, dim) and a network.
+    uplink: Compressor,
+    downlink: Compressor | None,
+) -> Budgets:
+    """Return what may be sent of a table (n_rows, dim) and a network.
 
-    What a rate makes no difference to needs no budget of bytes.
+    What a rate makes no difference to needs no budget of bytes. Without a compressor
+    for the downlink the replica policy codes it, and keeps to any budget.
 
     Raises
     ------
     BudgetError
         If a compressor cannot work with one of them.
     """
-    rates = federation.compression_rates
-    bound = any(compressor.obeys_rate() for compressor in compressors)
-    if federation.budget == "wire" and bound:
-        budgets = [wire_budget(n_rows, dim, rate, n_theta) for rate in rates]
+    share, shape = federation.uplink_share, (n_rows, dim, n_theta)
+    return Budgets(
+        _budgets(federation, "uplink", share, shape, uplink),
+        _budgets(federation, "downlink", 1 - share, shape, downlink),
+    )
+
+
+def _budgets(
+    federation: Federation,
+    direction: str,
+    share: float,
+    shape: tuple[int, int, int],
+    compressor: Compressor | None,
+) -> tuple[Budget, ...]:
+    """Return the budgets of a direction that has a share of what both may send."""
+    rates, shared = federation.compression_rates, federation.uplink_share != _EVEN
+    if shared:
+        rates = tuple(max(0.0, 1 - 2 * share * (1 - rate)) for rate in rates)
+    try:
+        return tuple(
+            _budget(federation.budget, rate, *shape, compressor) for rate in rates
+        )
+    except BudgetError as error:
+        if not shared:
+            raise
+        of = f"{direction}s, by uplink_share={federation.uplink_share}"
+        raise BudgetError(f"{of}: {error}, or another share") from None
+
+
+def _budget(
+    counted: str,
+    rate: float,
+    n_rows: int,
+    dim: int,
+    n_theta: int,
+    compressor: Compressor | None,
+) -> Budget:
+    if counted == "wire" and (compressor is None or compressor.obeys_rate()):
+        budget = wire_budget(n_rows, dim, rate, n_theta)
     else:
-        budgets = [Budget(n_rows, dim, rate) for rate in rates]
-    for compressor in compressors:
-        for budget in budgets:
-            compressor.validate(budget)
-    return budgets
+        budget = Budget(n_rows, dim, rate)
+    if compressor is None:
+        budget.require("number of values", budget.values)
+    else:
+        compressor.validate(budget)
+    return budget
 
 
 def hold_to(budget: Budget, payload: Payload, compressor: Compressor) -> None:

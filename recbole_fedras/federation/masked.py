@@ -57,7 +57,7 @@ class MaskedForm:
         most = agreement.federation.most_participants(agreement.n_clients)
         self._uplink, self._code = uplink, FixedPoint(bound, most)
         self._n_rows, self._dim = agreement.n_items, agreement.dim
-        self._n_theta, self._budget = agreement.n_theta, agreement.budgets[0]
+        self._n_theta, self._budget = agreement.n_theta, agreement.budgets.uplink[0]
 
     def words(self, update: RowUpdate, theta: Tensor, ctx: RoundContext) -> Words:
         """Return a client's words."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ from recbole_fedras.compressor.base import (
     RowUpdate,
     raw_payload,
 )
-from recbole_fedras.federation.budgets import make_budgets
+from recbole_fedras.federation.budgets import Budgets, make_budgets
 from recbole_fedras.federation.settings import Federation
 from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.wire.message import Header, Kind, Message
@@ -57,8 +56,7 @@ class Agreement:
         Shape of the table exchanged; rows of an item embedding's are no items.
     n_theta : int
         Values of the network.
-    budgets : tuple of Budget
-        One for each bandwidth tier.
+    budgets : Budgets
     tier_of_client : ndarray of int64, shape (n_clients,)
     start : int
         Version of the shared parameters that everybody starts from.
@@ -67,8 +65,8 @@ class Agreement:
     --------
     >>> from recbole_fedras.compressor.svd import SVD
     >>> federation = Federation(1, 0.5, (0.75,), "inverse_frequency")
-    >>> agreement = Agreement.of(federation, 64, torch.zeros(10, 8), 0, [SVD()])
-    >>> agreement.block, agreement.budget_of(5).columns
+    >>> agreement = Agreement.of(federation, 64, torch.zeros(10, 8), 0, SVD(), SVD())
+    >>> agreement.block, agreement.uplink_budget_of(5).columns
     (32, 2)
     """
 
@@ -77,7 +75,7 @@ class Agreement:
     n_items: int
     dim: int
     n_theta: int
-    budgets: tuple[Budget, ...]
+    budgets: Budgets
     tier_of_client: Ints
     start: int = 0
 
@@ -88,7 +86,8 @@ class Agreement:
         n_clients: int,
         table: Tensor,
         n_theta: int,
-        compressors: Collection[Compressor],
+        uplink: Compressor,
+        downlink: Compressor | None,
         start: int = 0,
     ) -> Agreement:
         """Derive budgets and tiers.
@@ -99,12 +98,12 @@ class Agreement:
             If a compressor cannot work at one of the rates.
         """
         rates, (n_items, dim) = federation.compression_rates, table.shape
-        budgets = make_budgets(federation, n_items, dim, n_theta, compressors)
+        budgets = make_budgets(federation, n_items, dim, n_theta, uplink, downlink)
         # A client's bandwidth tier is drawn once, uniformly.
         draw = generator(federation.seed, Stream.BANDWIDTH)
         tiers = draw.integers(len(rates), size=n_clients)
         shape = (n_clients, n_items, dim, n_theta)
-        return cls(federation, *shape, tuple(budgets), tiers, start)
+        return cls(federation, *shape, budgets, tiers, start)
 
     @property
     def block(self) -> int:
@@ -123,9 +122,13 @@ class Agreement:
         """No honest message is larger: a larger one is refused unread."""
         return 2 * 4 * self.n_items * self.dim + 4 * self.n_theta + 2**16
 
-    def budget_of(self, client: int) -> Budget:
-        """Return what a client may send, and be sent."""
-        return self.budgets[int(self.tier_of_client[client])]
+    def uplink_budget_of(self, client: int) -> Budget:
+        """Return what a client may send."""
+        return self.budgets.uplink[int(self.tier_of_client[client])]
+
+    def downlink_budget_of(self, client: int) -> Budget:
+        """Return what a client may be sent."""
+        return self.budgets.downlink[int(self.tier_of_client[client])]
 
     def context(
         self,

@@ -125,6 +125,8 @@ class Federation:
         share as probability.
     compression_rates : tuple of float
         Of each bandwidth tier; one entry where all clients are alike.
+    uplink_share : float
+        Of what a rate leaves of both directions together, what clients may send.
     aggregation, replica : str
         Names of the aggregator and of the replica policy.
     budget : {'nominal', 'wire'}
@@ -173,6 +175,7 @@ class Federation:
     over_selection: float = 1.0
     staleness_window: int = 0
     staleness_exponent: float = 0.5
+    uplink_share: float = 0.5
 
     def most_participants(self, n_clients: int) -> int:
         """Return how many clients a cohort has at most."""

@@ -139,7 +139,8 @@ def agree(
         n_clients,
         model.item_table(),
         len(flatten(model.theta())),
-        {methods.uplink, methods.downlink},
+        methods.uplink,
+        None if methods.policy.on_grid else methods.downlink,
         version,
     )
     return agreement if tiers is None else replace(agreement, tier_of_client=tiers)
@@ -375,7 +376,9 @@ class Simulation(Rounds):
         """Return about how many bytes of :meth:`state_dict` change in a round."""
         per_client = int(not self.shard.replicas.versions) * 2
         per_client += int(self.shard.feedback is not None)
-        n_tables = 4 * len(self.agreement.budgets) + per_client * self.data.n_clients
+        n_tables = (
+            4 * len(self.agreement.budgets.downlink) + per_client * self.data.n_clients
+        )
         table = self.agreement.n_items * self.agreement.dim
         return 4 * (n_tables * table + 2 * self.shard.user_rows.numel())
 

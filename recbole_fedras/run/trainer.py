@@ -405,10 +405,13 @@ def check_after_warmup(config: Config, rounds: Rounds) -> None:
     if embedding is None:
         return
     embedding.validate()
+    uplink, downlink = config.make_compressors()
+    on_grid = config.parts.replica[1].on_grid
     make_budgets(
         config.federation(),
         embedding.n_rows,
         embedding.width,
         agreement.n_theta + embedding.n_theta,
-        config.make_compressors(),
+        uplink,
+        None if on_grid else downlink,
     )

@@ -359,9 +359,10 @@ def test_several_runs_have_them_too_in_other_processes(beside, workspace):
         ({"aggregation": "fedavgs"}, "aggregation='fedavgs' is unknown; did you mean"),
         ({"replica_class": "plug_ins.OfEven"}, "is not a subclass of DownlinkPolicy"),
         (
-            {"replica": "grid", "compressor": "none", "budget": "wire"},
-            "budget='wire' is not allowed; it must be nominal with compressor=none",
+            {"uplink_share": 0.2, "uplink_compressor": "RandomRows"},
+            "uplink_share=0.2 is not allowed; it must be 0.5 with RandomRows",
         ),
+        ({"uplink_share": 1}, "uplink_share=1 is not allowed; it must be a number > 0"),
         (
             {"metric_class": "plug_ins.Misses"},
             "metrics=.* is not allowed; it must be with Misses, which metric_class",

@@ -84,6 +84,17 @@ def test_a_key_that_came_since_is_not_held_against_a_run(workspace, in_process):
     assert len(in_process) == 4
 
 
+def test_what_a_preset_has_come_to_set_is_another_run(workspace, in_process):
+    keys = {"preset": "best", "compression_rate": 0.1, "uplink_compressor": "SVD"}
+    Sweep(Path("out"), 1).run([cell(**keys)])
+    (run,) = runs_in("out")
+    assert run["config"].pop("uplink_share") != 0.5
+    with lzma.open("out/runs.jsonl.xz", "wt") as file:
+        file.write(json.dumps(run) + "\n")
+    Sweep(Path("out"), 1).run([cell(**keys)])
+    assert len(in_process) == 2
+
+
 def test_other_data_are_another_run(workspace, in_process):
     Sweep(Path("out"), 1).run([cell()])
     path = workspace / "dataset/tiny/tiny.inter"

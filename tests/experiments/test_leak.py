@@ -44,7 +44,7 @@ COUNT = 10 * (1 + TRAINING.n_negatives) * TRAINING.local_epochs
 
 def known():
     model, table = mf(), torch.zeros(N_ITEMS, DIM)
-    agreement = Agreement.of(federation(), 9, table, 0, {NoCompression()})
+    agreement = Agreement.of(federation(), 9, table, 0, *2 * [NoCompression()])
     return Known(agreement, TRAINING, LocalModel(model.score, model.theta()))
 
 

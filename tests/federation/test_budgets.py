@@ -17,6 +17,7 @@ from population import DIM, N_ITEMS, mf, ncf, note_messages, simulate
 
 from recbole_fedras.compressor.base import Budget, RowUpdate
 from recbole_fedras.compressor.none import NoCompression
+from recbole_fedras.errors import BudgetError
 from recbole_fedras.wire.message import Kind
 from recbole_fedras.wire.payload import Layout, Payload
 
@@ -147,6 +148,39 @@ def test_no_message_exceeds_its_share_of_the_dense_one(
                     sizes[message.header.client] += len(message)
             assert len(sizes) == 3
             assert max(sizes.values()) <= limit
+
+
+@pytest.mark.parametrize("counted", ["nominal", "wire"])
+def test_directions_share_what_the_rate_leaves(counted, data, monkeypatch):
+    sizes = {}
+    for share in (0.5, 0.25, 0.75):
+        keys = {"rates": (0.5,), "uplink_share": share, "budget": counted}
+        simulation = simulate(mf(), data, make("TopK"), **keys)
+        booked = note_messages(simulation, monkeypatch)
+        simulation.run_round()
+        simulation.run_round()
+        sizes[share] = {
+            kind: max(len(one) for one in booked if one.header.kind is kind)
+            for kind in (Kind.UPDATE, Kind.DOWNLINK)
+        }
+        if counted == "wire":
+            half = 0.5 * 4 * N_ITEMS * DIM
+            assert sizes[share][Kind.UPDATE] <= 2 * share * half
+            assert sizes[share][Kind.DOWNLINK] <= 2 * (1 - share) * half
+    for kind, least, most in ((Kind.UPDATE, 0.25, 0.75), (Kind.DOWNLINK, 0.75, 0.25)):
+        assert sizes[least][kind] < 0.75 * sizes[0.5][kind]
+        assert sizes[most][kind] > 1.2 * sizes[0.5][kind]
+
+
+def test_a_share_that_leaves_too_little_is_named(data):
+    with pytest.raises(
+        BudgetError, match=r"^uplinks, by uplink_share=0.01: .*, or another share"
+    ):
+        simulate(mf(), data, make("TopK"), rates=(0.5,), uplink_share=0.01)
+    with pytest.raises(
+        BudgetError, match=r"^downlinks, by uplink_share=0.99: .* another share"
+    ):
+        simulate(mf(), data, make("KLT"), rates=(0.5,), uplink_share=0.99)
 
 
 def test_binary_codes_are_cut_and_need_no_budget(run):

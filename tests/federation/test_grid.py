@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from methods import make
-from population import N_CLIENTS, held_by, mf, note_messages, simulate
+from population import N_CLIENTS, held_by, mf, ncf, note_messages, simulate
 
 from recbole_fedras.errors import PayloadError, VersionError
 from recbole_fedras.federation.grid import (
@@ -125,11 +125,23 @@ def test_what_was_not_spent_is_spent_later():
     assert Rate(credit=-1e9).allowance(100, 2) == 50
 
 
+def test_its_budget_is_of_bytes_whatever_clients_send_by(data):
+    budgets = [
+        simulate(
+            ncf(), data, make(name), rates=(0.3,), replica="grid", budget="wire"
+        ).agreement
+        for name in ("none", "KLT")
+    ]
+    assert budgets[0].budgets.downlink == budgets[1].budgets.downlink
+    assert budgets[0].budgets.uplink[0].n_bytes is None
+    assert budgets[1].budgets.uplink == budgets[1].budgets.downlink
+
+
 @pytest.mark.slow
 def test_participants_take_the_budget_in_the_mean(data, monkeypatch):
     """Everything counted, and each is sent one message, whatever it has missed."""
     simulation = simulate(mf(), data, make("KLT"), replica="grid", budget="wire")
-    n_bytes = simulation.agreement.budgets[0].n_bytes
+    n_bytes = simulation.agreement.budgets.downlink[0].n_bytes
     booked, sizes = note_messages(simulation, monkeypatch), []
     for _ in range(120):
         booked.clear()

@@ -99,7 +99,9 @@ def model_of(name: str, fitted: bool = False):
 
 def agree(model, settings, compressor):
     n_theta = len(flatten(model.theta()))
-    return Agreement.of(settings, N_CLIENTS, model.item_table(), n_theta, {compressor})
+    return Agreement.of(
+        settings, N_CLIENTS, model.item_table(), n_theta, compressor, compressor
+    )
 
 
 def shard_of(model, data, settings, compressor, training, clients=None):

@@ -161,7 +161,7 @@ def test_what_no_client_can_have_is_refused():
 def test_operations_and_memory_by_hand():
     settings = federation(uplink_feedback=True)
     table = torch.zeros(10, 2)
-    agreement = Agreement.of(settings, 2, table, 5, {NoCompression()})
+    agreement = Agreement.of(settings, 2, table, 5, *2 * [NoCompression()])
     training = LocalTraining(0.1, 0.1, 0.1, 2, 4, 3, user_optimizer="adam")
     activity = np.array([1, 2])
     # 4 samples an item and epoch, 2 epochs; 2 values and 5 weights, 6 each.

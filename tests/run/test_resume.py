@@ -14,7 +14,7 @@ from conftest import ROOT, TINY, rounds_of, slow
 
 from recbole_fedras.__main__ import main
 from recbole_fedras.config import Config, compat
-from recbole_fedras.config.checkpoint import read_checkpoint
+from recbole_fedras.config.checkpoint import read_checkpoint, write_checkpoint
 from recbole_fedras.errors import NonFiniteError
 from recbole_fedras.quick_start import run_recbole_fedras
 from recbole_fedras.run.setup import prepare_data
@@ -78,6 +78,17 @@ def test_a_best_checkpoint_survives_resuming_from_it(run):
         held = [state["simulation"]["server"]["policy"] for state in (before, after)]
         assert torch.equal(held[0]["version_of"], held[1]["version_of"])
     assert len(json.loads(after["rows"])) == after["epoch"] + 1
+
+
+def test_what_a_preset_has_come_to_set_does_not_change_a_run(run):
+    keys = {"preset": "best", "compression_rate": 0.1, "uplink_compressor": "SVD"}
+    last = Path(run(**keys)["run_folder"]) / "last.pth"
+    state = read_checkpoint(last)
+    assert state["config"].pop("uplink_share") != 0.5
+    write_checkpoint(state, last)
+    config = Config(config_dict={"resume": str(last)})
+    assert config["uplink_share"] == 0.5
+    assert config["replica"] == "grid"
 
 
 def test_resuming_with_another_compressor_is_refused(run):

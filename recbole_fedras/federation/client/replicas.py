@@ -126,7 +126,7 @@ class SharedReplicas(Replicas):
         self, agreement: Agreement, downlink: Compressor, theta: Tensor, table: Tensor
     ) -> None:
         super().__init__(agreement, downlink, theta)
-        n_tiers = len(agreement.budgets)
+        n_tiers = len(agreement.budgets.downlink)
         self.tables = table.repeat(n_tiers, 1, 1)
         self.versions: list[int] = [agreement.start] * n_tiers
 

@@ -119,7 +119,7 @@ class Sender:
     def _encoded(
         self, updates: CohortUpdate, ctxs: Sequence[RoundContext]
     ) -> list[Payload]:
-        budgets = [self._agreement.budget_of(ctx.sender) for ctx in ctxs]
+        budgets = [self._agreement.uplink_budget_of(ctx.sender) for ctx in ctxs]
         payloads = self._uplink.encode_cohort(updates, budgets, ctxs)
         for payload, budget in zip(payloads, budgets, strict=True):
             hold_to(budget, payload, self._uplink)

@@ -149,7 +149,7 @@ class Shard:
     >>> def score(users, items, theta):
     ...     return (users * items).sum(-1)
     >>> federation, table = Federation(1, 1.0, (0.0,), "fedavg"), torch.ones(4, 2)
-    >>> agreement = Agreement.of(federation, 1, table, 0, [NoCompression()])
+    >>> agreement = Agreement.of(federation, 1, table, 0, *2 * [NoCompression()])
     >>> data = ClientData.from_pairs(np.array([0, 0]), np.array([1, 3]), 1, 4)
     >>> start = Start(np.arange(1), torch.ones(1, 2), table, theta={})
     >>> methods = ClientMethods(NoCompression(), NoCompression())
@@ -356,7 +356,7 @@ class Shard:
                 self._samples(clients, round),
                 self.training,
                 self._uplink.gradient_map(
-                    self._agreement.budgets[0], self._agreement.context(round)
+                    self._agreement.budgets.uplink[0], self._agreement.context(round)
                 ),
                 self._workspace,
             )

@@ -35,7 +35,7 @@ class Broadcast(PublishedDownlinks):
 
     def _set_up(self) -> None:
         table = self._parameters.item_table
-        self.mirrors = table.repeat(len(self._agreement.budgets), 1, 1)
+        self.mirrors = table.repeat(len(self._agreement.budgets.downlink), 1, 1)
         # Views: a tensor takes longer to be indexed than all else of a delivery.
         self._mirror_of_tier: Sequence[Tensor] = tuple(self.mirrors)
         self._before = self.mirrors.clone()
@@ -69,7 +69,10 @@ class Broadcast(PublishedDownlinks):
                 self._agreement.context(round, base=table),
             )[0]
             for compressor, table, budget in zip(
-                self._compressors, self.mirrors, self._agreement.budgets, strict=True
+                self._compressors,
+                self.mirrors,
+                self._agreement.budgets.downlink,
+                strict=True,
             )
         ]
 

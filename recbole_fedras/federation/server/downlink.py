@@ -158,7 +158,8 @@ class PublishedDownlinks(DownlinkPolicy):
         start = agreement.context(agreement.start, base=self._base_of_all())
         nothing = empty_update(agreement.dim)
         payloads = [
-            compressor.encode(nothing, budget, start) for budget in agreement.budgets
+            compressor.encode(nothing, budget, start)
+            for budget in agreement.budgets.downlink
         ]
         self.messages = self._sealed(payloads, agreement.start)
         self._next: list[Message] = []
@@ -177,7 +178,9 @@ class PublishedDownlinks(DownlinkPolicy):
         header = Header(
             Kind.DOWNLINK, version, 0, version, base if self.cumulative else None
         )
-        for payload, budget in zip(payloads, self._agreement.budgets, strict=True):
+        for payload, budget in zip(
+            payloads, self._agreement.budgets.downlink, strict=True
+        ):
             hold_to(budget, payload, self._compressor)
         return [self._with_theta(payload, header) for payload in payloads]
 
@@ -198,7 +201,9 @@ class PublishedDownlinks(DownlinkPolicy):
     def _encode(self, update: RowUpdate) -> list[Payload]:
         round = self._parameters.round - 1
         ctx = self._agreement.context(round, base=self._base_of_all())
-        return self._compressor.encode_broadcast(update, self._agreement.budgets, ctx)
+        return self._compressor.encode_broadcast(
+            update, self._agreement.budgets.downlink, ctx
+        )
 
     def _decode(self, message: Message, base: Tensor | None) -> RowUpdate:
         ctx = self._agreement.context_of_downlink(message.header, base)

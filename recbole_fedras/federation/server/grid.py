@@ -62,7 +62,7 @@ class Grid(DownlinkPolicy):
         self, agreement: Agreement, compressor: Compressor, parameters: SharedParameters
     ) -> None:
         super().__init__(agreement, compressor, parameters)
-        table, tiers = parameters.item_table, agreement.budgets
+        table, tiers = parameters.item_table, agreement.budgets.downlink
         self.mirrors = table.repeat(len(tiers), 1, 1)
         self._grids = [GridTable(table, agreement.start) for _ in tiers]
         self._rates = [Rate() for _ in tiers]
@@ -138,7 +138,7 @@ class Grid(DownlinkPolicy):
     def _moved(self, tier: int) -> tuple[Change, Rate]:
         grid, rate = self._grids[tier], self._rates[tier]
         sent = [self._made_for(client).size for client in self._invited_of(tier)]
-        n_bytes = _bytes_of(self._agreement.budgets[tier])
+        n_bytes = _bytes_of(self._agreement.budgets.downlink[tier])
         rate = rate._replace(credit=rate.credit + n_bytes * len(sent) - sum(sent))
         if not (self._agreement.tier_of_client == tier).any():
             return Change(np.zeros_like(grid.units), 0.0), rate

@@ -181,7 +181,7 @@ class Personal(_OwnMirrors):
     def _encode(
         self, clients: list[int], ctxs: Sequence[RoundContext]
     ) -> Iterator[Message]:
-        budgets = [self._agreement.budget_of(client) for client in clients]
+        budgets = [self._agreement.downlink_budget_of(client) for client in clients]
         payloads = self._compressor.encode_cohort(self._lacked(clients), budgets, ctxs)
         round = self._parameters.round
         for client, budget, payload in zip(clients, budgets, payloads, strict=True):

@@ -109,7 +109,7 @@ class Server:
     >>> from recbole_fedras.federation.server.broadcast import Broadcast
     >>> from recbole_fedras.federation.settings import Federation
     >>> federation, table = Federation(1, 1.0, (0.0,), "fedavg"), torch.zeros(3, 1)
-    >>> agreement = Agreement.of(federation, 2, table, 0, [NoCompression()])
+    >>> agreement = Agreement.of(federation, 2, table, 0, *2 * [NoCompression()])
     >>> parameters = SharedParameters(table, torch.zeros(0), federation.optimization)
     >>> policy = Broadcast(agreement, NoCompression(), parameters)
     >>> eligible, mean = np.arange(2), FedAvg()
