@@ -9,7 +9,8 @@ method has a process and one thread to itself. Seconds are of the clustering, th
 the processor do not count other work on the machine; peaks are of the whole process,
 with the rows. What would take more than ``--seconds`` by its seconds at the size before
 (they grow with rows times groups) is not run. faiss is no dependency: pip install
-faiss-cpu.
+faiss-cpu. *bits an index* is the entropy of the groups that rows are in, of the bits
+that an index of as many groups is sent with.
 """
 
 from __future__ import annotations
@@ -91,19 +92,21 @@ def main() -> None:
             cells = [f"{n:,} into {n // ROWS_OF_GROUP:,}", method]
             expected = rates.get(method, 0.0) * n**2
             if method != "ours" and expected > arguments.seconds:
-                table.append([*cells, f"not run: about {expected:,.0f}", "", "", ""])
+                table.append([*cells, f"not run: about {expected:,.0f}"])
                 continue
-            cpu, wall, errors[method], gigabytes = in_process(method, n)
+            cpu, wall, errors[method], gigabytes, bits = in_process(method, n)
             rates[method] = cpu / n**2
             share = errors[method] / errors.get("ours", np.nan)
             measured = [f"{cpu:.1f}", f"{wall:.1f}", f"{share:.3f}", f"{gigabytes:.2f}"]
-            table.append([*cells, *measured])
+            sent = (n // ROWS_OF_GROUP - 1).bit_length()
+            table.append([*cells, *measured, f"{bits:.2f} of {sent}"])
             print(*table[-1], file=sys.stderr, flush=True)
     headers = ["rows of 64", "method", "CPU s", "s", "error / ours", "peak GB"]
+    headers.append("bits an index")
     print(tabulate(table, headers, tablefmt="github", disable_numparse=True))
 
 
-def in_process(method: str, n: int) -> tuple[float, float, float, float]:
+def in_process(method: str, n: int) -> tuple[float, float, float, float, float]:
     """Return what a process of its own measures."""
     command = [sys.executable, __file__, "--one", "--methods", method]
     output = subprocess.run(
@@ -113,12 +116,12 @@ def in_process(method: str, n: int) -> tuple[float, float, float, float]:
         text=True,
         check=True,
     )
-    cpu, wall, error, gigabytes = map(float, output.stdout.split()[-4:])
-    return cpu, wall, error, gigabytes
+    cpu, wall, error, gigabytes, bits = map(float, output.stdout.split()[-5:])
+    return cpu, wall, error, gigabytes, bits
 
 
-def measure(method: str, n: int) -> tuple[float, float, float, float]:
-    """Return seconds of CPU and of the clock, the squared error and the peak in GB."""
+def measure(method: str, n: int) -> tuple[float, float, float, float, float]:
+    """Return seconds of CPU and of the clock, squared error, peak in GB, entropy."""
     rows = make_rows(n)
     (cpu, wall), (centroids, groups) = METHODS[method](rows, n // ROWS_OF_GROUP)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
@@ -128,7 +131,8 @@ def measure(method: str, n: int) -> tuple[float, float, float, float]:
     for block in blocks(n):
         away = rows[block] - centroids[groups[block]]
         error += float(np.einsum("ij,ij->", away, away, dtype=np.float64))
-    return cpu, wall, error, gigabytes
+    shares = np.unique(groups, return_counts=True)[1] / n
+    return cpu, wall, error, gigabytes, float(-np.sum(shares * np.log2(shares)))
 
 
 def make_rows(n: int) -> Any:

@@ -14,8 +14,9 @@ from recbole_fedras.numeric.parallel import thread_map
 from recbole_fedras.numeric.rng import Stream, counter_key
 from recbole_fedras.wire.message import Message
 
-#: Updates of a cohort that a shard holds at a time, about; the rest waits its turn.
-PART_BYTES = 2**23
+#: Updates of a cohort that a shard holds at a time, about; the rest waits its turn. Of
+#: less there would be too few groups to be shared out evenly among threads.
+PART_BYTES = 2**26
 
 #: Messages to one client, in their order.
 Invitation = list[Message]
