@@ -36,7 +36,12 @@ RESUMED = [
     {"replica": "stale", "uplink_feedback": True},
     {"replica": "personal", "compressor": "EDEN"},
     {"downlink_feedback": True, "bandwidth": [0.5, 0.75]},
-    {"preset": "best", "compression_rate": 0.1, "uplink_compressor": "SVD"},
+    {
+        "preset": "best",
+        "compression_rate": 0.1,
+        "uplink_compressor": "SVD",
+        "uplink_share": 0.45,
+    },
 ]
 
 
