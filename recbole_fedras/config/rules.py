@@ -206,8 +206,11 @@ def _check_effect(config: Config) -> None:
     """Refuse keys that say more of what there is not."""
     defaults = registry.read_properties(".", "overall")
     name, uplink = config.compressors["uplink"]
-    if uplink.follows_downlink and config["uplink_share"] != 0.5:
-        allowed = f"0.5 with {name}, whose uplinks are of the rows that downlinks name"
+    even = defaults["uplink_share"]
+    if uplink.follows_downlink and config["uplink_share"] != even:
+        allowed = (
+            f"{even} with {name}, whose uplinks are of the rows that downlinks name"
+        )
         refuse(config, "uplink_share", allowed)
     for keys, needed, named in _ONLY_WITH:
         for key in keys if not config[needed] else ():
