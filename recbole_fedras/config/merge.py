@@ -186,7 +186,7 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
         recbole = self.internal_config_dict
         overall = registry.read_properties(".", "overall")
         given = self.external_config_dict
-        preset = registry.read_preset(given.get("preset"))
+        preset = registry.read_preset(given.get("preset"), model)
         for kind in build.NAMED_KINDS:
             if f"{kind}_class" in given and kind not in given:
                 given[kind] = str(given[f"{kind}_class"]).rpartition(".")[2]
@@ -287,5 +287,5 @@ class MergedConfig(RecBoleConfig):  # type: ignore[misc]
 def _before_presets(saved: dict[str, Any]) -> dict[str, Any]:
     """Return defaults of what a saved run's preset has come to set since."""
     overall = registry.read_properties(".", "overall")
-    preset = registry.read_preset(saved.get("preset"))
+    preset = registry.read_preset(saved.get("preset"), saved.get("model"))
     return {key: overall[key] for key in preset if key in overall}

@@ -99,8 +99,10 @@ def keys_by_name() -> dict[str, dict[str, Any]]:
     return found
 
 
-def read_preset(name: Any) -> dict[str, Any]:
+def read_preset(name: Any, model: Any = None) -> dict[str, Any]:
     """Return the keys of a preset, if one is named.
+
+    Under ``models`` its file may have keys that are a model's alone, by its name.
 
     Raises
     ------
@@ -113,7 +115,9 @@ def read_preset(name: Any) -> dict[str, Any]:
             f"preset={name!r} is unknown; {nearest(str(name), valid)}"
             f"known: {', '.join(valid)}"
         )
-    return read_properties("preset", name) if name else {}
+    keys = read_properties("preset", name) if name else {}
+    of_models: dict[str, dict[str, Any]] = keys.pop("models", {})
+    return keys | of_models.get(model, {})
 
 
 def require_free(kind: str, key: str, name: str, path: str) -> None:

@@ -65,6 +65,7 @@ def federation(config: Keys) -> Federation:
         client_fraction=read(config, "client_fraction", number(above=0, at_most=1)),
         compression_rates=_compression_rates(config),
         uplink_share=read(config, "uplink_share", number(above=0, below=1)),
+        compress_network=read(config, "compress_network", BOOLEAN),
         aggregation=str(config["aggregation"]),
         replica=str(config["replica"]),
         budget=read(config, "budget", one_of(*BUDGETS)),

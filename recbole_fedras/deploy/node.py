@@ -25,7 +25,7 @@ from recbole_fedras.embedding.base import take_introduction
 from recbole_fedras.errors import ConfigError, DataError, PayloadError
 from recbole_fedras.federation.client.node import Node
 from recbole_fedras.federation.client.shard import Shard
-from recbole_fedras.federation.protocol import get_theta
+from recbole_fedras.federation.network import get_theta
 from recbole_fedras.numeric.parallel import threads
 from recbole_fedras.numeric.theta import flatten, unflatten
 from recbole_fedras.run.deployed import MOST_CLIENTS, OF_EACH_MACHINE, PROTOCOL

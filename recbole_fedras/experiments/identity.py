@@ -64,6 +64,9 @@ class Identity(NamedTuple):
         """Digest of some of it: what does not share this cannot be the same."""
         return _digest_of([self.measure, *(self.config.get(key) for key in _OLDEST)])
 
+    def _preset(self) -> Keys:
+        return registry.read_preset(self.config.get("preset"), self.config.get("model"))
+
     def agrees(self, other: Identity) -> bool:
         """Whether nothing that both know differs, and nothing gave what one knows.
 
@@ -76,7 +79,7 @@ class Identity(NamedTuple):
             and (None in (self.data, other.data) or self.data == other.data)
             and all(self.config[key] == other.config[key] for key in both)
             and (self.keys | other.keys).keys() <= both
-            and registry.read_preset(self.config.get("preset")).keys() <= both
+            and self._preset().keys() <= both
         )
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from recbole_fedras.compressor.none import NoCompression
-from recbole_fedras.federation.protocol import get_theta
 from recbole_fedras.federation.round import RoundReport
 from recbole_fedras.federation.simulation import Simulation
 from recbole_fedras.numeric.parallel import threads
@@ -64,7 +63,7 @@ class LossMeter(Simulation):
             for message in shard.participate(self.server.invite()):
                 client = message.header.client
                 ctx = self.agreement.context(message.header.round, client)
-                theta = get_theta(message.payload, self.agreement.n_theta)
+                theta = self.agreement.network_change(message.payload)
                 aggregator.add(client, lossless.decode(message.payload, ctx), theta)
         self.server.rollback()
         update, _ = aggregator.result()

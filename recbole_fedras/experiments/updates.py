@@ -81,6 +81,7 @@ def _without_compression(config: Config, recorder: Recorder) -> Simulation:
         replica="broadcast",
         budget="nominal",
         uplink_share=0.5,
+        compress_network=False,
         downlink_feedback=False,
         uplink_feedback=False,
     )

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 
 from recbole_fedras.errors import AbsentError, ConfigError, FederationError
-from recbole_fedras.federation.protocol import Ints, put_theta
+from recbole_fedras.federation.network import put_theta
+from recbole_fedras.federation.protocol import Ints
 from recbole_fedras.federation.round import RoundReport, run_round
 from recbole_fedras.federation.rounds import Rounds
 from recbole_fedras.federation.server.server import Server

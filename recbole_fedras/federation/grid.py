@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedras.errors import PayloadError
-from recbole_fedras.wire.columns import Table, common_shift, pack_table, unpack_table
+from recbole_fedras.wire.columns import (
+    NOTHING,
+    Table,
+    common_shift,
+    get_table,
+    pack_table,
+    put_table,
+)
 from recbole_fedras.wire.payload import Payload
 
 Floats = NDArray[np.float64]
@@ -23,7 +30,6 @@ UNIT = 2.0**-20
 #: Units that an entry may be from its start, about: differences then have 30 bits.
 MOST = 2**28
 
-_BYTE = 256  # bound of an integer that is a byte
 _ENTRY = 8  # bytes of an entry that changed, its place and by how much
 
 
@@ -186,40 +192,35 @@ def _steps(since: Mapping[int, Table]) -> dict[int, Tensor]:
     return steps
 
 
-def change_payload(change: Change) -> Payload:
-    """Make the payload of a change.
+def put_change(payload: Payload, change: Change, part: str = "items") -> int:
+    """Add a change, of items or of the network (``theta``); return its bytes.
 
-    **Wire**: ``scale`` two float32, the power of two that all moves are multiples of,
-    times :data:`UNIT`, and the offset; ``code`` the moves, divided by that power, as
-    :func:`~recbole_fedras.wire.columns.pack_table` writes them. Both count as items.
+    **Wire**: a field of that name, see :func:`~recbole_fedras.wire.columns.put_table`:
+    two float32, the power of two that all moves are multiples of, times :data:`UNIT`,
+    and the offset; and the moves, divided by that power.
     """
-    shift = common_shift(change.moves, _NO_MOVES)
+    shift = common_shift(change.moves, NOTHING)
     scale = np.array([UNIT * 2.0**shift, UNIT * change.offset], np.float32)
-    code = pack_table(change.moves >> shift)
-    payload = Payload().put_floats("scale", scale)
-    return payload.put_ints("code", code.astype(np.int64), _BYTE, "items")
+    return put_table(payload, part, scale, pack_table(change.moves >> shift))
 
 
-def read_change(payload: Payload, n: int, dim: int) -> Change:
-    """Invert :func:`change_payload`.
+def read_change(
+    payload: Payload, shape: tuple[int, ...], part: str = "items"
+) -> Change:
+    """Invert :func:`put_change`.
 
     Raises
     ------
     PayloadError
         If the payload does not have that form.
     """
-    step, offset = payload.floats("scale", 2).astype(np.float64) / UNIT
+    scale, moves = get_table(payload, part, 2, shape)
+    step, offset = scale.astype(np.float64) / UNIT
     if not (np.isfinite([step, offset]).all() and step in _POWERS):
-        raise PayloadError(f"field 'scale': {step} units, with an offset of {offset}")
-    code = payload.ints("code", _BYTE, None).astype(np.uint8)
-    try:
-        moves = unpack_table(code, n, dim)
-    except ValueError as error:
-        raise PayloadError(f"field 'code': {error}") from error
-    if len(code) and int(np.abs(moves).max()) * step > 4 * MOST:
-        raise PayloadError("field 'code': a move beyond the grid")
+        raise PayloadError(f"field {part!r}: {step} units, with an offset of {offset}")
+    if moves.any() and int(np.abs(moves).max()) * step > 4 * MOST:
+        raise PayloadError(f"field {part!r}: a move beyond the grid")
     return Change(moves * np.int32(step), float(offset))
 
 
 _POWERS = {2.0**shift for shift in range(31)}
-_NO_MOVES: Table = np.zeros((1, 1), np.int32)

@@ -18,14 +18,18 @@ from recbole_fedras.compressor.base import (
     raw_payload,
 )
 from recbole_fedras.federation.budgets import Budgets, make_budgets
+from recbole_fedras.federation.network import (
+    get_coded,
+    get_theta,
+    put_coded,
+    put_theta,
+)
 from recbole_fedras.federation.settings import Federation
 from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.wire.message import Header, Kind, Message
 from recbole_fedras.wire.payload import Payload
 
 Ints = NDArray[np.int64]
-
-_NO_THETA = torch.zeros(0)
 
 #: Clients that train side by side, about.
 GROUP = 16
@@ -130,6 +134,27 @@ class Agreement:
         """Return what a client may be sent."""
         return self.budgets.downlink[int(self.tier_of_client[client])]
 
+    def put_network_change(
+        self, payload: Payload, change: Tensor, ctx: RoundContext
+    ) -> Payload:
+        """Add what ``ctx.sender`` has changed of the network, shape (n_theta,)."""
+        if self.budgets.network is None:
+            return put_theta(payload, change)
+        n_bytes = self.budgets.network.uplink[int(self.tier_of_client[ctx.sender])]
+        return put_coded(payload, change, n_bytes, ctx)
+
+    def network_change(self, payload: Payload) -> Tensor:
+        """Invert :meth:`put_network_change`.
+
+        Raises
+        ------
+        PayloadError
+            If the payload does not have that form.
+        """
+        if self.budgets.network is None:
+            return get_theta(payload, self.n_theta)
+        return get_coded(payload, self.n_theta, self.dim)
+
     def context(
         self,
         round: int,
@@ -154,23 +179,6 @@ class Agreement:
         if header.kind is Kind.PERSONAL:
             return self.context(header.round, receiver=header.client, base=base)
         return self.context(max(header.version - 1, 0), base=base)
-
-
-def put_theta(payload: Payload, theta: Tensor) -> Payload:
-    """Add the network, shape (n_theta,), as field ``theta``; nothing if there is none.
-
-    It is not compressed: float32, ``4 n_theta`` bytes.
-    """
-    if len(theta):
-        payload.put_floats("theta", theta.numpy(), part="theta")
-    return payload
-
-
-def get_theta(payload: Payload, n_theta: int) -> Tensor:
-    """Invert :func:`put_theta`."""
-    if not n_theta:
-        return _NO_THETA
-    return torch.from_numpy(payload.floats("theta", n_theta).copy())
 
 
 def whole_table(table: Tensor) -> Payload:

@@ -127,6 +127,8 @@ class Federation:
         Of each bandwidth tier; one entry where all clients are alike.
     uplink_share : float
         Of what a rate leaves of both directions together, what clients may send.
+    compress_network : bool
+        Whether the rate is the network's too, either way.
     aggregation, replica : str
         Names of the aggregator and of the replica policy.
     budget : {'nominal', 'wire'}
@@ -176,6 +178,7 @@ class Federation:
     staleness_window: int = 0
     staleness_exponent: float = 0.5
     uplink_share: float = 0.5
+    compress_network: bool = False
 
     def most_participants(self, n_clients: int) -> int:
         """Return how many clients a cohort has at most."""

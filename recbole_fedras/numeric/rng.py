@@ -25,6 +25,7 @@ class Stream(IntEnum):
     PRIVACY = 12
     PSEUDO_ITEMS = 13
     WORLD = 14
+    NETWORK = 15
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:

@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from recbole_fedras.errors import PayloadError
 from recbole_fedras.wire.arithmetic import (
     Bytes,
     finish,
@@ -14,10 +15,16 @@ from recbole_fedras.wire.arithmetic import (
     start_coder,
     start_decoder,
 )
+from recbole_fedras.wire.payload import FLOAT32, Layout, Payload
 
 Table = NDArray[np.int32]
+Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
+#: Of moves, none; see :func:`expected_size`.
+NOTHING: Table = np.zeros((1, 1), np.int32)
+
+_BYTE = 256  # bound of an integer that is a byte
 _N_FLAGS = 12  # an integer's "larger than 1, 2, ...", before its rest is spelt out
 _MOST_BITS = 30  # of that rest
 _EVEN = 32768  # half, in 65536ths
@@ -51,7 +58,7 @@ def pack_table(table: Table) -> Bytes:
     """
     if not table.any():
         return np.zeros(0, np.uint8)
-    size = int(expected_size(table, np.zeros((1, 1), np.int32))) + 64
+    size = int(expected_size(table, NOTHING)) + 64
     code = np.zeros(size, np.uint8)
     size = _write(table, code)
     if size > len(code):  # what there was no room for was only counted
@@ -60,7 +67,7 @@ def pack_table(table: Table) -> Bytes:
     return code[:size]
 
 
-def unpack_table(code: Bytes, n: int, dim: int) -> Table:
+def unpack_table(code: Bytes, *shape: int) -> Table:
     """Invert :func:`pack_table`.
 
     Raises
@@ -68,10 +75,47 @@ def unpack_table(code: Bytes, n: int, dim: int) -> Table:
     ValueError
         If an integer has more bits than any has.
     """
-    table = np.zeros((n, dim), np.int32)
+    table = np.zeros(shape, np.int32)
     if len(code) and not _read(code, table):
         raise ValueError("an integer of more bits than any has")
     return table
+
+
+def put_table(payload: Payload, part: str, scale: Floats, code: Bytes) -> int:
+    """Add what integers are multiples of, and their code; return the bytes of both.
+
+    **Wire**: a field called like the part that it is booked under, bytes: the scale's
+    float32 values, then what :func:`pack_table` has written.
+    """
+    data = np.concatenate([scale.astype(FLOAT32).view(np.uint8), code])
+    payload.put_ints(part, data, _BYTE, part)
+    return table_size(part, len(scale), len(code))
+
+
+def get_table(
+    payload: Payload, part: str, n_scale: int, shape: tuple[int, ...]
+) -> tuple[Floats, Table]:
+    """Invert :func:`put_table`.
+
+    Raises
+    ------
+    PayloadError
+        If the payload does not have that form.
+    """
+    data = np.frombuffer(payload.raw(part), np.uint8)
+    scale, code = np.split(data, [FLOAT32.itemsize * n_scale])
+    if len(scale) < FLOAT32.itemsize * n_scale:
+        raise PayloadError(f"field {part!r}: {len(data)} bytes hold no scale")
+    try:
+        return scale.view(FLOAT32), unpack_table(code, *shape)
+    except ValueError as error:
+        raise PayloadError(f"field {part!r}: {error}") from error
+
+
+def table_size(part: str, n_scale: int, n_code: int = 0) -> int:
+    """Return the bytes that :func:`put_table` adds to a payload, framing included."""
+    n_bytes = FLOAT32.itemsize * n_scale + n_code
+    return Layout().ints(part, _BYTE, n_bytes).size - Layout().size
 
 
 @njit(nogil=True, cache=True)

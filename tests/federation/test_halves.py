@@ -152,7 +152,7 @@ CASES = [
     ("FedRAS", "NCF", {"replica": "personal", "uplink_feedback": True}, TRAINING),
     ("KLT", "MF", {"replica": "personal"}, TRAINING),
     ("KLT", "MF", {"downlink_feedback": True, "rates": (0.5, 0.75)}, TRAINING),
-    ("KLT", "NCF", {"replica": "grid"}, TRAINING),
+    ("KLT", "NCF", {"replica": "grid", "compress_network": True}, TRAINING),
     slow("TopK", "MF", {"replica": "grid", "rates": (0.5, 0.75)}, TRAINING),
     slow("FedRAS", "MF", {"rates": (0.5, 0.75)}, TRAINING),
     slow("SCoLR", "MF", {"rates": (0.5, 0.75)}, TRAINING),

@@ -396,7 +396,7 @@ def fail(*_, **__):
         {},
         slow({"replica": "stale"}),
         {"replica": "personal"},
-        slow({"replica": "grid", "rates": (0.5, 0.75)}),
+        slow({"replica": "grid", "rates": (0.5, 0.75), "compress_network": True}),
         slow({"downlink_feedback": True, "rates": (0.5, 0.75)}),
     ],
 )
@@ -448,7 +448,7 @@ def test_a_round_that_fails_leaves_nothing(keys, where, data, monkeypatch):
         {},
         {"replica": "stale"},
         {"replica": "personal"},
-        {"replica": "grid"},
+        {"replica": "grid", "compress_network": True},
         {"downlink_feedback": True, "rates": (0.5, 0.75)},
         {"uplink_feedback": True},
         {"budget": "wire", "rates": (0.5,), "downlink_feedback": True},

@@ -46,6 +46,7 @@ CASES = [
     slow("MF", {}),
     slow("MF", {"replica": "stale", "compressor": "TopK"}),
     slow("MF", {"preset": "best", "compression_rate": 0.1}),
+    slow("NCF", {"preset": "best", "compression_rate": 0.1}),
     slow("GMF", {"item_embedding": "hash", "hash_rows": 20, "eval_args": FULL}),
     slow("FedNeuMF", {"mf_embedding_size": 3, "mlp_embedding_size": 5}),
     slow("MF", {"upload": "gradient", "local_epochs": 1, "server_optimizer": "adam"}),

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from recbole_fedras.compressor.base import Compressor, RowUpdate, raw_update
 from recbole_fedras.federation.grid import GridTable, read_change
-from recbole_fedras.federation.protocol import Agreement, Ints, get_theta
+from recbole_fedras.federation.network import as_rows, get_theta
+from recbole_fedras.federation.protocol import Agreement, Ints
 from recbole_fedras.federation.store import ClientTables
 from recbole_fedras.numeric.parallel import thread_map
 from recbole_fedras.wire.columns import Table
@@ -184,16 +185,32 @@ class GridReplicas(SharedReplicas):
     ) -> None:
         super().__init__(agreement, downlink, theta, table)
         self._grids = [GridTable(table, agreement.start) for _ in self.tables]
+        if agreement.budgets.network is not None:  # the last one, for all tiers
+            rows = as_rows(theta, agreement.dim)
+            self._grids.append(GridTable(rows, agreement.start))
+
+    def _take_theta(self, message: Message) -> None:
+        if self._agreement.budgets.network is None:
+            super()._take_theta(message)
+        elif message.header.version > self._theta_version:
+            network, n_theta = self._grids[-1], self._agreement.n_theta
+            self._move(network, message, "theta")
+            self.theta = network.values().flatten()[:n_theta]
+            self._theta_version = message.header.version
 
     def _apply(self, messages: Sequence[Message]) -> None:
         for message in messages:
             tier = int(self._agreement.tier_of_client[message.header.client])
             if message.header.version > self.versions[tier]:
-                self._move(tier, message)
+                self._move(self._grids[tier], message, "items")
+                self.tables[tier].copy_(self._grids[tier].values())
+                self.versions[tier] = message.header.version
 
-    def _move(self, tier: int, message: Message) -> None:
-        grid, header = self._grids[tier], message.header
-        change = read_change(message.payload, *grid.units.shape)
+    @staticmethod
+    def _move(grid: GridTable, message: Message, part: str) -> None:
+        """Go to a message's version; refuse one that leads from an unknown one."""
+        header = message.header
+        change = read_change(message.payload, grid.units.shape, part)
         known: Table | None = grid.units
         if header.base is not None:
             ((_, known),) = grid.since([header.base])
@@ -201,8 +218,6 @@ class GridReplicas(SharedReplicas):
             message.require_base(grid.version)
             return
         grid.move(header.version, change._replace(moves=change.moves - known))
-        self.tables[tier].copy_(grid.values())
-        self.versions[tier] = header.version
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is held."""

@@ -15,7 +15,7 @@ from recbole_fedras.compressor.base import CohortUpdate, Compressor, RoundContex
 from recbole_fedras.federation.budgets import hold_to
 from recbole_fedras.federation.client.feedback import UplinkFeedback
 from recbole_fedras.federation.client.training import Trained
-from recbole_fedras.federation.protocol import Agreement, put_theta
+from recbole_fedras.federation.protocol import Agreement
 from recbole_fedras.federation.transforms import SharedUpdate, Transform
 from recbole_fedras.numeric.stopwatch import Stopwatch
 from recbole_fedras.wire.message import Header, Kind, Message
@@ -93,7 +93,7 @@ class Sender:
                 self._feedback.add_to(updates)
             payloads = self._encoded(updates, ctxs)
         with self._seconds("serialisation"):
-            messages = self._sealed(payloads, updates.theta, trained, round)
+            messages = self._sealed(payloads, trained, round)
         if self._feedback is not None:
             with self._seconds("compression"):
                 self._keep_lost(self._feedback, updates, messages, ctxs)
@@ -123,10 +123,12 @@ class Sender:
         payloads = self._uplink.encode_cohort(updates, budgets, ctxs)
         for payload, budget in zip(payloads, budgets, strict=True):
             hold_to(budget, payload, self._uplink)
+        for payload, theta, ctx in zip(payloads, updates.theta, ctxs, strict=True):
+            self._agreement.put_network_change(payload, theta, ctx)
         return payloads
 
     def _sealed(
-        self, payloads: Sequence[Payload], thetas: Tensor, trained: Trained, round: int
+        self, payloads: Sequence[Payload], trained: Trained, round: int
     ) -> list[Message]:
         losses: list[float | None] = trained.losses.tolist()
         if not self._agreement.federation.report_loss:
@@ -137,11 +139,11 @@ class Sender:
             counts = [1] * len(counts)
         return [
             Message.of(
-                put_theta(payload, theta),
+                payload,
                 Header(Kind.UPDATE, round, client, round + 1, round, count, loss),
             )
-            for payload, theta, client, count, loss in zip(
-                payloads, thetas, clients, counts, losses, strict=True
+            for payload, client, count, loss in zip(
+                payloads, clients, counts, losses, strict=True
             )
         ]
 

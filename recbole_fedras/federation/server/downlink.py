@@ -19,7 +19,8 @@ from recbole_fedras.compressor.base import (
     row_update,
 )
 from recbole_fedras.federation.budgets import hold_to
-from recbole_fedras.federation.protocol import Agreement, Ints, put_theta
+from recbole_fedras.federation.network import put_theta
+from recbole_fedras.federation.protocol import Agreement, Ints
 from recbole_fedras.federation.server.state import SharedParameters
 from recbole_fedras.wire.message import Header, Kind, Message
 from recbole_fedras.wire.payload import Payload

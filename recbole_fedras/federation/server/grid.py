@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedras.compressor.base import Budget, Compressor, RowUpdate
-from recbole_fedras.federation.grid import UNIT, Change, GridTable, change_payload
+from recbole_fedras.federation.grid import UNIT, Change, GridTable, put_change
+from recbole_fedras.federation.network import as_rows
 from recbole_fedras.federation.protocol import Agreement, Ints
 from recbole_fedras.federation.server.downlink import DownlinkPolicy
 from recbole_fedras.federation.server.rate import Held, Rate, choose_moves
 from recbole_fedras.federation.server.state import SharedParameters
-from recbole_fedras.wire.columns import Table
+from recbole_fedras.wire.columns import Table, table_size
 from recbole_fedras.wire.message import Header, Kind, Message
-
-#: Bytes of a payload beside its code.
-_FRAMING = len(change_payload(Change(np.zeros((1, 1), np.int32), 0.0)).to_bytes())
+from recbole_fedras.wire.payload import Payload
 
 #: Versions that stand for all that clients hold, in proportion.
 _SAMPLES = 12
@@ -48,7 +47,7 @@ class Grid(DownlinkPolicy):
 
     The downlink's compressor is not used. With ``budget: wire`` the budget is all bytes
     of a participation, receipt and network included; else the float32 values that the
-    rate leaves.
+    rate leaves. With ``compress_network`` the network is a further table on a grid.
 
     Source: none; that differences of a quantised signal are coded without loss, and
     that a dead zone decides what moves, is how video is sent. Rate control by a bucket
@@ -62,11 +61,18 @@ class Grid(DownlinkPolicy):
         self, agreement: Agreement, compressor: Compressor, parameters: SharedParameters
     ) -> None:
         super().__init__(agreement, compressor, parameters)
-        table, tiers = parameters.item_table, agreement.budgets.downlink
-        self.mirrors = table.repeat(len(tiers), 1, 1)
-        self._grids = [GridTable(table, agreement.start) for _ in tiers]
-        self._rates = [Rate() for _ in tiers]
-        self._next: list[tuple[Change, Rate]] = []
+        table, budgets = parameters.item_table, agreement.budgets
+        self.mirrors = table.repeat(len(budgets.downlink), 1, 1)
+        self._items = [
+            _Follower(table, agreement.start, "items", _bytes_of(budget))
+            for budget in budgets.downlink
+        ]
+        self._network: _Follower | None = None
+        if budgets.network is not None:
+            rows = as_rows(parameters.theta, agreement.dim)
+            self._network = _Follower(
+                rows, agreement.start, "theta", budgets.network.downlink
+            )
         # Of this round, by tier and the version that they lead from.
         self._made: dict[tuple[int, int], _Made] = {}
         self._invited: list[int] = []
@@ -81,7 +87,7 @@ class Grid(DownlinkPolicy):
     def deliver(self, clients: Iterable[int]) -> Iterator[Message]:
         """Send each client what leads from the version that it holds."""
         self._invited = list(clients)
-        for tier in range(len(self._grids)):
+        for tier in range(len(self._items)):
             self._make(tier, self.version_of[self._invited_of(tier)])
         for client in self._invited:
             yield self._made_for(client).message.to(client)
@@ -104,67 +110,67 @@ class Grid(DownlinkPolicy):
         messages = []
         for tier, client in zip(tiers.tolist(), clients.tolist(), strict=True):
             version = held.get(tier, self._agreement.start)
-            if version < self._grids[tier].version:
+            if version < self._items[tier].version:
                 self._make(tier, np.array([version]))
                 messages.append(self._made[tier, version].message.to(client))
         return messages
 
     def _make(self, tier: int, versions: Ints) -> None:
         """Make messages from these versions, each once in a round."""
-        grid = self._grids[tier]
-        missing = [
-            one for one in set(versions.tolist()) if (tier, one) not in self._made
-        ]
+        missing = sorted(
+            (one for one in set(versions.tolist()) if (tier, one) not in self._made),
+            reverse=True,
+        )
         if not missing:
             return
-        whole = self._sealed(Change(grid.units, grid.offset), None)
-        for version, missed in grid.since(sorted(missing, reverse=True)):
+        followers = [self._items[tier], *([self._network] if self._network else [])]
+        whole = self._sealed(followers, [one.whole for one in followers], None)
+        for version, *missed in zip(
+            missing, *(one.changes_since(missing) for one in followers), strict=True
+        ):
+            changes = [change for change in missed if change is not None]
             made = whole
-            if version != self._agreement.start and missed is not None:
-                made = self._sealed(Change(missed, grid.offset), version)
-            self._made[tier, version] = min(made, whole, key=lambda one: one.size)
+            if version != self._agreement.start and len(changes) == len(followers):
+                made = self._sealed(followers, changes, version)
+            self._made[tier, version] = min(made, whole, key=lambda one: sum(one.sizes))
 
-    def _sealed(self, change: Change, base: int | None) -> _Made:
-        version = self._parameters.round
-        payload = change_payload(change)
-        size = len(payload.to_bytes())
+    def _sealed(
+        self,
+        followers: Sequence[_Follower],
+        changes: Sequence[Change],
+        base: int | None,
+    ) -> _Made:
+        version, payload = self._parameters.round, Payload()
+        sizes = [
+            put_change(payload, change, follower.part)
+            for follower, change in zip(followers, changes, strict=True)
+        ]
         header = Header(Kind.DOWNLINK, version, 0, version, base)
-        return _Made(self._with_theta(payload, header), size)
+        if self._network is None:
+            return _Made(self._with_theta(payload, header), sizes)
+        return _Made(Message.of(payload, header), sizes)
 
     def publish(self, update: RowUpdate) -> None:
         """Choose what moves."""
-        self._next = [self._moved(tier) for tier in range(len(self._grids))]
-
-    def _moved(self, tier: int) -> tuple[Change, Rate]:
-        grid, rate = self._grids[tier], self._rates[tier]
-        sent = [self._made_for(client).size for client in self._invited_of(tier)]
-        n_bytes = _bytes_of(self._agreement.budgets.downlink[tier])
-        rate = rate._replace(credit=rate.credit + n_bytes * len(sent) - sum(sent))
-        if not (self._agreement.tier_of_client == tier).any():
-            return Change(np.zeros_like(grid.units), 0.0), rate
-        target = grid.target(self._parameters.item_table)
-        limit = rate.allowance(n_bytes, len(sent)) - _FRAMING
-        moves, rate = choose_moves(rate, target, grid.units, self._held(tier), limit)
-        return Change(moves, _offset(target, grid.units + moves)), rate
-
-    def _held(self, tier: int) -> Held:
-        """Sample what the tier's clients hold, if all that were invited count."""
-        grid, versions = self._grids[tier], self.version_of.copy()
-        versions[self._invited] = grid.version
-        held = np.sort(versions[self._agreement.tier_of_client == tier])
-        places = (np.arange(_SAMPLES) + 0.5) / _SAMPLES * len(held)
-        counts = Counter(held[places.astype(int)].tolist())
-        since = dict(grid.since(sorted(counts, reverse=True)))
-        missed = [grid.units if one is None else one for one in since.values()]
-        return Held(missed, [counts[version] / _SAMPLES for version in since])
+        # What clients hold if all that were invited count.
+        held, parameters = self.version_of.copy(), self._parameters
+        held[self._invited] = parameters.round - 1
+        for tier, items in enumerate(self._items):
+            sent = [self._made_for(one).sizes[0] for one in self._invited_of(tier)]
+            of_tier = held[self._agreement.tier_of_client == tier]
+            items.choose(parameters.item_table, of_tier, sent)
+        if self._network is not None:
+            rows = as_rows(parameters.theta, self._agreement.dim)
+            sent = [self._made_for(one).sizes[1] for one in self._invited]
+            self._network.choose(rows, held, sent)
 
     def commit(self, counted: Ints) -> None:
         """Let the tables move."""
         super().commit(counted)
-        for tier, (change, rate) in enumerate(self._next):
-            self._grids[tier].move(self._parameters.round, change)
-            self._rates[tier] = rate
-            self.mirrors[tier].copy_(self._grids[tier].values())
+        for follower in self._followers():
+            follower.commit(self._parameters.round)
+        for mirror, items in zip(self.mirrors, self._items, strict=True):
+            mirror.copy_(items.values())
         self._forget()
 
     def rollback(self) -> None:
@@ -181,32 +187,104 @@ class Grid(DownlinkPolicy):
     def metrics(self, clients: Ints) -> dict[str, float]:
         """Return the drift, and the threshold of the first tier."""
         self._drifts = [self._parameters.drift(table) for table in self.mirrors]
-        return super().metrics(clients) | {"threshold": UNIT * self._rates[0].threshold}
+        threshold = UNIT * self._items[0].rate.threshold
+        return super().metrics(clients) | {"threshold": threshold}
+
+    def _followers(self) -> list[_Follower]:
+        """Return all: of each tier's items, and of the network."""
+        return [*self._items, *([self._network] if self._network else [])]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next round depends on."""
         return super().state_dict() | {
-            "grids": [grid.state_dict() for grid in self._grids],
-            "rates": [tuple(rate) for rate in self._rates],
+            "grids": [one.state_dict() for one in self._followers()],
+            "rates": [tuple(one.rate) for one in self._followers()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state)
-        self._rates = [Rate(*rate) for rate in state["rates"]]
-        for grid, mirror, saved in zip(
-            self._grids, self.mirrors, state["grids"], strict=True
+        for follower, grid, rate in zip(
+            self._followers(), state["grids"], state["rates"], strict=True
         ):
-            grid.load_state_dict(saved)
-            mirror.copy_(grid.values())
+            follower.load_state_dict(grid)
+            follower.rate = Rate(*rate)
+        for mirror, items in zip(self.mirrors, self._items, strict=True):
+            mirror.copy_(items.values())
         self._forget()
 
 
 class _Made(NamedTuple):
-    """A message, and what of its bytes the budget is for."""
+    """A message, and what its parts take that have bytes of their own."""
 
     message: Message
-    size: int
+    sizes: Sequence[int]
+
+
+class _Follower(GridTable):
+    """A table that follows the server's as closely as its bytes allow.
+
+    Parameters
+    ----------
+    start : Tensor, shape (n, dim)
+    version : int
+    part : {'items', 'theta'}
+        What it holds.
+    n_bytes : int
+        What a message may take for it, in the mean.
+    """
+
+    def __init__(self, start: Tensor, version: int, part: str, n_bytes: int) -> None:
+        super().__init__(start, version)
+        self.part, self._budget = part, n_bytes
+        self.rate = Rate()
+        self._next: tuple[Change, Rate] | None = None
+
+    @property
+    def whole(self) -> Change:
+        """All moves since the start."""
+        return Change(self.units, self.offset)
+
+    def changes_since(self, versions: Sequence[int]) -> Iterator[Change | None]:
+        """Yield what leads from each version, the newest first; None: forgotten."""
+        for _, missed in self.since(versions):
+            yield None if missed is None else Change(missed, self.offset)
+
+    def choose(self, table: Tensor, held: Ints, sent: Sequence[int]) -> None:
+        """Choose what moves.
+
+        Parameters
+        ----------
+        table : Tensor, shape (n, dim)
+            To be followed.
+        held : ndarray of int64
+            Versions that clients hold who will be sent the moves.
+        sent : sequence of int
+            Bytes of what went out in this round.
+        """
+        credit = self.rate.credit + self._budget * len(sent) - sum(sent)
+        rate = self.rate._replace(credit=credit)
+        if not len(held):
+            self._next = Change(np.zeros_like(self.units), 0.0), rate
+            return
+        target = self.target(table)
+        limit = rate.allowance(self._budget, len(sent)) - table_size(self.part, 2)
+        moves, rate = choose_moves(rate, target, self.units, self._held(held), limit)
+        self._next = Change(moves, _offset(target, self.units + moves)), rate
+
+    def _held(self, versions: Ints) -> Held:
+        """Sample what leads from versions that clients hold."""
+        places = (np.arange(_SAMPLES) + 0.5) / _SAMPLES * len(versions)
+        counts = Counter(np.sort(versions)[places.astype(int)].tolist())
+        since = dict(self.since(sorted(counts, reverse=True)))
+        missed = [self.units if one is None else one for one in since.values()]
+        return Held(missed, [counts[version] / _SAMPLES for version in since])
+
+    def commit(self, version: int) -> None:
+        """Move, and go to a version."""
+        if self._next is not None:
+            change, self.rate = self._next
+            self.move(version, change)
 
 
 def _bytes_of(budget: Budget) -> int:

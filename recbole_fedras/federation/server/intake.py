@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from recbole_fedras.compressor.base import Compressor, RowUpdate
-from recbole_fedras.federation.protocol import Agreement, get_theta
+from recbole_fedras.federation.protocol import Agreement
 from recbole_fedras.numeric.parallel import thread_map
 from recbole_fedras.wire.message import Kind, Message
 from recbole_fedras.wire.payload import PayloadError
@@ -204,7 +204,7 @@ class Intake:
         base = self._base_of(client)
         ctx = self._agreement.context(message.header.round, client, base=base)
         try:
-            theta = get_theta(message.payload, self._agreement.n_theta)
+            theta = self._agreement.network_change(message.payload)
             update = self._uplink.decode(message.payload, ctx)
             self._require_bounded(update, theta)
         except PayloadError as error:
