@@ -44,14 +44,16 @@ def sent(values: torch.Tensor, n_bytes: int, sender: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("n", "n_bytes"), [(2625, 64), (2625, 300), (40, 64), (1, 64)])
-@pytest.mark.parametrize("scale", [1e-36, 1e-3, 1e29])
+@pytest.mark.parametrize("scale", [1e-20, 1e-3, 1e29])
 def test_the_mean_over_clients_is_exact(n, n_bytes, scale):
-    values = change(n + 3, scale)[1:-2]
-    arrived = torch.stack([sent(values, n_bytes, sender) for sender in range(200)])
-    error, spread = (arrived.double().mean(0) - values), arrived.double().std(0)
-    # Of standard errors of the mean, none is much beyond what chance has.
-    assert (error.abs() <= 5 * spread / 200**0.5 + 1e-6 * values.abs().max()).all()
+    values = change(n + 3, scale)[1:-2].double()
+    arrived = torch.stack([sent(values.float(), n_bytes, k) for k in range(200)])
     assert not arrived[:, values == 0].any()
+    # Of the small half and of the large one, which to the nearest would vanish or grow.
+    for half in values.abs().argsort()[values.eq(0).sum() :].chunk(2):
+        signed = (arrived[:, half].double() * values[half].sign()).sum(1)
+        error = signed.mean() - values[half].abs().sum()
+        assert abs(error) <= 4 * signed.std() / 200**0.5 + 1e-6 * values.abs().max()
 
 
 def test_more_bytes_lose_less():
@@ -118,7 +120,7 @@ def test_the_rate_is_the_networks_too():
     assert make_budgets(settings, 2000, 32, 0, make("KLT"), None).network is None
 
 
-@pytest.mark.parametrize("rates", [(0.5,), slow((0.5, 0.75))])
+@pytest.mark.parametrize("rates", [(0.9,), slow((0.8, 0.9))])
 def test_both_ends_hold_one_network(rates, data, monkeypatch):
     """Whatever version clients come from; it follows the server's, and takes little."""
     simulation = simulate(
@@ -133,8 +135,7 @@ def test_both_ends_hold_one_network(rates, data, monkeypatch):
     for _ in range(20):
         simulation.run_round()
     exact = simulation.server.parameters.theta
-    (messages,) = [simulation.server.policy.newest([0] * len(rates))]
-    simulation.shard.refresh(messages)
+    simulation.shard.refresh(simulation.server.policy.newest([0] * len(rates)))
     held = simulation.shard.replicas.theta
     (network,) = simulation.server.policy._followers()[len(rates) :]
     assert torch.equal(held, network.values().flatten()[: len(exact)])
