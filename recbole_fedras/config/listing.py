@@ -114,7 +114,7 @@ def _presets() -> Iterator[Row]:
     folder = registry.properties_folder() / "preset"
     for name in registry.names("preset"):
         what = (folder / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
-        keys = registry.read_preset(name)
+        keys = registry.read_properties("preset", name)
         yield Row("preset", name, what.removeprefix("# "), _shown(keys), "")
 
 

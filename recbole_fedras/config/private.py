@@ -119,6 +119,7 @@ _WITH_SUMS = {
     "max_update_norm": 1e6,
     "world": None,
     "report_contraction": False,
+    "compress_network": False,
 }
 
 

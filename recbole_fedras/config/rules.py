@@ -268,12 +268,7 @@ def _check_policy(config: Config) -> None:
 def _check_grid(config: Config) -> None:
     """Refuse what says how downlinks are coded, where the replica policy does that."""
     if not config.parts.replica[1].on_grid:
-        if config["compress_network"]:
-            refuse(config, "compress_network", "False without replica=grid")
         return
-    if config["compress_network"] and config["secure_aggregation"]:
-        allowed = "False with secure_aggregation, which adds up masked values"
-        refuse(config, "compress_network", allowed)
     by_policy = f"with replica={config['replica']}, which codes downlinks itself"
     if config["downlink_compressor"] is not None:
         refuse(config, "downlink_compressor", f"left out {by_policy}")

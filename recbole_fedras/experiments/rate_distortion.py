@@ -123,7 +123,7 @@ def measure(
                 if refusal := _refusal(compressor, n_items, dim, rate):
                     gaps.append(Gap(method, rate, refusal, False))
                     continue
-                budget = wire_budget(n_items, dim, rate, 0)
+                budget = wire_budget(n_items, dim, 0, rate, network=0)
                 points.append(_measured(method, compressor, update, budget, ctx))
             except Exception as error:  # whatever a class of the user's own raises
                 gaps.append(Gap(method, rate, reason_of(error), True))
@@ -134,7 +134,7 @@ def measure(
 def _refusal(compressor: Compressor, n_items: int, dim: int, rate: float) -> str:
     """Say why a method cannot work within a rate of all bytes; empty: it can."""
     try:
-        compressor.validate(wire_budget(n_items, dim, rate, 0))
+        compressor.validate(wire_budget(n_items, dim, 0, rate, network=0))
     except BudgetError as error:
         return str(error)
     return ""

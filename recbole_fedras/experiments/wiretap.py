@@ -76,7 +76,7 @@ class TappedSimulation(Simulation):
             update = self._uplink.decode(message.payload, ctx)
         except PayloadError:
             return  # which the server refuses
-        seen = Seen(header, update, base, self.server.parameters.theta)
+        seen = Seen(header, update, base, self.server.policy.network)
         self._listener(self._known, seen)
 
 

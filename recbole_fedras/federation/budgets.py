@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from recbole_fedras.compressor.base import Budget, Compressor
 from recbole_fedras.errors import BudgetError
-from recbole_fedras.federation.network import bytes_of_network
+from recbole_fedras.federation.network import bytes_of_network, size_of_network
 from recbole_fedras.federation.settings import Federation
 from recbole_fedras.wire.message import Header, Kind, Message
-from recbole_fedras.wire.payload import Layout, Payload
+from recbole_fedras.wire.payload import Payload
 
 #: More than any round, client or number of samples that a header has room for.
 _MOST = 2**31
@@ -18,34 +19,23 @@ _MOST = 2**31
 _EVEN = 0.5
 
 
-class NetworkBudgets(NamedTuple):
-    """What a coded network may take, framing included.
-
-    Attributes
-    ----------
-    uplink : tuple of int
-        Bytes, for each bandwidth tier.
-    downlink : int
-        Bytes in the mean; of one network for all.
-    """
-
-    uplink: tuple[int, ...]
-    downlink: int
-
-
 class Budgets(NamedTuple):
     """What may be sent, for each bandwidth tier.
 
     Attributes
     ----------
     uplink, downlink : tuple of Budget
-    network : NetworkBudgets or None
-        None: there is none, or it travels as it is.
+    uplink_network : tuple of int
+        Bytes that a client's network may take; empty: it travels as it is.
+    downlink_network : int or None
+        Bytes that the server's, one for all tiers, may take in the mean; None: it
+        travels as it is.
     """
 
     uplink: tuple[Budget, ...]
     downlink: tuple[Budget, ...]
-    network: NetworkBudgets | None = None
+    uplink_network: tuple[int, ...] = ()
+    downlink_network: int | None = None
 
 
 def make_budgets(
@@ -67,17 +57,21 @@ def make_budgets(
         If a compressor cannot work with one of them.
     """
     share, shape = federation.uplink_share, (n_rows, dim, n_theta)
-    network = None
+    up, down = _rates(federation, share), _rates(federation, 1 - share)
+    coded_up: tuple[int, ...] = ()
+    coded_down = None
     if n_theta and federation.compress_network:
-        up, down = (
-            [bytes_of_network(n_theta, rate) for rate in _rates(federation, one)]
-            for one in (share, 1 - share)
-        )
-        network = NetworkBudgets(tuple(up), min(down))
+        coded_up = tuple(bytes_of_network(n_theta, rate) for rate in up)
+        if downlink is None:
+            coded_down = min(bytes_of_network(n_theta, rate) for rate in down)
+    whole = size_of_network(n_theta)
+    of_up = coded_up or (whole,) * len(up)
+    of_down = (whole if coded_down is None else coded_down,) * len(down)
     return Budgets(
-        _budgets(federation, "uplink", share, shape, uplink),
-        _budgets(federation, "downlink", 1 - share, shape, downlink),
-        network,
+        _budgets(federation, "uplink", up, of_up, shape, uplink),
+        _budgets(federation, "downlink", down, of_down, shape, downlink),
+        coded_up,
+        coded_down,
     )
 
 
@@ -92,15 +86,16 @@ def _rates(federation: Federation, share: float) -> tuple[float, ...]:
 def _budgets(
     federation: Federation,
     direction: str,
-    share: float,
+    rates: Sequence[float],
+    networks: Sequence[int],
     shape: tuple[int, int, int],
     compressor: Compressor | None,
 ) -> tuple[Budget, ...]:
-    """Return the budgets of a direction."""
+    """Return the budgets of a direction, of whose bytes networks take some."""
     try:
         return tuple(
-            _budget(federation, rate, *shape, compressor)
-            for rate in _rates(federation, share)
+            _budget(federation.budget, rate, network, shape, compressor)
+            for rate, network in zip(rates, networks, strict=True)
         )
     except BudgetError as error:
         if federation.uplink_share == _EVEN:
@@ -110,18 +105,16 @@ def _budgets(
 
 
 def _budget(
-    federation: Federation,
+    counted: str,
     rate: float,
-    n_rows: int,
-    dim: int,
-    n_theta: int,
+    network: int,
+    shape: tuple[int, int, int],
     compressor: Compressor | None,
 ) -> Budget:
-    bound = compressor is None or compressor.obeys_rate()
-    if federation.budget == "wire" and bound:
-        coded = federation.compress_network
-        budget = wire_budget(n_rows, dim, rate, n_theta, coded)
+    if counted == "wire" and (compressor is None or compressor.obeys_rate()):
+        budget = wire_budget(*shape, rate, network)
     else:
+        n_rows, dim, _ = shape
         budget = Budget(n_rows, dim, rate)
     if compressor is None:
         budget.require("number of values", budget.values)
@@ -151,13 +144,13 @@ def hold_to(budget: Budget, payload: Payload, compressor: Compressor) -> None:
 
 
 def wire_budget(
-    n_rows: int, dim: int, rate: float, n_theta: int, coded: bool = False
+    n_rows: int, dim: int, n_theta: int, rate: float, network: int
 ) -> Budget:
     """Return what a rate of all bytes leaves of a message for its compressed part.
 
     The message has at most ``1 - rate`` of the bytes of item table and network in
-    float32. The network, as it is or coded, and headers go off: an update's, or a
-    downlink's and the receipt that follows it.
+    float32. Of these go off the ``network`` bytes of that, and headers: an update's, or
+    a downlink's and the receipt that follows it.
 
     Raises
     ------
@@ -174,13 +167,11 @@ def wire_budget(
         len(Message.of(Payload(), update)) - empty,
         sum(len(Message.of(Payload(), header)) for header in (down, counted)) - empty,
     )
-    network = Layout().floats("theta", n_theta).size - Layout().size
-    if coded:
-        network = bytes_of_network(n_theta, rate)
-    rest = headers + (network if n_theta else 0)
+    rest = headers + network
     n_bytes = limit - rest
     if n_bytes < 1:
-        or_code = " or compress_network=True" if n_theta and not coded else ""
+        as_it_is = n_theta and network == size_of_network(n_theta)
+        or_code = " or compress_network=True" if as_it_is else ""
         raise BudgetError(
             f"compression_rate={rate} with budget=wire leaves {limit} bytes for a "
             f"message, but {rest} are taken by the network ({n_theta} "

@@ -63,13 +63,13 @@ class GridTable:
     makes the same moves, in whatever portions, holds the same bits. The offset says how
     much further from the start than their grid points entries are in the mean.
 
-    Steps are kept while together they take no more bytes than the table.
-
     Parameters
     ----------
     start : Tensor, shape (n_items, dim)
     version : int
         Of the start.
+    memory : int, optional
+        Bytes that the steps which are kept may take; by default as many as the table.
 
     Examples
     --------
@@ -82,8 +82,9 @@ class GridTable:
     (True, 2.5)
     """
 
-    def __init__(self, start: Tensor, version: int) -> None:
+    def __init__(self, start: Tensor, version: int, memory: int | None = None) -> None:
         self._start = start.numpy().copy()
+        self._memory = self._start.nbytes if memory is None else memory
         self._begin = self.version = version
         self.units: Table = np.zeros(self._start.shape, np.int32)
         self.offset = 0.0
@@ -123,14 +124,10 @@ class GridTable:
         places = np.flatnonzero(change.moves)
         moves = change.moves.ravel()[places]
         self._steps.append(_Step(self.version, places.astype(np.int32), moves))
-        while sum(len(step.places) for step in self._steps) * _ENTRY > self._n_bytes:
+        while sum(len(step.places) for step in self._steps) * _ENTRY > self._memory:
             self._steps.popleft()
         self.units = self.units + change.moves
         self.version, self.offset = version, change.offset
-
-    @property
-    def _n_bytes(self) -> int:
-        return 4 * self.units.size
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next move depends on."""

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 
 from recbole_fedras.compressor.base import RoundContext
 from recbole_fedras.errors import PayloadError
@@ -20,7 +19,7 @@ from recbole_fedras.wire.columns import (
     put_table,
     table_size,
 )
-from recbole_fedras.wire.payload import Payload
+from recbole_fedras.wire.payload import FLOAT32, Layout, Payload
 
 Floats = NDArray[np.float64]
 
@@ -35,12 +34,19 @@ _SMALLEST, _LARGEST = 1e-30, 1e30  # of steps, of values: all steps are float32
 
 def bytes_of_network(n_theta: int, rate: float) -> int:
     """Return what a rate leaves of a network's float32 values, framing included."""
-    return max(_LEAST, int(4 * n_theta * (1 - rate)))
+    share = int(FLOAT32.itemsize * n_theta * (1 - rate))
+    return min(max(_LEAST, share), size_of_network(n_theta))
 
 
-def as_rows(theta: Tensor, dim: int) -> Tensor:
-    """Return a network as a table, shape (n_rows, dim), with zeros behind."""
-    return pad(theta, (0, -len(theta) % dim)).reshape(-1, dim)
+def size_of_network(n_theta: int) -> int:
+    """Return the bytes of a network as it is, framing included; 0 if there is none."""
+    whole = Layout().floats("theta", n_theta)
+    return whole.size - Layout().size if n_theta else 0
+
+
+def as_column(theta: Tensor) -> Tensor:
+    """Return a network as a table, shape (n_theta, 1): its values are all alike."""
+    return theta[:, None]
 
 
 def put_theta(payload: Payload, theta: Tensor) -> Payload:
@@ -66,10 +72,11 @@ def put_coded(
     """Add what a client has changed of the network, within a budget.
 
     Values are rounded at random to a multiple of a step, so that their expectation is
-    exact, as in QSGD (Alistarh et al., NIPS 2017): what one client loses, the mean over
-    many has. The step is the finest whose multiples, arithmetically coded, fit.
+    what they are, as in QSGD (Alistarh et al., NIPS 2017): what one client loses, the
+    mean over many has. The step is the finest whose multiples, arithmetically coded,
+    fit; it depends on the draws a little where the first does not.
 
-    **Wire**: ``theta``, the step and the multiples, ``dim`` in a row; see
+    **Wire**: ``theta``, the step and the multiples; see
     :func:`~recbole_fedras.wire.columns.put_table`.
 
     Parameters
@@ -79,6 +86,12 @@ def put_coded(
     n_bytes : int
         That the field may take, framing included.
     ctx : RoundContext
+        Of what the client draws for itself.
+
+    Raises
+    ------
+    ValueError
+        If a value is not finite.
 
     Examples
     --------
@@ -86,27 +99,28 @@ def put_coded(
     >>> payload = put_coded(Payload(), change, 100, ctx)
     >>> payload.size <= 100 + Payload().size
     True
-    >>> arrived = get_coded(payload, 500, 8)
+    >>> arrived = get_coded(payload, 500)
     >>> arrived.unique().numel(), bool((arrived - change).mean().abs() < 0.1)
     (3, True)
     """
-    rows = as_rows(change, ctx.dim).numpy().astype(np.float64)
-    if not np.isfinite(rows).all():
+    values = as_column(change).numpy().astype(np.float64)
+    if not np.isfinite(values).all():
         raise ValueError("the network's change is not finite")
-    rows = rows.clip(-_LARGEST, _LARGEST)
+    values = values.clip(-_LARGEST, _LARGEST)
     rng = generator(ctx.seed, Stream.NETWORK, ctx.round, ctx.sender + 1)
-    chances = rng.random(rows.shape)
-    step = _find_step(rows, chances, n_bytes - table_size("theta", 1))
-    while True:  # it was found by the entropy; the coder may take a few bytes more
+    # A step that were chosen by the draws that round would favour some of them.
+    others, chances = rng.random((2, *values.shape))
+    step = _find_step(values, others, n_bytes - table_size("theta", 1))
+    while True:
         scale = np.array([step], np.float32)
-        code = pack_table(_rounded(rows, chances, float(scale[0])))
+        code = pack_table(_rounded(values, chances, float(scale[0])))
         if table_size("theta", 1, len(code)) <= n_bytes:
             put_table(payload, "theta", scale, code)
             return payload
-        step *= 1.01
+        step *= 1.02
 
 
-def get_coded(payload: Payload, n_theta: int, dim: int) -> Tensor:
+def get_coded(payload: Payload, n_theta: int) -> Tensor:
     """Invert :func:`put_coded`; shape (n_theta,).
 
     Raises
@@ -114,22 +128,25 @@ def get_coded(payload: Payload, n_theta: int, dim: int) -> Tensor:
     PayloadError
         If the payload does not have that form.
     """
-    (step,), table = get_table(payload, "theta", 1, (-(-n_theta // dim), dim))
+    (step,), table = get_table(payload, "theta", 1, (n_theta, 1))
     if not 0 < step < np.inf:
         raise PayloadError(f"field 'theta': a step of {step}")
     with np.errstate(over="ignore"):  # whatever was received
         values = (float(step) * table).astype(np.float32)
-    return torch.from_numpy(values.ravel()[:n_theta])
+    return torch.from_numpy(values.ravel())
 
 
-def _find_step(rows: Floats, chances: Floats, room: int) -> float:
-    """Bisect for the finest step whose multiples take no more than ``room`` bytes."""
+def _find_step(values: Floats, chances: Floats, room: int) -> float:
+    """Bisect for the finest step whose multiples take no more than ``room`` bytes.
+
+    A table of zeros takes next to nothing, so one that is coarse enough always fits.
+    """
 
     def fits(step: float) -> bool:
-        size: float = expected_size(_rounded(rows, chances, step), NOTHING)
+        size: float = expected_size(_rounded(values, chances, step), NOTHING)
         return size <= room
 
-    largest, mean_square = np.abs(rows).max(), np.square(rows).mean()
+    largest, mean_square = np.abs(values).max(), np.square(values).mean()
     finest = max(float(largest) * _FINEST, _SMALLEST)
     coarse = max(4 * float(np.sqrt(mean_square)), finest)
     while not fits(coarse):
@@ -143,6 +160,6 @@ def _find_step(rows: Floats, chances: Floats, room: int) -> float:
     return coarse
 
 
-def _rounded(rows: Floats, chances: Floats, step: float) -> Table:
+def _rounded(values: Floats, chances: Floats, step: float) -> Table:
     """Return which multiples of a step values are rounded to, up or down by chance."""
-    return np.floor(rows / step + chances).astype(np.int32)
+    return np.floor(values / step + chances).astype(np.int32)

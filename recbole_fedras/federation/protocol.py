@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -138,10 +138,11 @@ class Agreement:
         self, payload: Payload, change: Tensor, ctx: RoundContext
     ) -> Payload:
         """Add what ``ctx.sender`` has changed of the network, shape (n_theta,)."""
-        if self.budgets.network is None:
+        if not self.budgets.uplink_network:
             return put_theta(payload, change)
-        n_bytes = self.budgets.network.uplink[int(self.tier_of_client[ctx.sender])]
-        return put_coded(payload, change, n_bytes, ctx)
+        n_bytes = self.budgets.uplink_network[int(self.tier_of_client[ctx.sender])]
+        own = replace(ctx, seed=self.client_seed)
+        return put_coded(payload, change, n_bytes, own)
 
     def network_change(self, payload: Payload) -> Tensor:
         """Invert :meth:`put_network_change`.
@@ -151,9 +152,9 @@ class Agreement:
         PayloadError
             If the payload does not have that form.
         """
-        if self.budgets.network is None:
+        if not self.budgets.uplink_network:
             return get_theta(payload, self.n_theta)
-        return get_coded(payload, self.n_theta, self.dim)
+        return get_coded(payload, self.n_theta)
 
     def context(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recbole_fedras.compressor.base import Compressor, RowUpdate, raw_update
 from recbole_fedras.federation.grid import GridTable, read_change
-from recbole_fedras.federation.network import as_rows, get_theta
+from recbole_fedras.federation.network import as_column, get_theta
 from recbole_fedras.federation.protocol import Agreement, Ints
 from recbole_fedras.federation.store import ClientTables
 from recbole_fedras.numeric.parallel import thread_map
@@ -185,17 +185,16 @@ class GridReplicas(SharedReplicas):
     ) -> None:
         super().__init__(agreement, downlink, theta, table)
         self._grids = [GridTable(table, agreement.start) for _ in self.tables]
-        if agreement.budgets.network is not None:  # the last one, for all tiers
-            rows = as_rows(theta, agreement.dim)
-            self._grids.append(GridTable(rows, agreement.start))
+        self._network: GridTable | None = None  # one for all tiers
+        if agreement.budgets.downlink_network is not None:
+            self._network = GridTable(as_column(theta), agreement.start, table.nbytes)
 
     def _take_theta(self, message: Message) -> None:
-        if self._agreement.budgets.network is None:
+        if self._network is None:
             super()._take_theta(message)
         elif message.header.version > self._theta_version:
-            network, n_theta = self._grids[-1], self._agreement.n_theta
-            self._move(network, message, "theta")
-            self.theta = network.values().flatten()[:n_theta]
+            self._move(self._network, message, "theta")
+            self.theta = self._network.values().flatten()
             self._theta_version = message.header.version
 
     def _apply(self, messages: Sequence[Message]) -> None:
@@ -219,16 +218,19 @@ class GridReplicas(SharedReplicas):
             return
         grid.move(header.version, change._replace(moves=change.moves - known))
 
+    def _tables(self) -> list[GridTable]:
+        return [*self._grids, *([] if self._network is None else [self._network])]
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that is held."""
         return super().state_dict() | {
-            "grids": [grid.state_dict() for grid in self._grids]
+            "grids": [grid.state_dict() for grid in self._tables()]
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state)
-        for grid, saved in zip(self._grids, state["grids"], strict=True):
+        for grid, saved in zip(self._tables(), state["grids"], strict=True):
             grid.load_state_dict(saved)
 
 

@@ -97,6 +97,6 @@ def _joined(value: Any, others: Sequence[Any]) -> Any:
 def _joined_entry(key: str, entry: Any, others: Sequence[Any]) -> Any:
     if key in _BY_CLIENT:
         return dict(ChainMap(*others))
-    if key == "grids":  # of each tier
+    if key == "grids":  # of each tier, and of the network
         return [joined_grid(grids) for grids in zip(*others, strict=True)]
     return _joined(entry, others)

@@ -74,6 +74,11 @@ class DownlinkPolicy(ABC):
     def mirror_of(self, client: int) -> Tensor:
         """Return the table that a client trains from in this round; a view."""
 
+    @property
+    def network(self) -> Tensor:
+        """The network that participants of this round train, shape (n_theta,)."""
+        return self._parameters.theta
+
     @abstractmethod
     def deliver(self, clients: Iterable[int]) -> Iterator[Message]:
         """Make the messages that bring clients of the cohort up to date.

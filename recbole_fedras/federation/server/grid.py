@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recbole_fedras.compressor.base import Budget, Compressor, RowUpdate
 from recbole_fedras.federation.grid import UNIT, Change, GridTable, put_change
-from recbole_fedras.federation.network import as_rows
+from recbole_fedras.federation.network import as_column
 from recbole_fedras.federation.protocol import Agreement, Ints
 from recbole_fedras.federation.server.downlink import DownlinkPolicy
 from recbole_fedras.federation.server.rate import Held, Rate, choose_moves
@@ -68,11 +68,9 @@ class Grid(DownlinkPolicy):
             for budget in budgets.downlink
         ]
         self._network: _Follower | None = None
-        if budgets.network is not None:
-            rows = as_rows(parameters.theta, agreement.dim)
-            self._network = _Follower(
-                rows, agreement.start, "theta", budgets.network.downlink
-            )
+        if (n_bytes := budgets.downlink_network) is not None:
+            column, memory = as_column(parameters.theta), table.nbytes
+            self._network = _Follower(column, agreement.start, "theta", n_bytes, memory)
         # Of this round, by tier and the version that they lead from.
         self._made: dict[tuple[int, int], _Made] = {}
         self._invited: list[int] = []
@@ -123,7 +121,7 @@ class Grid(DownlinkPolicy):
         )
         if not missing:
             return
-        followers = [self._items[tier], *([self._network] if self._network else [])]
+        followers = [self._items[tier], *self._networks()]
         whole = self._sealed(followers, [one.whole for one in followers], None)
         for version, *missed in zip(
             missing, *(one.changes_since(missing) for one in followers), strict=True
@@ -132,7 +130,9 @@ class Grid(DownlinkPolicy):
             made = whole
             if version != self._agreement.start and len(changes) == len(followers):
                 made = self._sealed(followers, changes, version)
-            self._made[tier, version] = min(made, whole, key=lambda one: sum(one.sizes))
+            self._made[tier, version] = min(
+                made, whole, key=lambda one: len(one.message)
+            )
 
     def _sealed(
         self,
@@ -141,10 +141,10 @@ class Grid(DownlinkPolicy):
         base: int | None,
     ) -> _Made:
         version, payload = self._parameters.round, Payload()
-        sizes = [
-            put_change(payload, change, follower.part)
+        sizes = {
+            follower.part: put_change(payload, change, follower.part)
             for follower, change in zip(followers, changes, strict=True)
-        ]
+        }
         header = Header(Kind.DOWNLINK, version, 0, version, base)
         if self._network is None:
             return _Made(self._with_theta(payload, header), sizes)
@@ -156,13 +156,16 @@ class Grid(DownlinkPolicy):
         held, parameters = self.version_of.copy(), self._parameters
         held[self._invited] = parameters.round - 1
         for tier, items in enumerate(self._items):
-            sent = [self._made_for(one).sizes[0] for one in self._invited_of(tier)]
             of_tier = held[self._agreement.tier_of_client == tier]
+            sent = self._sent(self._invited_of(tier), items)
             items.choose(parameters.item_table, of_tier, sent)
-        if self._network is not None:
-            rows = as_rows(parameters.theta, self._agreement.dim)
-            sent = [self._made_for(one).sizes[1] for one in self._invited]
-            self._network.choose(rows, held, sent)
+        for network in self._networks():
+            sent = self._sent(self._invited, network)
+            network.choose(as_column(parameters.theta), held, sent)
+
+    def _sent(self, clients: Iterable[int], follower: _Follower) -> list[int]:
+        """Return the bytes that messages of this round have for a table."""
+        return [self._made_for(client).sizes[follower.part] for client in clients]
 
     def commit(self, counted: Ints) -> None:
         """Let the tables move."""
@@ -190,9 +193,20 @@ class Grid(DownlinkPolicy):
         threshold = UNIT * self._items[0].rate.threshold
         return super().metrics(clients) | {"threshold": threshold}
 
+    @property
+    def network(self) -> Tensor:
+        """What the newest message leads to."""
+        if self._network is None:
+            return super().network
+        return self._network.values().flatten()
+
+    def _networks(self) -> list[_Follower]:
+        """Return the network's follower, if that is coded."""
+        return [] if self._network is None else [self._network]
+
     def _followers(self) -> list[_Follower]:
         """Return all: of each tier's items, and of the network."""
-        return [*self._items, *([self._network] if self._network else [])]
+        return [*self._items, *self._networks()]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next round depends on."""
@@ -215,10 +229,14 @@ class Grid(DownlinkPolicy):
 
 
 class _Made(NamedTuple):
-    """A message, and what its parts take that have bytes of their own."""
+    """A message, and the bytes of each part that has a budget of its own."""
 
     message: Message
-    sizes: Sequence[int]
+    sizes: dict[str, int]
+
+    def length(self) -> int:
+        """Return the bytes of the message."""
+        return len(self.message)
 
 
 class _Follower(GridTable):
@@ -232,10 +250,19 @@ class _Follower(GridTable):
         What it holds.
     n_bytes : int
         What a message may take for it, in the mean.
+    memory : int, optional
+        As for the base class.
     """
 
-    def __init__(self, start: Tensor, version: int, part: str, n_bytes: int) -> None:
-        super().__init__(start, version)
+    def __init__(
+        self,
+        start: Tensor,
+        version: int,
+        part: str,
+        n_bytes: int,
+        memory: int | None = None,
+    ) -> None:
+        super().__init__(start, version, memory)
         self.part, self._budget = part, n_bytes
         self.rate = Rate()
         self._next: tuple[Change, Rate] | None = None
@@ -250,26 +277,28 @@ class _Follower(GridTable):
         for _, missed in self.since(versions):
             yield None if missed is None else Change(missed, self.offset)
 
-    def choose(self, table: Tensor, held: Ints, sent: Sequence[int]) -> None:
+    def choose(self, table: Tensor, versions: Ints, sent: Sequence[int]) -> None:
         """Choose what moves.
 
         Parameters
         ----------
         table : Tensor, shape (n, dim)
             To be followed.
-        held : ndarray of int64
-            Versions that clients hold who will be sent the moves.
+        versions : ndarray of int64
+            Of clients that may be sent the moves.
         sent : sequence of int
             Bytes of what went out in this round.
         """
         credit = self.rate.credit + self._budget * len(sent) - sum(sent)
         rate = self.rate._replace(credit=credit)
-        if not len(held):
+        if not len(versions):
             self._next = Change(np.zeros_like(self.units), 0.0), rate
             return
         target = self.target(table)
         limit = rate.allowance(self._budget, len(sent)) - table_size(self.part, 2)
-        moves, rate = choose_moves(rate, target, self.units, self._held(held), limit)
+        moves, rate = choose_moves(
+            rate, target, self.units, self._held(versions), limit
+        )
         self._next = Change(moves, _offset(target, self.units + moves)), rate
 
     def _held(self, versions: Ints) -> Held:
