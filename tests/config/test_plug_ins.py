@@ -287,6 +287,7 @@ def test_several_are_applied_in_order_and_listed(beside):
     assert (methods.transforms[1].push, methods.transforms[1].keep) == (3.0, 0.5)
     rows = {(row.kind, row.name): row for row in listing([own])}
     assert "replica=grid" in rows["preset", "best"].keys
+    assert "'NCF': {'uplink_share': 0.5" in rows["preset", "best"].keys
     assert rows["preset", "best"].what.startswith("A sixty-fourth of all bytes")
     assert rows["transform", "Push"].keys == "push=0.0, keep=0.5"
     assert rows["aggregation", "OfEven"].keys == "scale=1.0"

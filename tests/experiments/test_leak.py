@@ -181,6 +181,25 @@ def test_attackers_are_handed_what_bytes_decode_to_and_nothing_private(workspace
     assert type(simulation.shard.methods.uplink) is SVD
 
 
+def test_an_attacker_knows_the_network_that_clients_trained(workspace):
+    """Which is not the server's, where it is coded."""
+    keys = keys_of(model="NCF", preset="best", compression_rate=0.5)
+    config = Config(config_dict=keys)
+    noted = []
+
+    def note(known, seen):
+        held = simulation.shard.replicas.theta
+        exact = simulation.server.parameters.theta
+        noted.append((torch.equal(seen.theta, held), torch.equal(held, exact)))
+
+    train, _, _ = prepare_data(config)
+    simulation = make_simulation(config, train, partial(TappedSimulation, note))
+    simulation.run_round()
+    noted.clear()
+    simulation.run_round()
+    assert set(noted) == {(True, False)}
+
+
 def test_leak_measures_a_run_and_changes_nothing_of_it(workspace):
     kept, plain = (measure(keys_of()) for measure in (leak, train_and_test))
     tested = plain["result"]["test_result"]

@@ -244,6 +244,7 @@ ON = {"secure_aggregation": True, "report_loss": False, "compressor": "none"}
         (["--uplink_feedback=True"], "uplink_feedback=True is not allowed"),
         (["--max_update_norm=10"], "max_update_norm=10"),
         (["--report_contraction=True"], "report_contraction=True is not allowed"),
+        (["--compress_network=True"], "compress_network=True is not allowed"),
         (["--bandwidth=[0.5,0.75]"], "bandwidth=.* is not allowed"),
         (["--compressor=CoLR", "--budget=wire"], "budget='wire' is not allowed"),
     ],

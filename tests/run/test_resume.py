@@ -85,14 +85,18 @@ def test_a_best_checkpoint_survives_resuming_from_it(run):
     assert len(json.loads(after["rows"])) == after["epoch"] + 1
 
 
-def test_what_a_preset_has_come_to_set_does_not_change_a_run(run):
+@pytest.mark.parametrize(
+    ("model", "come", "before"),
+    [("MF", "uplink_share", 0.5), ("NCF", "uplink_feedback", False)],
+)
+def test_what_a_preset_has_come_to_set_does_not_change_a_run(run, model, come, before):
     keys = {"preset": "best", "compression_rate": 0.1, "uplink_compressor": "SVD"}
-    last = Path(run(**keys)["run_folder"]) / "last.pth"
+    last = Path(run(model, **keys)["run_folder"]) / "last.pth"
     state = read_checkpoint(last)
-    assert state["config"].pop("uplink_share") != 0.5
+    assert state["config"].pop(come) != before
     write_checkpoint(state, last)
     config = Config(config_dict={"resume": str(last)})
-    assert config["uplink_share"] == 0.5
+    assert config[come] == before
     assert config["replica"] == "grid"
 
 

@@ -417,6 +417,11 @@ def test_a_preset_lies_beneath_what_is_set(workspace):
     assert config["compression_rate"] == 0.75  # TINY's
     assert config.federation().budget == "wire"
     assert config["replica"] == "grid"
+    assert (config["uplink_share"], config["uplink_feedback"]) == (0.2, False)
+    config = Config("NCF", config_dict={"preset": "best"}, argv=TINY)
+    assert (config["uplink_share"], config["uplink_feedback"]) == (0.5, True)
+    config = Config("NCF", argv=["--preset=best", "--uplink_share=0.3"])
+    assert (config["uplink_share"], config["uplink_feedback"]) == (0.3, True)
     config = Config(argv=["--preset=best", "--compressor=TopK", "--budget=nominal"])
     assert config["compressor"] == "TopK"
     assert config["compression_rate"] == 0.984375
