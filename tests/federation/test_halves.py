@@ -19,6 +19,7 @@ from population import (
     DIM,
     N_CLIENTS,
     N_ITEMS,
+    POLICIES,
     TRAINING,
     Catalogue,
     Keys,
@@ -99,8 +100,9 @@ def model_of(name: str, fitted: bool = False):
 
 def agree(model, settings, compressor):
     n_theta = len(flatten(model.theta()))
+    downlink = None if POLICIES[settings.replica].on_grid else compressor
     return Agreement.of(
-        settings, N_CLIENTS, model.item_table(), n_theta, compressor, compressor
+        settings, N_CLIENTS, model.item_table(), n_theta, compressor, downlink
     )
 
 
