@@ -34,8 +34,7 @@ _SMALLEST, _LARGEST = 1e-30, 1e30  # of steps, of values: all steps are float32
 
 def bytes_of_network(n_theta: int, rate: float) -> int:
     """Return what a rate leaves of a network's float32 values, framing included."""
-    share = int(FLOAT32.itemsize * n_theta * (1 - rate))
-    return min(max(_LEAST, share), size_of_network(n_theta))
+    return max(_LEAST, int(FLOAT32.itemsize * n_theta * (1 - rate)))
 
 
 def size_of_network(n_theta: int) -> int:

@@ -112,6 +112,7 @@ def assert_same(simulated, deployed) -> None:
         slow("MF", {"compressor": "KLT", "bandwidth": [0.5, 0.75]}),
         slow("NCF", {"replica": "stale", "user_optimizer": "adam"}),
         slow("MF", {"preset": "best", "compression_rate": 0.1}),
+        slow("NCF", {"preset": "best", "compression_rate": 0.1}),
     ],
 )
 def test_a_deployment_ends_with_the_simulations_bits(run, parts, model, keys):
