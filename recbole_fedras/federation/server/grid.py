@@ -234,10 +234,6 @@ class _Made(NamedTuple):
     message: Message
     sizes: dict[str, int]
 
-    def length(self) -> int:
-        """Return the bytes of the message."""
-        return len(self.message)
-
 
 class _Follower(GridTable):
     """A table that follows the server's as closely as its bytes allow.
