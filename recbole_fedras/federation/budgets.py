@@ -170,8 +170,8 @@ def wire_budget(
     rest = headers + network
     n_bytes = limit - rest
     if n_bytes < 1:
-        as_it_is = n_theta and network == size_of_network(n_theta)
-        or_code = " or compress_network=True" if as_it_is else ""
+        as_it_is = network == size_of_network(n_theta) > 0
+        or_code = ", or compress_network=True with replica=grid" if as_it_is else ""
         raise BudgetError(
             f"compression_rate={rate} with budget=wire leaves {limit} bytes for a "
             f"message, but {rest} are taken by the network ({n_theta} "

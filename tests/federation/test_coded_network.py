@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,7 @@ from methods import make
 from population import mf, ncf, note_messages, simulate
 
 from recbole_fedras.compressor.base import RoundContext
-from recbole_fedras.errors import PayloadError
+from recbole_fedras.errors import BudgetError, PayloadError
 from recbole_fedras.federation.budgets import make_budgets
 from recbole_fedras.federation.network import get_coded, put_coded
 from recbole_fedras.federation.settings import Federation
@@ -163,3 +164,13 @@ def test_a_model_without_a_network_has_none(data):
     ]
     reports = [[one.run_round().bytes for _ in range(3)] for one in runs]
     assert reports[0] == reports[1]
+
+
+def test_a_network_that_leaves_no_bytes_is_refused_with_the_remedy():
+    settings = Federation(1, 0.5, (0.99,), "fedavg", budget="wire")
+    with pytest.raises(BudgetError, match="or compress_network=True with replica=grid"):
+        make_budgets(settings, 2000, 32, 2625, make("KLT"), None)
+    coded = replace(settings, compress_network=True)
+    assert make_budgets(coded, 2000, 32, 2625, make("KLT"), None).downlink_network
+    with pytest.raises(BudgetError, match="with replica=grid"):
+        make_budgets(coded, 2000, 32, 2625, make("KLT"), make("KLT"))
