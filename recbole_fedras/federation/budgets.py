@@ -149,8 +149,8 @@ def wire_budget(
     """Return what a rate of all bytes leaves of a message for its compressed part.
 
     The message has at most ``1 - rate`` of the bytes of item table and network in
-    float32. Of these go off the ``network`` bytes of that, and headers: an update's, or
-    a downlink's and the receipt that follows it.
+    float32. Off go ``network``, the bytes that the network takes, and headers: an
+    update's, or a downlink's and the receipt that follows it.
 
     Raises
     ------

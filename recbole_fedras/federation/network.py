@@ -73,7 +73,7 @@ def put_coded(
     Values are rounded at random to a multiple of a step, so that their expectation is
     what they are, as in QSGD (Alistarh et al., NIPS 2017): what one client loses, the
     mean over many has. The step is the finest whose multiples, arithmetically coded,
-    fit; it depends on the draws a little where the first does not.
+    fit. Where the first that is found does not, the next depends on the draws a little.
 
     **Wire**: ``theta``, the step and the multiples; see
     :func:`~recbole_fedras.wire.columns.put_table`.
@@ -107,7 +107,7 @@ def put_coded(
         raise ValueError("the network's change is not finite")
     values = values.clip(-_LARGEST, _LARGEST)
     rng = generator(ctx.seed, Stream.NETWORK, ctx.round, ctx.sender + 1)
-    # A step that were chosen by the draws that round would favour some of them.
+    # By the draws that round, a step would be chosen that favours what they favour.
     others, chances = rng.random((2, *values.shape))
     step = _find_step(values, others, n_bytes - table_size("theta", 1))
     while True:

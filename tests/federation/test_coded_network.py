@@ -1,4 +1,4 @@
-"""Networks that are coded: within their bytes, exact in the mean, both ends alike."""
+"""Coded networks: within their bytes, nearly exact in the mean, both ends alike."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def sent(values: torch.Tensor, n_bytes: int, sender: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize(("n", "n_bytes"), [(2625, 64), (2625, 300), (40, 64), (1, 64)])
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 1e29])
-def test_the_mean_over_clients_is_exact(n, n_bytes, scale):
+def test_the_mean_over_clients_is_nearly_exact(n, n_bytes, scale):
     values = change(n + 3, scale)[1:-2].double()
     arrived = torch.stack([sent(values.float(), n_bytes, k) for k in range(200)])
     assert not arrived[:, values == 0].any()
