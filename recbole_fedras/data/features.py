@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from recbole.utils import FeatureType
-from sklearn.decomposition import PCA
-from sklearn.preprocessing import MultiLabelBinarizer
 
 from recbole_fedras.errors import DataError
 
@@ -62,6 +60,9 @@ def _field(dataset: Any, field: str) -> Floats:
     values = dataset.item_feat[field].numpy()[1:]
     kind = dataset.field2type[field]
     if kind in (FeatureType.TOKEN, FeatureType.TOKEN_SEQ):
+        # Half a second to import, for who has features only.
+        from sklearn.preprocessing import MultiLabelBinarizer
+
         rows = values.reshape(len(values), -1)
         encoder = MultiLabelBinarizer(classes=range(len(dataset.field2id_token[field])))
         indicators: Floats = encoder.fit_transform(rows)[:, 1:].astype(np.float32)
@@ -87,6 +88,8 @@ def principal_components(features: Floats, dim: int, std: float) -> Floats:
 
     Where there are fewer columns than that, the rest are zeros.
     """
+    from sklearn.decomposition import PCA
+
     n = min(dim, *features.shape)
     model = PCA(n, svd_solver="full").fit(features)
     # scikit-learn fixes the signs of components.

@@ -47,7 +47,13 @@ def thread_map(
 @cache
 def _thread_pools() -> ThreadpoolController:
     """Find the libraries that have threads, once: that takes milliseconds."""
-    importlib.import_module("sklearn.cluster")  # has an OpenMP of its own
+    return ThreadpoolController()
+
+
+@cache
+def _thread_pools_of_sklearn() -> ThreadpoolController:
+    """Find them once scikit-learn is there, which has an OpenMP of its own."""
+    importlib.import_module("sklearn.cluster")
     return ThreadpoolController()
 
 
@@ -57,7 +63,7 @@ def single_threaded() -> Iterator[None]:
 
     OpenMP's number of threads is the calling thread's own.
     """
-    with _thread_pools().limit(limits=1, user_api="openmp"):
+    with _thread_pools_of_sklearn().limit(limits=1, user_api="openmp"):
         yield
 
 

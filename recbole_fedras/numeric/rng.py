@@ -56,15 +56,21 @@ def _sequence(seed: int, stream: Stream, *key: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(seed, spawn_key=(int(stream), *key))
 
 
-@njit(uint64(uint64), inline="always", cache=True)
+# Constants of their own: to compile ``uint64(30)`` takes as long as a call.
+_30, _27, _31, _11 = map(np.uint64, (30, 27, 31, 11))
+_FIRST, _SECOND = map(np.uint64, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+
+
+@njit(inline="always")
 def mix(bits):  # type: ignore[no-untyped-def]
     """Scramble 64 bits one to one: the finaliser of SplitMix64."""
-    bits = (bits ^ (bits >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> uint64(27))) * uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> uint64(31))
+    bits = (bits ^ (bits >> _30)) * _FIRST
+    bits = (bits ^ (bits >> _27)) * _SECOND
+    return bits ^ (bits >> _31)
 
 
-@njit(inline="always", cache=True)
+@njit(inline="always")
 def uniform(key, counter):  # type: ignore[no-untyped-def]
     """Return the number in [0, 1) at a place of a key's sequence, in compiled code.
 
@@ -78,8 +84,8 @@ def uniform(key, counter):  # type: ignore[no-untyped-def]
     counter : int
         From 0.
     """
-    bits = mix(key + uint64(0x9E3779B97F4A7C15) * uint64(counter + 1))
-    return float(bits >> uint64(11)) * 2.0**-53
+    bits = mix(key + _STEP * uint64(counter + 1))
+    return float(bits >> _11) * 2.0**-53
 
 
 def uniforms(key: np.uint64, rows: NDArray[np.int64], dim: int) -> NDArray[np.float64]:
@@ -97,7 +103,7 @@ def uniforms(key: np.uint64, rows: NDArray[np.int64], dim: int) -> NDArray[np.fl
     dim : int
     """
     row_keys = _mixed(key ^ _mixed(rows.astype(np.uint64)))[:, None]
-    counters = np.uint64(0x9E3779B97F4A7C15) * np.arange(1, dim + 1, dtype=np.uint64)
+    counters = _STEP * np.arange(1, dim + 1, dtype=np.uint64)
     bits = _mixed(row_keys + counters) >> np.uint64(12)
     return np.asarray((bits + 0.5) * 2.0**-52)  # neither 0 nor 1
 
@@ -127,6 +133,6 @@ def system_normals(n: int) -> NDArray[np.float64]:
 
 def _mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Do as :func:`mix`, for arrays."""
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    bits = (bits ^ (bits >> _30)) * _FIRST
+    bits = (bits ^ (bits >> _27)) * _SECOND
+    return bits ^ (bits >> _31)

@@ -44,7 +44,8 @@ def pack(values: Ints | Bytes, bound: int) -> bytes:
     if values.dtype == np.uint8 and bound == 256:  # they are bytes
         return values.tobytes()
     values = np.ascontiguousarray(values, np.int64)
-    data, least, most = _packed(values, width(bound))
+    data = np.zeros(packed_size(len(values), bound), np.uint8)
+    least, most = _pack(values, width(bound), data)
     if values.size and (least < 0 or most >= bound):
         raise ValueError(
             f"values to pack must lie in [0, {bound}), got [{least}, {most}]"
@@ -68,7 +69,8 @@ def unpack(data: bytes, count: int, bound: int) -> Ints:
         )
     if bound == 256:
         return np.frombuffer(data, np.uint8).astype(np.int64)
-    values, most = _unpacked(np.frombuffer(data, np.uint8), count, width(bound))
+    values = np.empty(count, np.int64)
+    most = _unpack(np.frombuffer(data, np.uint8), width(bound), values)
     if most >= bound:
         raise ValueError(f"packed value {most} is not below {bound}")
     return values
@@ -103,7 +105,9 @@ def pack_rows(ids: Ints, n_rows: int) -> bytes:
     if len(ids) == n_rows:
         return b""
     if _bitmap_is_smaller(len(ids), n_rows):
-        return _bitmap(ids, n_rows).tobytes()
+        bitmap = np.zeros(n_rows, np.bool_)
+        bitmap[ids] = True
+        return np.packbits(bitmap, bitorder="little").tobytes()
     return pack(ids, n_rows)
 
 
@@ -124,11 +128,11 @@ def unpack_rows(data: bytes, count: int, n_rows: int) -> Ints:
     if count < n_rows and _bitmap_is_smaller(count, n_rows):
         if len(data) != (n_rows + 7) // 8:
             raise ValueError(f"a bitmap of {n_rows} rows, got {len(data)} bytes")
-        ids, valid = _places_of_ones(np.frombuffer(data, np.uint8), count, n_rows)
+        bitmap = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+        ids = np.flatnonzero(bitmap.view(np.bool_))
     else:
         ids = unpack(data, count, n_rows)
-        valid = _increase(ids, n_rows)
-    if not valid:
+    if len(ids) != count or not _increase(ids, n_rows):
         raise ValueError(f"not a set of {count} increasing row ids below {n_rows}")
     return ids
 
@@ -144,15 +148,29 @@ def _bitmap_is_smaller(count: int, n_rows: int) -> bool:
     return (n_rows + 7) // 8 < packed_size(count, n_rows)
 
 
+def _increase(ids: Ints, n_rows: int) -> bool:
+    """Whether ids increase strictly, in [0, n_rows)."""
+    if not len(ids):
+        return True
+    in_range = 0 <= ids[0] and ids[-1] < n_rows
+    return bool(in_range and (ids[1:] > ids[:-1]).all())
+
+
+# What the first run compiles, it waits for: kernels make no arrays and call nothing.
+
+
 @njit(nogil=True, cache=True)
-def _packed(values: Ints, width: int) -> tuple[Bytes, int, int]:
-    """Pack; return the least and the largest value too."""
+def _pack(values: Ints, width: int, data: Bytes) -> tuple[int, int]:
+    """Fill ``data``, all zero; return the least and the largest value."""
     # Bits wait in a word, lowest first, until there are eight for a byte.
-    data = np.zeros((len(values) * width + 7) // 8, np.uint8)
     least = most = 0
     word, n_waiting, place = uint64(0), 0, 0
-    for value in values:
-        least, most = min(least, value), max(most, value)
+    for i in range(len(values)):
+        value = values[i]
+        if value < least:
+            least = value
+        if value > most:
+            most = value
         word |= uint64(value) << uint64(n_waiting)
         n_waiting += width
         while n_waiting >= 8:
@@ -162,55 +180,23 @@ def _packed(values: Ints, width: int) -> tuple[Bytes, int, int]:
             place += 1
     if n_waiting:
         data[place] = word
-    return data, least, most
+    return least, most
 
 
 @njit(nogil=True, cache=True)
-def _unpacked(data: Bytes, count: int, width: int) -> tuple[Ints, int]:
-    """Invert :func:`_packed`; return the largest value too, -1 if there is none."""
-    values = np.empty(count, np.int64)
+def _unpack(data: Bytes, width: int, values: Ints) -> int:
+    """Invert :func:`_pack`; return the largest value, -1 if there is none."""
     mask, most = (uint64(1) << uint64(width)) - uint64(1), -1
     word, n_waiting, place = uint64(0), 0, 0
-    for i in range(count):
+    for i in range(len(values)):
         while n_waiting < width:
             word |= uint64(data[place]) << uint64(n_waiting)
             n_waiting += 8
             place += 1
-        values[i] = word & mask
-        most = max(most, values[i])
+        value = np.int64(word & mask)
+        values[i] = value
+        if value > most:
+            most = value
         word >>= uint64(width)
         n_waiting -= width
-    return values, most
-
-
-@njit(nogil=True, cache=True)
-def _increase(ids: Ints, n_rows: int) -> bool:
-    """Whether ids increase strictly, in [0, n_rows)."""
-    before = -1
-    for row in ids:
-        if row <= before:
-            return False
-        before = row
-    return before < n_rows
-
-
-@njit(nogil=True, cache=True)
-def _bitmap(ids: Ints, n_rows: int) -> Bytes:
-    """Return a bit for each row, lowest first, 1 for those of the set."""
-    data = np.zeros((n_rows + 7) // 8, np.uint8)
-    for row in ids:
-        data[row >> 3] |= 1 << (row & 7)
-    return data
-
-
-@njit(nogil=True, cache=True)
-def _places_of_ones(data: Bytes, count: int, n_rows: int) -> tuple[Ints, bool]:
-    """Invert :func:`_bitmap`; tell whether it has ``count`` ones, all in range."""
-    # Every row is written where the next one goes, and stays if its bit is 1: no branch
-    # that a processor could guess wrong. What is too much is written behind the others.
-    ids, found = np.empty(count + 1, np.int64), 0
-    for row in range(8 * len(data)):
-        ids[min(found, count)] = row
-        found += data[row >> 3] >> (row & 7) & 1
-    beyond = data[-1] >> (8 - (8 * len(data) - n_rows)) if n_rows & 7 else 0
-    return ids[:count], found == count and beyond == 0
+    return most

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from sklearn.cluster import KMeans
 
 from recbole_fedras.compressor.fedras.division import Floats, Ints, divide
 from recbole_fedras.compressor.fedras.exchange import (
@@ -244,6 +243,9 @@ def sklearn_kmeans(
 
     Seeds are those of its greedy k-means++, and so is its default tolerance.
     """
+    # Half a second to import, for who uses it only.
+    from sklearn.cluster import KMeans
+
     scale, seed = _scale(rows), int(rng.integers(2**31))
     model = KMeans(n_groups, n_init=1, max_iter=n_iterations, random_state=seed)
     with single_threaded():
