@@ -179,125 +179,99 @@ def _draw(  # type: ignore[no-untyped-def]
     is all zero again after each client, at the cost of the client's rows, not of all
     items. Unless ``pairwise`` is None samples are pairs.
     """
+    # Places in whole arrays, not slices of these, which take longer to compile.
+    items, rows, labels, ids = clients.items, samples.rows, samples.labels, samples.ids
     for c in range(len(group)):
-        first, last = clients.offsets[group[c]], clients.offsets[group[c] + 1]
-        positives, n = clients.items[first:last], last - first
+        client = group[c]
+        first_item, last_item = clients.offsets[client], clients.offsets[client + 1]
         first, last = samples.sample_offsets[c], samples.sample_offsets[c + 1]
-        rows, labels = samples.rows[first:last], samples.labels[first:last]
-        ids = samples.ids[samples.row_offsets[c] :]
-        client_key = mix(key ^ mix(uint64(group[c])))
-        counter = n_rows = 0
-        size = len(rows) // samples.n_epochs
-        for i in range(n):
-            place[positives[i]] = -1
+        first_id = n_ids = samples.row_offsets[c]
+        n, size = last_item - first_item, (last - first) // samples.n_epochs
+        client_key = mix(key ^ mix(uint64(client)))
+        counter = 0
+        for i in range(first_item, last_item):
+            place[items[i]] = -1
         # ``rows`` has items first; they become rows when all ids are known.
-        for epoch in range(samples.n_epochs):
-            row = rows[epoch * size : (epoch + 1) * size]
-            label = labels[epoch * size : (epoch + 1) * size]
+        for start in range(first, last, size):
+            stop = start + size
             if pairwise is None:
                 for i in range(n):
-                    row[i] = positives[i]
-                    label[i] = 1
-                counter, n_rows = _draw_negatives(
-                    row, n, 1, place, ids, n_rows, client_key, counter
-                )
-                counter = _shuffle(row, label, n, client_key, counter)
-            else:  # item, negative, item, ...
+                    rows[start + i] = items[first_item + i]
+                    labels[start + i] = 1
+                for i in range(start + n, stop):
+                    counter, n_ids = _draw_negative(
+                        rows, i, place, ids, n_ids, client_key, counter
+                    )
+                # Negatives are exchangeable: it is enough to send each of the items to
+                # a uniform place, by a partial Fisher-Yates shuffle inverted.
+                for i in range(start + n - 1, start - 1, -1):
+                    j = i + int(uniform(client_key, counter) * (stop - i))
+                    counter += 1
+                    rows[i], rows[j] = rows[j], rows[i]
+                    labels[i], labels[j] = labels[j], labels[i]
+            else:  # item, negative, item, ...; as exchangeable, only items need to move
                 for i in range(0, size, 2):
-                    row[i] = positives[i // 2 % n]
-                    label[i] = 1
-                counter, n_rows = _draw_negatives(
-                    row, 1, 2, place, ids, n_rows, client_key, counter
-                )
-                counter = _shuffle_pairs(row, client_key, counter)
-        for i in range(n):
-            if place[positives[i]] < 0:
-                ids[n_rows] = positives[i]
-                n_rows += 1
-                place[positives[i]] = 1
-        _number(rows, ids[:n_rows], place, blocks)
-        samples.row_offsets[c + 1] = samples.row_offsets[c] + n_rows
+                    rows[start + i] = items[first_item + i // 2 % n]
+                    labels[start + i] = 1
+                for i in range(start + 1, stop, 2):
+                    counter, n_ids = _draw_negative(
+                        rows, i, place, ids, n_ids, client_key, counter
+                    )
+                for i in range(size // 2 - 1, 0, -1):
+                    j = start + 2 * int(uniform(client_key, counter) * (i + 1))
+                    counter += 1
+                    rows[start + 2 * i], rows[j] = rows[j], rows[start + 2 * i]
+        for i in range(first_item, last_item):
+            if place[items[i]] < 0:
+                ids[n_ids] = items[i]
+                n_ids += 1
+                place[items[i]] = 1
+
+        # Sort the ids, turn items into places there, clear ``place``. They are where it
+        # is not zero; only blocks with any are looked through, so that many items cost
+        # little.
+        for r in range(first_id, n_ids):
+            blocks[ids[r] // _BLOCK] = True
+        r = first_id
+        for block in range(len(blocks)):
+            if blocks[block]:
+                blocks[block] = False
+                item, end = block * _BLOCK, (block + 1) * _BLOCK
+                while item < end and item < len(place):
+                    if place[item]:
+                        ids[r] = item
+                        place[item] = r - first_id
+                        r += 1
+                    item += 1
+        for i in range(first, last):
+            rows[i] = place[rows[i]]
+        for r in range(first_id, n_ids):
+            place[ids[r]] = 0
+        samples.row_offsets[c + 1] = n_ids
 
 
 @_inlined
-def _draw_negatives(  # type: ignore[no-untyped-def]
-    row: NDArray[np.int32],
-    first: int,
-    step: int,
+def _draw_negative(  # type: ignore[no-untyped-def]
+    rows: NDArray[np.int32],
+    i: int,
     place: NDArray[np.int32],
     ids: Ints,
-    n_rows: int,
+    n_ids: int,
     key,
     counter: int,
 ) -> tuple[int, int]:
-    """Draw an epoch's negatives, and add those not seen before to the ids.
+    """Draw a negative, and add it to the ids if it is new.
 
     An item of the client's is drawn again. Return the counter and how many ids there
     are.
     """
-    for i in range(first, len(row), step):
+    item = int(uniform(key, counter) * len(place))
+    counter += 1
+    while place[item] < 0:
         item = int(uniform(key, counter) * len(place))
         counter += 1
-        while place[item] < 0:
-            item = int(uniform(key, counter) * len(place))
-            counter += 1
-        row[i] = item
-        ids[n_rows] = item  # without a branch: overwritten unless it is new
-        n_rows += 1 - place[item]
-        place[item] = 1
-    return counter, n_rows
-
-
-@_inlined
-def _shuffle(  # type: ignore[no-untyped-def]
-    row: NDArray[np.int32], label: NDArray[np.float32], n: int, key, counter: int
-) -> int:
-    """Shuffle an epoch whose first n samples are the client's items.
-
-    Negatives are exchangeable: it is enough to send each of the items to a uniform
-    place, by a partial Fisher-Yates shuffle inverted.
-    """
-    for i in range(n - 1, -1, -1):
-        j = i + int(uniform(key, counter) * (len(row) - i))
-        counter += 1
-        row[i], row[j] = row[j], row[i]
-        label[i], label[j] = label[j], label[i]
-    return counter
-
-
-@_inlined
-def _shuffle_pairs(row: NDArray[np.int32], key, counter: int) -> int:  # type: ignore[no-untyped-def]
-    """Shuffle an epoch of pairs: as exchangeable, only the items need to move."""
-    for i in range(len(row) // 2 - 1, 0, -1):
-        j = int(uniform(key, counter) * (i + 1))
-        counter += 1
-        row[2 * i], row[2 * j] = row[2 * j], row[2 * i]
-    return counter
-
-
-@_inlined
-def _number(
-    rows: NDArray[np.int32],
-    ids: Ints,
-    place: NDArray[np.int32],
-    blocks: NDArray[np.bool_],
-) -> None:
-    """Sort ``ids``, turn items in ``rows`` into places there, clear ``place``."""
-    # They are where ``place`` is not zero. Only blocks with any are looked through, so
-    # that many items cost little.
-    for r in range(len(ids)):
-        blocks[ids[r] // _BLOCK] = True
-    n_rows = 0
-    for block in range(len(blocks)):
-        if blocks[block]:
-            blocks[block] = False
-            for item in range(block * _BLOCK, min((block + 1) * _BLOCK, len(place))):
-                if place[item]:
-                    ids[n_rows] = item
-                    n_rows += 1
-    for r in range(len(ids)):
-        place[ids[r]] = r
-    for i in range(len(rows)):
-        rows[i] = place[rows[i]]
-    for r in range(len(ids)):
-        place[ids[r]] = 0
+    rows[i] = item
+    ids[n_ids] = item  # without a branch: overwritten unless it is new
+    n_ids += 1 - place[item]
+    place[item] = 1
+    return counter, n_ids
