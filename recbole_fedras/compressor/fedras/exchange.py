@@ -118,7 +118,7 @@ def _merge(
 
 @compiled
 def exchange(
-    points: Floats, groups: Ints, proposals: Ints, state: Groups
+    points: Floats, groups: Ints, proposals: Ints | None, state: Groups
 ) -> tuple[float, float, int]:
     """Move each point, one after the other, to where it lowers the error most.
 
@@ -133,8 +133,9 @@ def exchange(
     points : ndarray of float32, shape (n, dim)
     groups : ndarray of int64, shape (n,)
         Changed in place, and so is the state.
-    proposals : ndarray of int64, shape (n,) or (0,)
-        The only group that each point may move to; none given: any.
+    proposals : ndarray of int64, shape (n,), or None
+        The only group that each point may move to; None: any, and the other way is not
+        even compiled.
     state : Groups
 
     Returns
@@ -159,7 +160,7 @@ def exchange(
             continue
         m = np.float32(sizes[group])
         own = square * m / (m - one)
-        if len(proposals):
+        if proposals is not None:
             target, square = proposals[i], np.float32(0)
             for j in range(dim):
                 away = points[i, j] - centroids[target, j]

@@ -205,7 +205,7 @@ def _exchange(
 ) -> None:
     """Pass over all points, in place, until a pass gains too little."""
     n, n_groups = len(points), len(state.sizes)
-    proposals: Ints = np.empty(0, np.int64)
+    proposals: Ints | None = None
     wide, size = False, _PROBE
     for _ in range(n_passes):
         error, gain, start = 0.0, 0.0, 0
