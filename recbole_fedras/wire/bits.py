@@ -152,7 +152,7 @@ def _increase(ids: Ints, n_rows: int) -> bool:
     """Whether ids increase strictly, in [0, n_rows)."""
     if not len(ids):
         return True
-    in_range = 0 <= ids[0] and ids[-1] < n_rows
+    in_range = ids[0] >= 0 and ids[-1] < n_rows
     return bool(in_range and (ids[1:] > ids[:-1]).all())
 
 
