@@ -193,10 +193,9 @@ def _unpack(data: Bytes, width: int, values: Ints) -> int:
             word |= uint64(data[place]) << uint64(n_waiting)
             n_waiting += 8
             place += 1
-        value = np.int64(word & mask)
-        values[i] = value
-        if value > most:
-            most = value
+        values[i] = word & mask
+        if values[i] > most:
+            most = values[i]
         word >>= uint64(width)
         n_waiting -= width
     return most
