@@ -192,7 +192,8 @@ def _draw(  # type: ignore[no-untyped-def]
         for i in range(first_item, last_item):
             place[items[i]] = -1
         # ``rows`` has items first; they become rows when all ids are known.
-        for start in range(first, last, size):
+        for epoch in range(samples.n_epochs):
+            start = first + epoch * size
             stop = start + size
             if pairwise is None:
                 for i in range(n):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from recbole.utils import FeatureType
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from recbole_fedras.errors import DataError
 
@@ -60,9 +61,6 @@ def _field(dataset: Any, field: str) -> Floats:
     values = dataset.item_feat[field].numpy()[1:]
     kind = dataset.field2type[field]
     if kind in (FeatureType.TOKEN, FeatureType.TOKEN_SEQ):
-        # Half a second to import, for who has features only.
-        from sklearn.preprocessing import MultiLabelBinarizer
-
         rows = values.reshape(len(values), -1)
         encoder = MultiLabelBinarizer(classes=range(len(dataset.field2id_token[field])))
         indicators: Floats = encoder.fit_transform(rows)[:, 1:].astype(np.float32)
@@ -88,6 +86,7 @@ def principal_components(features: Floats, dim: int, std: float) -> Floats:
 
     Where there are fewer columns than that, the rest are zeros.
     """
+    # A tenth of a second to import, for who has features only.
     from sklearn.decomposition import PCA
 
     n = min(dim, *features.shape)

@@ -46,7 +46,10 @@ def thread_map(
 
 @cache
 def _thread_pools() -> ThreadpoolController:
-    """Find the libraries that have threads, once: that takes milliseconds."""
+    """Find the libraries that have threads, once: that takes milliseconds.
+
+    The BLAS of numpy, scipy and torch are loaded by then: the package imports them.
+    """
     return ThreadpoolController()
 
 

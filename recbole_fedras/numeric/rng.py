@@ -56,7 +56,7 @@ def _sequence(seed: int, stream: Stream, *key: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(seed, spawn_key=(int(stream), *key))
 
 
-# Constants of their own: to compile ``uint64(30)`` takes as long as a call.
+# Constants of their own: numba takes as long to compile ``uint64(30)`` as any call.
 _30, _27, _31, _11 = map(np.uint64, (30, 27, 31, 11))
 _FIRST, _SECOND = map(np.uint64, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _STEP = np.uint64(0x9E3779B97F4A7C15)
@@ -64,7 +64,7 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 @njit(inline="always")
 def mix(bits):  # type: ignore[no-untyped-def]
-    """Scramble 64 bits one to one: the finaliser of SplitMix64."""
+    """Scramble 64 bits, a uint64, one to one: the finaliser of SplitMix64."""
     bits = (bits ^ (bits >> _30)) * _FIRST
     bits = (bits ^ (bits >> _27)) * _SECOND
     return bits ^ (bits >> _31)

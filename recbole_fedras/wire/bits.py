@@ -7,10 +7,22 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
+#: Bits of the widest integer: up to seven others wait with it in a word of 64.
+_WIDEST = 57
+
 
 def width(bound: int) -> int:
-    """Bits of an integer in ``[0, bound)``: ``ceil(log2(bound))``, 0 if bound is 1."""
-    return max(bound - 1, 0).bit_length()
+    """Bits of an integer in ``[0, bound)``: ``ceil(log2(bound))``, 0 if bound is 1.
+
+    Raises
+    ------
+    ValueError
+        If they are more than 57, which is what packing can hold.
+    """
+    n_bits = max(bound - 1, 0).bit_length()
+    if n_bits > _WIDEST:
+        raise ValueError(f"integers below {bound} take {n_bits} bits, not {_WIDEST}")
+    return n_bits
 
 
 def packed_size(count: int, bound: int) -> int:
@@ -121,11 +133,13 @@ def unpack_rows(data: bytes, count: int, n_rows: int) -> Ints:
     """
     if not 0 <= count <= n_rows:
         raise ValueError(f"a set of {count} rows does not fit a table of {n_rows}")
-    if count == n_rows and not data:
+    if count == n_rows:
+        if data:
+            raise ValueError(f"all {n_rows} rows take no bytes, got {len(data)}")
         return np.arange(n_rows)
     # A bitmap has as many ones as announced, and none beyond the last row; a list of
-    # ids increases. Anything else was never written by pack_rows.
-    if count < n_rows and _bitmap_is_smaller(count, n_rows):
+    # ids increases.
+    if _bitmap_is_smaller(count, n_rows):
         if len(data) != (n_rows + 7) // 8:
             raise ValueError(f"a bitmap of {n_rows} rows, got {len(data)} bytes")
         bitmap = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")

@@ -69,6 +69,17 @@ def test_a_client_with_all_items_is_refused():
         ClientData.from_pairs(users, items, 1, 4)
 
 
+@pytest.mark.parametrize("pairwise", [False, True])
+def test_a_client_without_items_draws_nothing(pairwise):
+    data = ClientData.from_pairs(np.array([0, 2]), np.array([1, 3]), 3, 9)
+    samples = draw_samples(data, np.arange(3), 2, 2, np.uint64(5), pairwise)
+    counts = np.diff(samples.sample_offsets)
+    assert counts[1] == 0
+    assert counts[0] == counts[2] > 0
+    assert np.diff(samples.row_offsets)[1] == 0
+    assert len(samples.ids) == samples.row_offsets[-1]
+
+
 def test_cohorts_are_reproducible_and_never_empty():
     eligible = np.arange(3, 103)
     assert cohort_size(943, 0.1) == 94

@@ -33,6 +33,12 @@ def test_row_sets_round_trip_at_the_cheapest_size(n_rows, data):
     np.testing.assert_array_equal(bits.unpack_rows(packed, len(ids), n_rows), ids)
 
 
+def test_the_widest_integers_come_back():
+    values = np.array([0, 2**57 - 1, 2**56 + 3, 1, 2**57 - 2])
+    packed = bits.pack(values, 2**57)
+    np.testing.assert_array_equal(bits.unpack(packed, 5, 2**57), values)
+
+
 def test_the_design_example():
     # 105 groups of 1682 items: 7 bits each, 1471.75 bytes.
     assert bits.packed_size(1682, 105) == 1472
@@ -51,6 +57,10 @@ def test_the_design_example():
         lambda: bits.unpack_rows(b"", 10, 9),
         lambda: bits.unpack_rows(b"\xff\xff", 9, 16),
         lambda: bits.unpack_rows(b"\x00" * 3, 4, 64),
+        lambda: bits.unpack_rows(b"\x55\xf5", 8, 13),  # one row beyond the last
+        lambda: bits.unpack_rows(bits.pack(np.arange(5), 5), 5, 5),  # all, spelled out
+        lambda: bits.pack(np.array([5]), 2**58),
+        lambda: bits.unpack(b"\x00" * 8, 1, 2**58),
     ],
 )
 def test_what_does_not_fit_is_refused(call):

@@ -134,8 +134,8 @@ def exchange(
     groups : ndarray of int64, shape (n,)
         Changed in place, and so is the state.
     proposals : ndarray of int64, shape (n,), or None
-        The only group that each point may move to; None: any, and the other way is not
-        even compiled.
+        The only group that each point may move to; None: any, and numba leaves out
+        what is for proposals.
     state : Groups
 
     Returns

@@ -243,7 +243,7 @@ def sklearn_kmeans(
 
     Seeds are those of its greedy k-means++, and so is its default tolerance.
     """
-    # Half a second to import, for who uses it only.
+    # A tenth of a second to import, for who uses it only.
     from sklearn.cluster import KMeans
 
     scale, seed = _scale(rows), int(rng.integers(2**31))
