@@ -74,7 +74,7 @@ def keys_page() -> str:
 def allowed_of(key: str, config: Any) -> str:
     """Return what a key may be, as its error message says; or nothing."""
     kind = key.removeprefix("uplink_").removeprefix("downlink_").removesuffix("s")
-    if kind in {*registry.GIVEN, "preset"}:
+    if kind in {*registry.GIVEN, "preset"} and key != "metrics":
         names = ", ".join(f"`{name}`" for name in registry.names(kind))
         return names if kind == "preset" else f"{names} or your own"
     if key in recbole_keys.KEYS:
@@ -89,7 +89,9 @@ def allowed_of(key: str, config: Any) -> str:
         for reader in _READERS:
             with contextlib.suppress(KeyError, AttributeError, TypeError):
                 reader(WithOne(config, key, NONSENSE))
-        Config(config_dict={"compressor": "none", key: NONSENSE})
+        # Without a world its keys may be nothing but their defaults.
+        fixed = {"compressor": "none", "world": "constant"}
+        Config(config_dict=fixed | {key: NONSENSE})
     except ConfigError as error:
         found = re.match(rf"{key}=.*? must be (.*)", str(error))
         return _shortened(found[1]) if found else ""
