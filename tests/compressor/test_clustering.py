@@ -94,7 +94,7 @@ def test_an_exchange_moves_points_to_where_the_error_is_least(proposed):
             costs.append(sum(errors) if kept.all() else np.inf)
         best, before = int(np.argmin(costs)), groups[i]
         wanted = module._propose(rows[[i]], groups[[i]], state)
-        proposals = wanted if proposed else np.empty(0, np.int64)
+        proposals = wanted if proposed else None
         _, gain, _ = exchange(rows[i : i + 1], groups[i : i + 1], proposals, state)
         assert groups[i] == best
         assert gain == pytest.approx(costs[before] - costs[best], rel=1e-3, abs=1e-4)
