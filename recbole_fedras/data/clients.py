@@ -199,51 +199,24 @@ def _draw(  # type: ignore[no-untyped-def]
                 for i in range(n):
                     rows[start + i] = items[first_item + i]
                     labels[start + i] = 1
-                for i in range(start + n, stop):
-                    counter, n_ids = _draw_negative(
-                        rows, i, place, ids, n_ids, client_key, counter
-                    )
-                # Negatives are exchangeable: it is enough to send each of the items to
-                # a uniform place, by a partial Fisher-Yates shuffle inverted.
-                for i in range(start + n - 1, start - 1, -1):
-                    j = i + int(uniform(client_key, counter) * (stop - i))
-                    counter += 1
-                    rows[i], rows[j] = rows[j], rows[i]
-                    labels[i], labels[j] = labels[j], labels[i]
-            else:  # item, negative, item, ...; as exchangeable, only items need to move
+                counter, n_ids = _draw_negatives(
+                    rows, start + n, stop, 1, place, ids, n_ids, client_key, counter
+                )
+                counter = _shuffle(rows, labels, start, stop, n, client_key, counter)
+            else:  # item, negative, item, ...
                 for i in range(0, size, 2):
                     rows[start + i] = items[first_item + i // 2 % n]
                     labels[start + i] = 1
-                for i in range(start + 1, stop, 2):
-                    counter, n_ids = _draw_negative(
-                        rows, i, place, ids, n_ids, client_key, counter
-                    )
-                for i in range(size // 2 - 1, 0, -1):
-                    j = start + 2 * int(uniform(client_key, counter) * (i + 1))
-                    counter += 1
-                    rows[start + 2 * i], rows[j] = rows[j], rows[start + 2 * i]
+                counter, n_ids = _draw_negatives(
+                    rows, start + 1, stop, 2, place, ids, n_ids, client_key, counter
+                )
+                counter = _shuffle_pairs(rows, start, size // 2, client_key, counter)
         for i in range(first_item, last_item):
             if place[items[i]] < 0:
                 ids[n_ids] = items[i]
                 n_ids += 1
                 place[items[i]] = 1
-
-        # Sort the ids, turn items into places there, clear ``place``. They are where it
-        # is not zero; only blocks with any are looked through, so that many items cost
-        # little.
-        for r in range(first_id, n_ids):
-            blocks[ids[r] // _BLOCK] = True
-        r = first_id
-        for block in range(len(blocks)):
-            if blocks[block]:
-                blocks[block] = False
-                item, end = block * _BLOCK, (block + 1) * _BLOCK
-                while item < end and item < len(place):
-                    if place[item]:
-                        ids[r] = item
-                        place[item] = r - first_id
-                        r += 1
-                    item += 1
+        _sort(ids, first_id, n_ids, place, blocks)
         for i in range(first, last):
             rows[i] = place[rows[i]]
         for r in range(first_id, n_ids):
@@ -252,27 +225,91 @@ def _draw(  # type: ignore[no-untyped-def]
 
 
 @_inlined
-def _draw_negative(  # type: ignore[no-untyped-def]
+def _draw_negatives(
     rows: NDArray[np.int32],
-    i: int,
+    first: int,
+    stop: int,
+    step: int,
     place: NDArray[np.int32],
     ids: Ints,
     n_ids: int,
-    key,
+    key: np.uint64,
     counter: int,
 ) -> tuple[int, int]:
-    """Draw a negative, and add it to the ids if it is new.
+    """Draw an epoch's negatives, and add those not seen before to the ids.
 
     An item of the client's is drawn again. Return the counter and how many ids there
     are.
     """
-    item = int(uniform(key, counter) * len(place))
-    counter += 1
-    while place[item] < 0:
+    for i in range(first, stop, step):
         item = int(uniform(key, counter) * len(place))
         counter += 1
-    rows[i] = item
-    ids[n_ids] = item  # without a branch: overwritten unless it is new
-    n_ids += 1 - place[item]
-    place[item] = 1
+        while place[item] < 0:
+            item = int(uniform(key, counter) * len(place))
+            counter += 1
+        rows[i] = item
+        ids[n_ids] = item  # without a branch: overwritten unless it is new
+        n_ids += 1 - place[item]
+        place[item] = 1
     return counter, n_ids
+
+
+@_inlined
+def _shuffle(
+    rows: NDArray[np.int32],
+    labels: NDArray[np.float32],
+    start: int,
+    stop: int,
+    n: int,
+    key: np.uint64,
+    counter: int,
+) -> int:
+    """Shuffle an epoch whose first n samples are the client's items.
+
+    Negatives are exchangeable: it is enough to send each of the items to a uniform
+    place, by a partial Fisher-Yates shuffle inverted.
+    """
+    for i in range(start + n - 1, start - 1, -1):
+        j = i + int(uniform(key, counter) * (stop - i))
+        counter += 1
+        rows[i], rows[j] = rows[j], rows[i]
+        labels[i], labels[j] = labels[j], labels[i]
+    return counter
+
+
+@_inlined
+def _shuffle_pairs(
+    rows: NDArray[np.int32], start: int, n_pairs: int, key: np.uint64, counter: int
+) -> int:
+    """Shuffle an epoch of pairs: as exchangeable, only the items need to move."""
+    for i in range(n_pairs - 1, 0, -1):
+        j = start + 2 * int(uniform(key, counter) * (i + 1))
+        counter += 1
+        rows[start + 2 * i], rows[j] = rows[j], rows[start + 2 * i]
+    return counter
+
+
+@_inlined
+def _sort(
+    ids: Ints,
+    first: int,
+    stop: int,
+    place: NDArray[np.int32],
+    blocks: NDArray[np.bool_],
+) -> None:
+    """Sort a client's ids, and let ``place`` say which of them an item is."""
+    # They are where ``place`` is not zero. Only blocks with any are looked through, so
+    # that many items cost little.
+    for r in range(first, stop):
+        blocks[ids[r] // _BLOCK] = True
+    r = first
+    for block in range(len(blocks)):
+        if blocks[block]:
+            blocks[block] = False
+            item, end = block * _BLOCK, (block + 1) * _BLOCK
+            while item < end and item < len(place):
+                if place[item]:
+                    ids[r] = item
+                    place[item] = r - first
+                    r += 1
+                item += 1
