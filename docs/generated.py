@@ -73,12 +73,12 @@ def keys_page() -> str:
 
 def allowed_of(key: str, config: Any) -> str:
     """Return what a key may be, as its error message says; or nothing."""
-    kind = key.removeprefix("uplink_").removeprefix("downlink_").removesuffix("s")
-    if kind in {*registry.GIVEN, "preset"} and key != "metrics":
-        names = ", ".join(f"`{name}`" for name in registry.names(kind))
-        return names if kind == "preset" else f"{names} or your own"
     if key in recbole_keys.KEYS:
         return _shortened(recbole_keys.KEYS[key].form.allowed)
+    kind = key.removeprefix("uplink_").removeprefix("downlink_").removesuffix("s")
+    if kind in {*registry.GIVEN, "preset"}:
+        names = ", ".join(f"`{name}`" for name in registry.names(kind))
+        return names if kind == "preset" else f"{names} or your own"
     if key in recbole_keys.WITHOUT_EFFECT:
         return ", ".join(map(str, recbole_keys.WITHOUT_EFFECT[key].silent))
     if key == "attacker_class":  # no run reads it, `leak` alone does
