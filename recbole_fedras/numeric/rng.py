@@ -62,12 +62,15 @@ _FIRST, _SECOND = map(np.uint64, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
-@njit(inline="always")
-def mix(bits):  # type: ignore[no-untyped-def]
-    """Scramble 64 bits, a uint64, one to one: the finaliser of SplitMix64."""
+def _mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Scramble 64 bits one to one: the finaliser of SplitMix64."""
     bits = (bits ^ (bits >> _30)) * _FIRST
     bits = (bits ^ (bits >> _27)) * _SECOND
     return bits ^ (bits >> _31)
+
+
+#: The same for a uint64, in compiled code.
+mix = njit(inline="always")(_mixed)
 
 
 @njit(inline="always")
@@ -129,10 +132,3 @@ def system_uniforms(n: int) -> NDArray[np.float64]:
 def system_normals(n: int) -> NDArray[np.float64]:
     """Return n standard normal numbers; else as :func:`system_uniforms`."""
     return np.asarray(ndtri(system_uniforms(n)))
-
-
-def _mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Do as :func:`mix`, for arrays."""
-    bits = (bits ^ (bits >> _30)) * _FIRST
-    bits = (bits ^ (bits >> _27)) * _SECOND
-    return bits ^ (bits >> _31)
