@@ -2,6 +2,7 @@
 
 import os
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numba import njit, uint64
@@ -62,8 +63,8 @@ _FIRST, _SECOND = map(np.uint64, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Scramble 64 bits one to one: the finaliser of SplitMix64."""
+def _mixed(bits: Any) -> Any:
+    """Scramble 64 bits, of a uint64 or many: the finaliser of SplitMix64, one to one."""
     bits = (bits ^ (bits >> _30)) * _FIRST
     bits = (bits ^ (bits >> _27)) * _SECOND
     return bits ^ (bits >> _31)
