@@ -64,7 +64,7 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mixed(bits: Any) -> Any:
-    """Scramble 64 bits, of a uint64 or many: the finaliser of SplitMix64, one to one."""
+    """Scramble a uint64, or many, one to one: the finaliser of SplitMix64."""
     bits = (bits ^ (bits >> _30)) * _FIRST
     bits = (bits ^ (bits >> _27)) * _SECOND
     return bits ^ (bits >> _31)
