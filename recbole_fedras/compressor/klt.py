@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import constriction
 import numpy as np
-from numba import njit
+from numba import int64, njit, uint64
 from numpy.typing import NDArray
 
 from recbole_fedras.compressor.base import (
@@ -23,8 +23,12 @@ from recbole_fedras.wire.payload import Layout, Payload
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Classes = NDArray[np.int32]
+Words = NDArray[np.uint32]
 
 _CLASSES = 17  # magnitude classes at most: 0, and integers of 1 to 16 bits
+_FINEST = 2.0 ** (2 - _CLASSES)  # step, in largest coefficients
+_TINY = float(np.finfo(np.float32).tiny)
 _BYTE = 256  # bound of an integer that is a byte
 
 
@@ -88,27 +92,17 @@ class KLT(Compressor):
         if 4 * update.rows.numel() <= limit or fits_raw(len(update), budget):
             return raw_payload(update, ctx.n_items)
         rows = update.rows.numpy().astype(np.float64)
-        gram = rows.T @ rows
-        if not np.isfinite(gram).all():  # float64 has room for squares of float32
-            raise ValueError("KLT: a row is not finite")
-        # Rotate by the eigenvectors: columns of coefficients are uncorrelated, and most
-        # of the energy is in the leading ones.
-        _, vectors = np.linalg.eigh(gram)
-        vectors = np.ascontiguousarray(vectors[:, ::-1])  # leading first
-        coefficients = rows @ vectors
-        largest = _largest(coefficients)
-        # The step is sent in float32, and so must not round to 0.
-        tiny = float(np.finfo(np.float32).tiny)
-        step = np.float32(max(_find_step(coefficients, largest, limit), tiny))
-        # The step was found by the entropy; the coder takes a few bytes more. A fifth
-        # of a per cent coarser at a time, until what is written fits.
+        vectors = leading_vectors(rows)
+        coefficients = vectors @ rows.T
+        # The step is found by the entropy; the coder takes a few bytes more. A fifth of
+        # a per cent coarser at a time, until what is written fits.
+        step = 0.0
         while True:
             payload = put_update_rows(Payload(), update, ctx.n_items)
-            histograms = _histograms(coefficients, largest, float(step))
-            _put_coefficients(payload, coefficients, vectors, step, histograms)
+            step = _put_coefficients(payload, coefficients, vectors, step, limit)
             if payload.part_bytes()["items"] <= limit:
                 return payload
-            step = np.float32(step * 1.002)
+            step *= 1.002
 
     @staticmethod
     def _limit(n: int, budget: Budget) -> int:
@@ -136,46 +130,55 @@ class KLT(Compressor):
         step = payload.floats("step", 1)[0]
         coefficients = _coefficients(payload, len(ids), len(rotation), float(step))
         with np.errstate(over="ignore", invalid="ignore"):  # whatever was received
-            rows = coefficients @ rotation.astype(np.float64)
+            rows = coefficients.T @ rotation.astype(np.float64)
             return row_update(ids, rows.astype(np.float32))
 
 
-@njit(nogil=True, cache=True)
-def _largest(coefficients: Floats) -> Floats:
-    """Return the largest magnitude of each column."""
-    largest = np.zeros(coefficients.shape[1])
-    for i in range(len(coefficients)):
-        for j in range(len(largest)):
-            magnitude = abs(coefficients[i, j])
-            largest[j] = magnitude if magnitude > largest[j] else largest[j]
-    return largest
+def leading_vectors(rows: Floats) -> Floats:
+    """Return the eigenvectors of the Gram matrix that matter, shape (n_vectors, dim).
+
+    Rotated by these, columns of coefficients are uncorrelated, and most of the energy
+    is in the leading ones, which stand first.
+    """
+    gram = rows.T @ rows
+    if not np.isfinite(np.trace(gram)):  # float64 has room for squares of float32
+        raise ValueError("KLT: a row is not finite")
+    energies, vectors = np.linalg.eigh(gram)
+    # The energy of a column is its eigenvalue. The finest step is 2^-15 of the largest
+    # coefficient, which is no less than the root mean square of the leading column; of
+    # a column whose whole energy is less than half such a step, all rounds to 0.
+    matter = energies >= energies[-1] * _FINEST**2 / (4 * len(rows))
+    return np.ascontiguousarray(vectors.T[matter][::-1])
 
 
 @njit(nogil=True, cache=True)
 def _histograms(coefficients: Floats, largest: Floats, step: float) -> Ints:
-    """Count the magnitude classes of each column, shape (dim, _CLASSES)."""
+    """Count the magnitude classes of each column, shape (n_columns, _CLASSES)."""
     # The class of an integer is the number of bits of its magnitude, which is the
     # exponent of the float64 that holds it: no logarithm, only the bits of the number,
-    # read in place. A first loop rounds a row, a second one reads: both vectorise. Last
-    # columns whose largest rounds to 0 are not looked at: most of them, at high rates.
-    n, dim = coefficients.shape
-    counts = np.zeros((dim, _CLASSES), np.int64)
-    magnitudes = np.empty(dim)
+    # read in place. A first loop rounds a column, and vectorises; a second one counts,
+    # in four places by turns, as neighbours of one class would wait for each other.
+    n_columns, n = coefficients.shape
+    counts = np.zeros((n_columns, _CLASSES), np.int64)
+    by_turns = np.empty((4, _CLASSES), np.int64)
+    magnitudes = np.empty(n)
     exponents = magnitudes.view(np.int64)
-    n_leading = dim
-    while n_leading and np.rint(largest[n_leading - 1] / step) == 0:
-        n_leading -= 1
-        counts[n_leading, 0] = n
-    for i in range(n):
-        for j in range(n_leading):
-            magnitudes[j] = np.rint(abs(coefficients[i, j] / step))
-        for j in range(n_leading):  # bits 52 on: 1022 + number of bits, or 0 for 0.0
-            counts[j, max((exponents[j] >> 52) - 1022, 0)] += 1
+    for column in range(n_columns):
+        if np.rint(largest[column] / step) == 0:
+            counts[column, 0] = n
+            continue
+        for i in range(n):
+            magnitudes[i] = np.rint(abs(coefficients[column, i] / step))
+        by_turns[:] = 0
+        for i in range(n):  # bits 52 on: 1022 + number of bits, or 0 for 0.0
+            by_turns[i & 3, max((exponents[i] >> 52) - 1022, 0)] += 1
+        for one in by_turns:
+            counts[column] += one
     return counts
 
 
 @njit(nogil=True, cache=True)
-def _size(histograms: Ints, n: int) -> float:
+def _size(histograms: Ints, n: int, dim: int) -> float:
     """Bytes of rotation, step, histograms, classes by their entropy, and rest."""
     n_used, n_classes, n_bits = 0, 1, 32.0
     for histogram in histograms:
@@ -189,26 +192,26 @@ def _size(histograms: Ints, n: int) -> float:
                 n_classes = max(n_classes, size + 1)
                 n_bits += count * (size - np.log2(count / n))
     tables = n_used * n_classes * np.ceil(np.log2(n + 1)) / 8
-    return float(4 + tables + 4 * n_used * len(histograms) + n_bits / 8)
+    return float(4 + tables + 4 * n_used * dim + n_bits / 8)
 
 
 @njit(nogil=True, cache=True)
-def _find_step(coefficients: Floats, largest: Floats, limit: int) -> float:
+def _find_step(coefficients: Floats, largest: Floats, dim: int, limit: int) -> float:
     """Bisect for the smallest step whose code fits ``limit`` bytes."""
-    n, most = len(coefficients), float(largest.max())
+    n, most = coefficients.shape[1], float(largest.max())
     if most == 0:
         return 1.0
     # The finest step leaves the largest coefficient at 2^15 steps, of 16 bits; with the
     # coarsest everything rounds to 0, and nothing is smaller.
-    fine, coarse = most * 2.0 ** (2 - _CLASSES), 4 * most
-    if _size(_histograms(coefficients, largest, fine), n) <= limit:
+    fine, coarse = most * _FINEST, 4 * most
+    if _size(_histograms(coefficients, largest, fine), n, dim) <= limit:
         return fine
     # ``coarse`` always fits, ``fine`` never does. Geometric means, as steps range over
     # orders of magnitude; the search ends where 99.8 % of the bytes are used, or 40
     # halvings have left nothing to choose.
     for _ in range(40):
         step = float(np.sqrt(fine * coarse))
-        size = _size(_histograms(coefficients, largest, step), n)
+        size = _size(_histograms(coefficients, largest, step), n, dim)
         if size <= limit:
             coarse = step
             if size > 0.998 * limit:
@@ -218,38 +221,70 @@ def _find_step(coefficients: Floats, largest: Floats, limit: int) -> float:
     return coarse
 
 
+@njit(nogil=True, cache=True)
+def _quantise(
+    coefficients: Floats, step: float, dim: int, limit: int, classes: Classes
+) -> tuple[float, Ints, Words]:
+    """Round to multiples of the step (0: the smallest whose code fits ``limit``).
+
+    Classes are filled; returned are the step, how often each class occurs in each
+    column, and what :func:`_write` makes of the integers.
+    """
+    n_columns, n = coefficients.shape
+    largest = np.zeros(n_columns)
+    for column in range(n_columns):
+        for i in range(n):
+            largest[column] = max(largest[column], abs(coefficients[column, i]))
+    if step == 0:
+        # It is sent in float32, and so must not round to 0.
+        step = max(_find_step(coefficients, largest, dim, limit), _TINY)
+    step = float(np.float32(step))
+    integers = np.empty((n_columns, n), np.int32)
+    magnitudes = np.empty(n)
+    exponents = magnitudes.view(np.int64)  # see _histograms
+    n_bits = 0
+    for column in range(n_columns):
+        for i in range(n):
+            value = np.rint(coefficients[column, i] / step)
+            integers[column, i], magnitudes[i] = value, abs(value)
+        for i in range(n):
+            classes[column, i] = max((exponents[i] >> 52) - 1022, 0)
+            n_bits += classes[column, i]
+    words = np.zeros(n_bits // 32 + 1, np.uint32)
+    _write(integers, classes, words)
+    return step, _histograms(coefficients, largest, step), words
+
+
 def _put_coefficients(
-    payload: Payload,
-    coefficients: Floats,
-    vectors: Floats,
-    step: np.float32,
-    histograms: Ints,
-) -> None:
-    """Round, code and add the fields."""
+    payload: Payload, coefficients: Floats, vectors: Floats, step: float, limit: int
+) -> float:
+    """Round, code and add the fields; return the step."""
+    n, dim = coefficients.shape[1], vectors.shape[1]
+    classes = np.empty(coefficients.shape, np.int32)
+    step, histograms, words = _quantise(coefficients, step, dim, limit, classes)
     # Columns with anything but zeros, and no more classes than occur (2 at least, as a
     # model of one symbol is none).
-    n = len(coefficients)
     used = np.flatnonzero(histograms[:, 0] < n)
     histograms = histograms[used]
     n_classes = 1 + int(np.flatnonzero(histograms.any(axis=0)).max(initial=1))
     histograms = histograms[:, :n_classes]
-    integers, classes = _rounded(coefficients, used, float(step))
     encoder = constriction.stream.queue.RangeEncoder()
-    for column, model in zip(classes, _models(histograms, n), strict=True):
-        encoder.encode(column, model)
+    for column, model in zip(used, _models(histograms, n), strict=True):
+        encoder.encode(classes[column], model)
     # The coder's 32-bit words travel as bytes, little-endian on any machine.
     coded = encoder.get_compressed().astype("<u4").view(np.uint8)
+    rest = words.astype("<u4").view(np.uint8)[: _size_of_rest(histograms)]
 
-    payload.put_floats("rotation", vectors[:, used].T.astype(np.float32))
+    payload.put_floats("rotation", vectors[used].astype(np.float32))
     payload.put_floats("step", np.array([step], np.float32))
     payload.put_ints("histograms", histograms, n + 1, "items")
     payload.put_ints("classes", coded, _BYTE, "items")
-    rest = _write(integers.ravel(), classes.ravel())
     payload.put_ints("rest", rest, _BYTE, "items")
+    return step
 
 
 def _coefficients(payload: Payload, n: int, n_columns: int, step: float) -> Floats:
-    """Invert :func:`_put_coefficients`; shape (n, n_columns)."""
+    """Invert :func:`_put_coefficients`; shape (n_columns, n)."""
     # Whatever arrives is checked before it is used: histograms that are of n integers,
     # words that are whole, classes that are those announced, and as many bits as these
     # need. A forged payload ends in a PayloadError, not in the decoder.
@@ -261,22 +296,23 @@ def _coefficients(payload: Payload, n: int, n_columns: int, step: float) -> Floa
     if len(coded) % 4:
         raise PayloadError(f"field 'classes': {len(coded)} bytes are no whole words")
     classes = np.empty((n_columns, n), np.int32)
-    words = np.frombuffer(coded, "<u4").astype(np.uint32)
-    decoder = constriction.stream.queue.RangeDecoder(words)
+    decoder = constriction.stream.queue.RangeDecoder(
+        np.frombuffer(coded, "<u4").astype(np.uint32)
+    )
     for column, model in zip(classes, _models(histograms, n), strict=True):
         try:
             column[:] = decoder.decode(model, n)
         except (AssertionError, ValueError) as error:
             raise PayloadError(f"field 'classes': {error}") from error
 
-    rest = np.frombuffer(payload.raw("rest"), np.uint8)
-    n_bits = int((histograms @ np.arange(n_classes)).sum())
-    if len(rest) != (n_bits + 7) // 8:
+    rest = payload.raw("rest")
+    if len(rest) != _size_of_rest(histograms):
         raise PayloadError(f"field 'rest': {len(rest)} bytes do not fit the classes")
-    coefficients, announced = _read(rest, classes, histograms, step)
-    if not announced:
+    words = np.frombuffer(rest + bytes(-len(rest) % 4), "<u4").astype(np.uint32)
+    coefficients = np.empty(classes.shape)
+    if not _read(words, classes, histograms, step, coefficients):
         raise PayloadError("field 'classes': not what the histograms announce")
-    return coefficients.T
+    return coefficients
 
 
 def _models(histograms: Ints, n: int) -> list[constriction.stream.model.Categorical]:
@@ -285,82 +321,67 @@ def _models(histograms: Ints, n: int) -> list[constriction.stream.model.Categori
     return [model(shares, perfect=False) for shares in histograms / n]
 
 
-@njit(nogil=True, cache=True)
-def _rounded(
-    coefficients: Floats, used: Ints, step: float
-) -> tuple[Ints, NDArray[np.int32]]:
-    """Round used columns to multiples of the step; return those and their classes.
+def _size_of_rest(histograms: Ints) -> int:
+    """Return how many bytes signs and remaining bits take."""
+    n_bits = int((histograms.sum(0) * np.arange(histograms.shape[1])).sum())
+    return (n_bits + 7) // 8
 
-    Both have shape (n_used, n): column after column, as each has its model.
-    """
-    n, n_used = len(coefficients), len(used)
-    integers = np.empty((n_used, n), np.int64)
-    classes = np.empty((n_used, n), np.int32)
-    magnitudes = np.empty(n_used)
-    exponents = magnitudes.view(np.int64)  # see _histograms
-    for i in range(n):
-        for column in range(n_used):
-            value = np.rint(coefficients[i, used[column]] / step)
-            integers[column, i], magnitudes[column] = value, abs(value)
-        for column in range(n_used):
-            classes[column, i] = max((exponents[column] >> 52) - 1022, 0)
-    return integers, classes
+
+# An integer of class c has its leading bit at c - 1. That one is known, so its place
+# holds the sign: 0 if positive, 1 if negative. Lowest bits first; bits wait in a word
+# of 64 until there are 32. No branch depends on what an integer is: processors would
+# guess every other one wrong.
 
 
 @njit(nogil=True, cache=True)
-def _write(integers: Ints, classes: NDArray[np.int32]) -> NDArray[np.uint8]:
+def _write(integers: Classes, classes: Classes, words: Words) -> None:
     """Write what is below each integer's leading bit, and its sign above."""
-    # An integer of class c has its leading bit at c - 1. That one is known, so its
-    # place holds the sign: 0 if positive, 1 if negative. Lowest bits first; bits wait
-    # in a word until there are eight for a byte.
-    data = np.zeros((classes.sum() + 7) // 8, np.uint8)
-    word = n_waiting = place = 0
-    for i in range(len(integers)):
-        code = abs(integers[i])
-        if integers[i] > 0:
-            code -= 1 << (classes[i] - 1)
-        word |= code << n_waiting
-        n_waiting += classes[i]
-        while n_waiting >= 8:
-            data[place] = word & 255
-            word >>= 8
-            n_waiting -= 8
-            place += 1
-    if n_waiting:
-        data[place] = word
-    return data
+    word, n_waiting, place = uint64(0), uint64(0), 0
+    for column in range(len(integers)):
+        for i in range(integers.shape[1]):
+            integer, size = int64(integers[column, i]), uint64(classes[column, i])
+            leading = int64((uint64(1) << size) >> uint64(1))
+            code = abs(integer) - (leading if integer > 0 else 0)
+            word |= uint64(code) << n_waiting
+            n_waiting += size
+            words[place] = word & uint64(0xFFFFFFFF)
+            full = n_waiting >> uint64(5)  # 1 if there are 32 bits, or 0
+            place += int64(full)
+            word >>= full << uint64(5)
+            n_waiting &= uint64(31)
+    words[place] = word
 
 
 @njit(nogil=True, cache=True)
 def _read(
-    data: NDArray[np.uint8],
-    classes: NDArray[np.int32],
+    words: Words,
+    classes: Classes,
     histograms: Ints,
     step: float,
-) -> tuple[Floats, bool]:
-    """Invert :func:`_write`, in multiples of the step; shape (n_used, n).
+    coefficients: Floats,
+) -> bool:
+    """Invert :func:`_write`, in multiples of the step.
 
-    It tells whether classes occur as often as announced; if not, nothing is read.
+    It tells whether each column has as many bits as announced; if not, nothing is read.
     """
-    counts, values = np.zeros_like(histograms), np.zeros(classes.shape)
+    for column in range(len(classes)):
+        n_bits = 0
+        for size, count in enumerate(histograms[column]):
+            n_bits += size * count
+        if classes[column].sum() != n_bits:
+            return False
+    word, n_waiting, place = uint64(0), uint64(0), 0
     for column in range(len(classes)):
         for i in range(classes.shape[1]):
-            counts[column, classes[column, i]] += 1
-    if (counts != histograms).any():
-        return values, False
-    word = n_waiting = place = 0
-    for column in range(len(classes)):
-        for i in range(classes.shape[1]):
-            size = classes[column, i]
-            if size:
-                while n_waiting < size:
-                    word |= int(data[place]) << n_waiting
-                    n_waiting += 8
-                    place += 1
-                leading = 1 << (size - 1)
-                code = word & (2 * leading - 1)
-                word >>= size
-                n_waiting -= size
-                integer = -code if code & leading else code | leading
-                values[column, i] = integer * step
-    return values, True
+            size = uint64(classes[column, i])
+            short = n_waiting < size
+            word |= (uint64(words[place]) if short else uint64(0)) << n_waiting
+            n_waiting += uint64(32) if short else uint64(0)
+            place += int64(short)
+            leading = (uint64(1) << size) >> uint64(1)
+            code = word & ((uint64(1) << size) - uint64(1))
+            word >>= size
+            n_waiting -= size
+            integer = -int64(code) if code & leading else int64(code | leading)
+            coefficients[column, i] = integer * step
+    return True

@@ -16,6 +16,7 @@ from recbole_fedras.compressor import RowUpdate
 from recbole_fedras.compressor.base import SERVER, Budget, largest
 from recbole_fedras.compressor.colr import CoLR
 from recbole_fedras.compressor.fedras.fedras import FedRAS
+from recbole_fedras.compressor.klt import leading_vectors
 from recbole_fedras.compressor.svd import SVD
 from recbole_fedras.compressor.topk import TopK
 from recbole_fedras.wire import bits
@@ -207,6 +208,19 @@ def test_klt_sends_the_columns_of_a_low_rank_update_only():
     decoded = make("KLT").decode(message.payload, LARGE_CTX)
     assert (decoded.rows - low.rows).norm() < 1e-3 * low.rows.norm()
     assert message.part_bytes()["items"] < 2 * 1900 + 100  # 16 bits a row at most
+
+
+@pytest.mark.parametrize("noise", [1e-8, 1e-6, 1e-5])
+def test_klt_leaves_out_columns_that_round_to_zero(noise):
+    """Whatever the step, which is never finer than 2^-15 of the largest."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((500, 3)) @ rng.standard_normal((3, 16))
+    rows += noise * rng.standard_normal((500, 16))
+    vectors = leading_vectors(rows)
+    _, of_all = np.linalg.eigh(rows.T @ rows)
+    left_out = np.abs(rows @ of_all[:, : 16 - len(vectors)]).max(initial=0)
+    assert len(vectors) == (16 if noise == 1e-5 else 3)
+    assert left_out < 2.0**-16 * np.abs(rows @ vectors.T).max()
 
 
 def test_eden_is_nearly_unbiased_even_where_few_values_are_large():
