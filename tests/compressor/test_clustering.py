@@ -112,7 +112,8 @@ def test_the_first_merge_is_the_cheapest_of_all():
     costs = weights * ((centroids[:, None] - centroids) ** 2).sum(-1)
     np.fill_diagonal(costs, np.inf)
     pair = set(np.unravel_index(costs.argmin(), costs.shape))
-    merged, state = merge(groups, on_line(centroids, sizes), 11)
+    merged = groups.copy()
+    state = merge(merged, on_line(centroids, sizes), 11)
     for group in range(11):
         of = set(groups[merged == group])
         assert of == pair or len(of) == 1
@@ -120,6 +121,22 @@ def test_the_first_merge_is_the_cheapest_of_all():
             state.centroids[group], rows[merged == group].mean(0), rtol=1e-4, atol=1e-5
         )
     np.testing.assert_array_equal(state.sizes, np.bincount(merged))
+
+
+@pytest.mark.parametrize("n_groups", [1, 2, 9, 39, 40])
+def test_groups_that_are_left_after_merges_stand_in_order(n_groups):
+    rows = heavy_tailed(200, 4)
+    groups, _, centroids, sizes = divide(rows, 40)
+    before, merged = groups.copy(), groups
+    state = merge(merged, on_line(centroids, sizes), n_groups)
+    assert [len(part) for part in state] == [n_groups] * 4
+    np.testing.assert_array_equal(state.sizes, np.bincount(merged))
+    means = [rows[merged == group].mean(0) for group in range(n_groups)]
+    np.testing.assert_allclose(state.centroids, means, rtol=1e-4, atol=1e-5)
+    assert (np.diff(state.centroids[state.line, 0]) >= 0).all()
+    np.testing.assert_array_equal(state.line[state.slots], range(n_groups))
+    for group in range(40):  # who was together still is
+        assert len(set(merged[before == group])) == 1
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1, 1e30])

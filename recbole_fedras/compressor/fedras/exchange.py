@@ -74,46 +74,81 @@ def _cheapest(
     return target, least, n_compared
 
 
-def merge(groups: Ints, state: Groups, n_groups: int) -> tuple[Ints, Groups]:
-    """Merge the cheapest pairs until ``n_groups`` are left; return groups and state."""
-    while len(state.sizes) > n_groups:
-        n = len(state.sizes)
-        into, partners = np.arange(n), np.empty(n, np.int64)
-        _merge(state, n - n_groups, into, partners, np.empty(n, np.float32))
-        left = state.sizes > 0
-        groups = (np.cumsum(left) - 1)[into[groups]]
-        state = on_line(state.centroids[left], state.sizes[left])
-    return groups, state
+def merge(groups: Ints, state: Groups, n_groups: int) -> Groups:
+    """Merge the cheapest pairs until ``n_groups`` are left; renumber in place."""
+    n = len(state.sizes)
+    into, partners = np.empty((2, n), np.int64)
+    costs = np.empty(n, np.float32)
+    while n > n_groups:
+        n = _merge(groups, state, n - n_groups, into, partners, costs)
+        centroids, sizes, line, slots = state
+        state = Groups(centroids[:n], sizes[:n], line[:n], slots[:n])
+    return state
 
 
 @compiled
 def _merge(
-    state: Groups, n_merges: int, into: Ints, partners: Ints, costs: Floats
-) -> None:
-    """Merge disjoint pairs in place; a group that is part of another has size 0."""
-    centroids, sizes, line, _ = state
+    groups: Ints,
+    state: Groups,
+    n_merges: int,
+    into: Ints,
+    partners: Ints,
+    costs: Floats,
+) -> int:
+    """Merge disjoint pairs; return how many groups are left, the first of the state."""
+    centroids, sizes, line, slots = state
+    n, dim = centroids.shape
     done = np.float32(3e38)  # beyond any cost, near the largest float32
-    for place in range(len(line)):
+    for place in range(n):
         group = line[place]
+        into[group] = group
         partners[group], costs[group], _ = _cheapest(
             centroids[group], np.float32(sizes[group]), place, done, state
         )
     for _ in range(n_merges):
         best, least = 0, done
-        for group in range(len(line)):
+        for group in range(n):
             if costs[group] < least and costs[partners[group]] < done:
                 best, least = group, costs[group]
         if least == done:
             break
         other = partners[best]
         share = np.float32(sizes[other] / (sizes[best] + sizes[other]))
-        for j in range(centroids.shape[1]):
+        for j in range(dim):
             away = centroids[other, j] - centroids[best, j]
             centroids[best, j] += share * away
         sizes[best] += sizes[other]
         sizes[other] = 0
         into[other] = best
         costs[best] = costs[other] = done
+
+    # Those that are left move up, in their order; so does who is in them.
+    left = 0
+    for group in range(n):
+        partners[group] = left
+        if sizes[group]:
+            sizes[left] = sizes[group]
+            for j in range(dim):
+                centroids[left, j] = centroids[group, j]
+            left += 1
+    for i in range(len(groups)):
+        groups[i] = partners[into[groups[i]]]
+    # The line is nearly in order: few centroids have moved, and not far.
+    place = 0
+    for slot in range(n):
+        group = line[slot]
+        if into[group] != group:
+            continue
+        group = partners[group]
+        back = place
+        while back > 0 and centroids[line[back - 1], 0] > centroids[group, 0]:
+            line[back] = line[back - 1]
+            back -= 1
+        line[back] = group
+        place += 1
+    for slot in range(left):
+        slots[line[slot]] = slot
+    return left
 
 
 @compiled

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
+from recbole_fedras.compressor.fedras.coordinates import coordinates, means, scale_of
 from recbole_fedras.compressor.fedras.division import Floats, Ints, divide
 from recbole_fedras.compressor.fedras.exchange import (
     Groups,
@@ -14,18 +13,12 @@ from recbole_fedras.compressor.fedras.exchange import (
     on_line,
 )
 from recbole_fedras.numeric.parallel import single_threaded
-from recbole_fedras.numeric.rows import add_rows
 
 BACKENDS = ("fast", "sklearn")
 
 # Passes stop where one gains less than this share of the error. Ours: with it, updates
 # take two or three passes, and more of them gain less than 1 %.
 _TOLERANCE = 0.02
-# Coordinates that hold less than this share of the energy are dropped: float32 keeps
-# 6e-8 of a square, and sums of products less.
-_REST = 1e-6
-# Leading directions that are looked for. Updates of MF need two to six.
-_DIRECTIONS = 8
 # Up to so many multiplications (rows x groups x dim) all groups exchange rows: a pass
 # of that size takes some hundredths of a second on one core. Beyond, they do in cells.
 _FLAT = 2**30
@@ -35,8 +28,6 @@ _CELL = 256
 _WIDE, _PROBE = 1 / 8, 256
 # Numbers in one block of such products, 1 MB: they stay in the second-level cache.
 _BLOCK = 2**18
-# Rows in one block of what passes over all once: 64 MB of 64 numbers.
-_ROWS = 2**18
 
 
 def kmeans(
@@ -84,75 +75,20 @@ def kmeans(
     (array([[1. , 0.5],
            [9. , 0.5]], dtype=float32), array([0, 1, 1, 0]))
     """
-    scale = _scale(rows)
-    points = _coordinates(rows, scale)
+    scale = scale_of(rows)
+    points = coordinates(rows, scale)
     if points.size * n_groups <= flat:
         groups = _cluster(points, n_groups, n_passes, tolerance)
     else:
         groups = _cluster_in_cells(points, n_groups, n_passes, tolerance)
-    return _means(rows, scale, groups) / scale, groups
-
-
-def _scale(rows: Floats) -> np.float32:
-    """Return the power of two that brings rows near to 1, or refuse them.
-
-    Squares of tiny or huge rows leave float32's range; products with a power of two are
-    exact.
-    """
-    largest = max(rows.max(initial=0.0), -rows.min(initial=0.0))
-    if not np.isfinite(largest):
-        raise ValueError("k-means: a row is not finite")
-    exponent = int(np.frexp(largest)[1])
-    return np.float32(2.0 ** min(max(-exponent, -120), 120))
-
-
-def _scaled(rows: Floats, scale: np.float32) -> Iterator[tuple[slice, Floats]]:
-    """Go through rows, scaled: millions of them fit into memory once, not twice."""
-    for start in range(0, len(rows), _ROWS):
-        block = slice(start, start + _ROWS)
-        yield block, rows[block] * scale
-
-
-def _coordinates(rows: Floats, scale: np.float32) -> Floats:
-    """Turn rows so that few coordinates tell them apart, most of all the first.
-
-    A client's rows are sums of the user vectors of its few steps, which are nearly
-    parallel. Distances stay as they are, but for the scale and what ``_REST`` is.
-    """
-    # Gram-Schmidt on the columns of the Gram matrix, the longest first. A column is a
-    # product with the rows already, so that the longest is close to the direction of
-    # most energy.
-    left = np.zeros((rows.shape[1],) * 2)
-    for _, part in _scaled(rows, scale):
-        left += part.T @ part
-    energy = rest = np.trace(left)
-    directions: list[Floats] = []
-    most = min(_DIRECTIONS, len(left))
-    while not directions or (rest > _REST * energy and len(directions) < most):
-        squares = np.einsum("ij,ij->i", left, left)
-        longest = squares.argmax()
-        direction = left[longest] / (np.sqrt(squares[longest]) or 1)
-        along = left @ direction
-        left -= along[:, None] * direction
-        rest -= along @ direction
-        directions.append(direction)
-    basis, n_led = np.array(directions, np.float32), len(directions)
-    # The rest, if there is much, as it is: in as many coordinates as before.
-    n_rest = rows.shape[1] if rest > _REST * energy else 0
-    points = np.empty((len(rows), n_led + n_rest), np.float32)
-    for block, part in _scaled(rows, scale):
-        led = part @ basis.T
-        points[block, :n_led] = led
-        if n_rest:
-            np.subtract(part, led @ basis, out=points[block, n_led:])
-    return points
+    return means(rows, scale, groups, int(groups.max()) + 1), groups
 
 
 def _cluster(points: Floats, n_groups: int, n_passes: int, tolerance: float) -> Ints:
     """Divide, merge, exchange."""
     n_divided = min(n_groups + -(-n_groups // 10), len(points))
     groups, _, centroids, sizes = divide(points, n_divided)
-    groups, state = merge(groups, on_line(centroids, sizes), n_groups)
+    state = merge(groups, on_line(centroids, sizes), n_groups)
     _exchange(points, groups, state, n_passes, tolerance)
     return groups
 
@@ -189,15 +125,6 @@ def _cells(parents: Ints) -> Ints:
     for group in range(n):  # parents come first
         cells[group] = cells[cells[group]]
     return cells
-
-
-def _means(rows: Floats, scale: np.float32, groups: Ints) -> Floats:
-    sums = np.zeros((groups.max() + 1, rows.shape[1]), np.float32)
-    sizes = np.zeros(len(sums), np.float32)
-    for block, part in _scaled(rows, scale):
-        add_rows(sums, sizes, groups[block], part)
-    sums /= sizes[:, None]
-    return sums
 
 
 def _exchange(
@@ -246,7 +173,7 @@ def sklearn_kmeans(
     # A tenth of a second to import, for who uses it only.
     from sklearn.cluster import KMeans
 
-    scale, seed = _scale(rows), int(rng.integers(2**31))
+    scale, seed = scale_of(rows), int(rng.integers(2**31))
     model = KMeans(n_groups, n_init=1, max_iter=n_iterations, random_state=seed)
     with single_threaded():
         model.fit(rows * scale)
