@@ -144,9 +144,11 @@ def unpack_rows(data: bytes, count: int, n_rows: int) -> Ints:
             raise ValueError(f"a bitmap of {n_rows} rows, got {len(data)} bytes")
         bitmap = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
         ids = np.flatnonzero(bitmap.view(np.bool_))
+        is_set = not len(ids) or ids[-1] < n_rows
     else:
         ids = unpack(data, count, n_rows)
-    if len(ids) != count or not _increase(ids, n_rows):
+        is_set = _increase(ids, n_rows)
+    if len(ids) != count or not is_set:
         raise ValueError(f"not a set of {count} increasing row ids below {n_rows}")
     return ids
 
@@ -162,18 +164,21 @@ def _bitmap_is_smaller(count: int, n_rows: int) -> bool:
     return (n_rows + 7) // 8 < packed_size(count, n_rows)
 
 
+# What the first run compiles, it waits for: kernels make no arrays and call nothing. A
+# message's take a microsecond: to give the interpreter lock away would take longer.
+
+
+@njit(cache=True)
 def _increase(ids: Ints, n_rows: int) -> bool:
     """Whether ids increase strictly, in [0, n_rows)."""
-    if not len(ids):
-        return True
-    in_range = ids[0] >= 0 and ids[-1] < n_rows
-    return bool(in_range and (ids[1:] > ids[:-1]).all())
+    least, increase = 0, True
+    for i in range(len(ids)):
+        increase &= ids[i] >= least
+        least = ids[i] + 1
+    return increase and least <= n_rows
 
 
-# What the first run compiles, it waits for: kernels make no arrays and call nothing.
-
-
-@njit(nogil=True, cache=True)
+@njit(cache=True)
 def _pack(values: Ints, width: int, data: Bytes) -> tuple[int, int]:
     """Fill ``data``, all zero; return the least and the largest value."""
     # Bits wait in a word, lowest first, until there are eight for a byte.
@@ -197,7 +202,7 @@ def _pack(values: Ints, width: int, data: Bytes) -> tuple[int, int]:
     return least, most
 
 
-@njit(nogil=True, cache=True)
+@njit(cache=True)
 def _unpack(data: Bytes, width: int, values: Ints) -> int:
     """Invert :func:`_pack`; return the largest value, -1 if there is none."""
     mask, most = (uint64(1) << uint64(width)) - uint64(1), -1
