@@ -341,9 +341,12 @@ class Compressor(ABC):
     #: Whether clients send of as many rows as the downlink says.
     follows_downlink: ClassVar[bool] = False
 
-    #: Whether clients' updates are encoded and decoded in threads. That pays where both
-    #: are mostly compiled code without the interpreter lock; they must keep no state.
+    #: Whether clients' updates are encoded in threads. That pays where it is mostly
+    #: compiled code without the interpreter lock; it must keep no state.
     threaded: ClassVar[bool] = False
+
+    #: Whether they are decoded in threads as well. Most take too little time for that.
+    threaded_decoding: ClassVar[bool] = False
 
     #: Whether :meth:`encode` and :meth:`decode` depend on neither sender nor receiver,
     #: as they draw nothing. Who lacks the same is then sent the same, encoded once.
@@ -378,17 +381,15 @@ class Compressor(ABC):
         ctxs: Sequence[RoundContext],
     ) -> list[Payload]:
         """Encode each client's update; override to treat a cohort at once."""
-        return list(self._map(self.encode, updates, budgets, ctxs))
+        mapper = thread_map if self.threaded else map
+        return list(mapper(self.encode, updates, budgets, ctxs))
 
     def decode_cohort(
         self, payloads: Iterable[Payload], ctxs: Sequence[RoundContext]
     ) -> Iterable[RowUpdate]:
         """Decode what :meth:`encode_cohort` encoded; override with it."""
-        return self._map(self.decode, payloads, ctxs)
-
-    @property
-    def _map(self) -> Callable[..., Iterable[Any]]:
-        return thread_map if self.threaded else map
+        mapper = thread_map if self.threaded_decoding else map
+        return mapper(self.decode, payloads, ctxs)
 
     def encode_broadcast(
         self, update: RowUpdate, budgets: Sequence[Budget], ctx: RoundContext

@@ -73,6 +73,7 @@ class EDEN(Compressor):
     """
 
     threaded = True
+    threaded_decoding = True
 
     def validate(self, budget: Budget) -> None:
         """Require one bit a value.

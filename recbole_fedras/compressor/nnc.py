@@ -94,6 +94,7 @@ class NNC(Compressor):
     """
 
     threaded = True
+    threaded_decoding = True
     deterministic = True
 
     def validate(self, budget: Budget) -> None:

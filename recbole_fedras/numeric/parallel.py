@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +25,10 @@ RUNS = 8
 #: Threads, and how many they are.
 _pool: ContextVar[tuple[ThreadPoolExecutor, int] | None]
 _pool = ContextVar("pool", default=None)
+
+#: Seconds after which a thread asks another for the interpreter's lock. Clients take
+#: less than a millisecond, so Python's own 5 ms would let one wait for dozens of them.
+_SWITCH = 1e-4
 
 
 def thread_map(
@@ -80,7 +85,10 @@ def threads(n_jobs: int) -> Iterator[None]:
     n_torch, n_threads = torch.get_num_threads(), n_jobs
     if n_jobs == -1:
         n_threads = cpu_count()
+    switch = sys.getswitchinterval()
     torch.set_num_threads(1)
+    if n_jobs != 1:
+        sys.setswitchinterval(_SWITCH)
     try:
         with (
             _thread_pools().limit(limits=1, user_api="blas"),
@@ -92,4 +100,5 @@ def threads(n_jobs: int) -> Iterator[None]:
             finally:
                 _pool.reset(token)
     finally:
+        sys.setswitchinterval(switch)
         torch.set_num_threads(n_torch)

@@ -315,7 +315,7 @@ class OwnReplicas(Replicas):
             else None
             for message in distinct.values()
         ]
-        mapper = thread_map if self._downlink.threaded else map
+        mapper = thread_map if self._downlink.threaded_decoding else map
         changes = mapper(self._decode, distinct.values(), bases)
         decoded = dict(zip(distinct, changes, strict=True))
         return [decoded[self._sent(message)] for message in messages]

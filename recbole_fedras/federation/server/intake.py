@@ -184,7 +184,7 @@ class Intake:
             self._due.pop()
 
     def _add(self, messages: list[Message]) -> None:
-        mapper = thread_map if self._uplink.threaded else map
+        mapper = thread_map if self._uplink.threaded_decoding else map
         for message, decoded in zip(
             messages, mapper(self._decoded, messages), strict=True
         ):
