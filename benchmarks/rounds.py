@@ -1,9 +1,10 @@
-"""Seconds of CPU that a round takes, by compressor and replica policy.
+"""Seconds that a round takes, of CPU and by the clock, by compressor and policy.
 
 ``python benchmarks/rounds.py [--rounds=8] [--after=3] [--only=KLT,KLT+personal]
-[--key=value]``: medians of some rounds after the first ones, MF, one thread; ML-1M if
-RECBOLE_DATA names a folder that has it, else ML-100K. With ``personal`` the first
-rounds are the cheapest: clients that have taken part in the same rounds share work.
+[--key=value]``: medians of some rounds after the first ones, MF, one thread (a run has
+``--n_jobs=-1``); ML-1M if RECBOLE_DATA names a folder that has it, else ML-100K. With
+``personal`` the first rounds are the cheapest: clients that have taken part in the same
+rounds share work.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import sys
 import tempfile
 from statistics import median
-from time import process_time
+from time import perf_counter, process_time
 from typing import Any
 
 from threads import DATASET, simulate  # beside this file
@@ -31,16 +32,18 @@ def measure(
     compressor, _, replica = case.partition("+")
     methods = {"compressor": compressor, "replica": replica or "broadcast"}
     simulation = simulate("MF", methods | keys, data, after)
-    seconds, reports = [], []
+    cpu, clock, reports = [], [], []
     for _ in range(n_rounds):
-        start = process_time()
+        cpu_start, start = process_time(), perf_counter()
         reports.append(simulation.run_round())
-        seconds.append(process_time() - start)
+        clock.append(perf_counter() - start)
+        cpu.append(process_time() - cpu_start)
     phases = {
         phase.replace("_", " "): median(report.seconds[phase] for report in reports)
         for phase in PHASES
     }
-    return {"run": case.replace("+", ", "), "CPU s": median(seconds), **phases}
+    taken = {"CPU s": median(cpu), "s": median(clock)}
+    return {"run": case.replace("+", ", "), **taken, **phases}
 
 
 def main(argv: list[str]) -> None:
@@ -52,7 +55,7 @@ def main(argv: list[str]) -> None:
         os.chdir(folder)  # for logs
         data: dict[str, Any] = {}
         rows = [measure(case, given, after, n_rounds, data) for case in cases]
-    note = "Phases are seconds by the clock."
+    note = "*s* and phases are seconds by the clock."
     print(Table(f"{DATASET} {' '.join(argv)}", rows, note).markdown())
 
 
