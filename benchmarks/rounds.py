@@ -1,10 +1,10 @@
 """Seconds that a round takes, of CPU and by the clock, by compressor and policy.
 
 ``python benchmarks/rounds.py [--rounds=8] [--after=3] [--only=KLT,KLT+personal]
-[--key=value]``: medians of some rounds after the first ones, MF, one thread (a run has
-``--n_jobs=-1``); ML-1M if RECBOLE_DATA names a folder that has it, else ML-100K. With
-``personal`` the first rounds are the cheapest: clients that have taken part in the same
-rounds share work.
+[--key=value]``: medians of some rounds after the first ones, MF, one thread (or, as a
+run does, ``--n_jobs=-1``); ML-1M if RECBOLE_DATA names a folder that has it, else
+ML-100K. With ``personal`` the first rounds are the cheapest: clients that have taken
+part in the same rounds share work.
 """
 
 from __future__ import annotations

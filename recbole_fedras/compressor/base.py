@@ -341,11 +341,12 @@ class Compressor(ABC):
     #: Whether clients send of as many rows as the downlink says.
     follows_downlink: ClassVar[bool] = False
 
-    #: Whether clients' updates are encoded in threads. That pays where it is mostly
+    #: Whether clients' updates are encoded in threads. That pays where most of it is
     #: compiled code without the interpreter lock; it must keep no state.
     threaded: ClassVar[bool] = False
 
-    #: Whether they are decoded in threads as well. Most take too little time for that.
+    #: Whether they are decoded in threads, too. Most do that in little time, or with
+    #: the lock.
     threaded_decoding: ClassVar[bool] = False
 
     #: Whether :meth:`encode` and :meth:`decode` depend on neither sender nor receiver,

@@ -23,7 +23,7 @@ from recbole_fedras.wire.payload import Layout, Payload
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Classes = NDArray[np.int32]
+Int32s = NDArray[np.int32]
 Words = NDArray[np.uint32]
 
 _CLASSES = 17  # magnitude classes at most: 0, and integers of 1 to 16 bits
@@ -102,7 +102,7 @@ class KLT(Compressor):
             step = _put_coefficients(payload, coefficients, vectors, step, limit)
             if payload.part_bytes()["items"] <= limit:
                 return payload
-            step *= 1.002
+            step = float(np.float32(step) * np.float32(1.002))
 
     @staticmethod
     def _limit(n: int, budget: Budget) -> int:
@@ -144,16 +144,19 @@ def leading_vectors(rows: Floats) -> Floats:
     if not np.isfinite(np.trace(gram)):  # float64 has room for squares of float32
         raise ValueError("KLT: a row is not finite")
     energies, vectors = np.linalg.eigh(gram)
-    # The energy of a column is its eigenvalue. The finest step is 2^-15 of the largest
-    # coefficient, which is no less than the root mean square of the leading column; of
-    # a column whose whole energy is less than half such a step, all rounds to 0.
+    # The energy of a column, the sum of its squares, is its eigenvalue. The finest step
+    # is 2^-15 of the largest coefficient, which is no less than the root mean square of
+    # the leading column. Where the energy is less than half of that, squared, all of
+    # the column rounds to 0.
     matter = energies >= energies[-1] * _FINEST**2 / (4 * len(rows))
     return np.ascontiguousarray(vectors.T[matter][::-1])
 
 
 @njit(nogil=True, cache=True)
-def _histograms(coefficients: Floats, largest: Floats, step: float) -> Ints:
-    """Count the magnitude classes of each column, shape (n_columns, _CLASSES)."""
+def _classify(
+    coefficients: Floats, largest: Floats, step: float, classes: Int32s
+) -> Ints:
+    """Fill in magnitude classes; return how often each occurs in each column."""
     # The class of an integer is the number of bits of its magnitude, which is the
     # exponent of the float64 that holds it: no logarithm, only the bits of the number,
     # read in place. A first loop rounds a column, and vectorises; a second one counts,
@@ -166,12 +169,15 @@ def _histograms(coefficients: Floats, largest: Floats, step: float) -> Ints:
     for column in range(n_columns):
         if np.rint(largest[column] / step) == 0:
             counts[column, 0] = n
+            classes[column] = 0
             continue
         for i in range(n):
             magnitudes[i] = np.rint(abs(coefficients[column, i] / step))
         by_turns[:] = 0
         for i in range(n):  # bits 52 on: 1022 + number of bits, or 0 for 0.0
-            by_turns[i & 3, max((exponents[i] >> 52) - 1022, 0)] += 1
+            size = max((exponents[i] >> 52) - 1022, 0)
+            classes[column, i] = size
+            by_turns[i & 3, size] += 1
         for one in by_turns:
             counts[column] += one
     return counts
@@ -196,7 +202,9 @@ def _size(histograms: Ints, n: int, dim: int) -> float:
 
 
 @njit(nogil=True, cache=True)
-def _find_step(coefficients: Floats, largest: Floats, dim: int, limit: int) -> float:
+def _find_step(
+    coefficients: Floats, largest: Floats, dim: int, limit: int, classes: Int32s
+) -> float:
     """Bisect for the smallest step whose code fits ``limit`` bytes."""
     n, most = coefficients.shape[1], float(largest.max())
     if most == 0:
@@ -204,14 +212,14 @@ def _find_step(coefficients: Floats, largest: Floats, dim: int, limit: int) -> f
     # The finest step leaves the largest coefficient at 2^15 steps, of 16 bits; with the
     # coarsest everything rounds to 0, and nothing is smaller.
     fine, coarse = most * _FINEST, 4 * most
-    if _size(_histograms(coefficients, largest, fine), n, dim) <= limit:
+    if _size(_classify(coefficients, largest, fine, classes), n, dim) <= limit:
         return fine
     # ``coarse`` always fits, ``fine`` never does. Geometric means, as steps range over
     # orders of magnitude; the search ends where 99.8 % of the bytes are used, or 40
     # halvings have left nothing to choose.
     for _ in range(40):
         step = float(np.sqrt(fine * coarse))
-        size = _size(_histograms(coefficients, largest, step), n, dim)
+        size = _size(_classify(coefficients, largest, step, classes), n, dim)
         if size <= limit:
             coarse = step
             if size > 0.998 * limit:
@@ -223,11 +231,11 @@ def _find_step(coefficients: Floats, largest: Floats, dim: int, limit: int) -> f
 
 @njit(nogil=True, cache=True)
 def _quantise(
-    coefficients: Floats, step: float, dim: int, limit: int, classes: Classes
+    coefficients: Floats, step: float, dim: int, limit: int, classes: Int32s
 ) -> tuple[float, Ints, Words]:
     """Round to multiples of the step (0: the smallest whose code fits ``limit``).
 
-    Classes are filled; returned are the step, how often each class occurs in each
+    Classes are filled in; returned are the step, how often each class occurs in each
     column, and what :func:`_write` makes of the integers.
     """
     n_columns, n = coefficients.shape
@@ -237,22 +245,15 @@ def _quantise(
             largest[column] = max(largest[column], abs(coefficients[column, i]))
     if step == 0:
         # It is sent in float32, and so must not round to 0.
-        step = max(_find_step(coefficients, largest, dim, limit), _TINY)
+        step = max(_find_step(coefficients, largest, dim, limit, classes), _TINY)
     step = float(np.float32(step))
-    integers = np.empty((n_columns, n), np.int32)
-    magnitudes = np.empty(n)
-    exponents = magnitudes.view(np.int64)  # see _histograms
+    histograms = _classify(coefficients, largest, step, classes)
     n_bits = 0
-    for column in range(n_columns):
-        for i in range(n):
-            value = np.rint(coefficients[column, i] / step)
-            integers[column, i], magnitudes[i] = value, abs(value)
-        for i in range(n):
-            classes[column, i] = max((exponents[i] >> 52) - 1022, 0)
-            n_bits += classes[column, i]
+    for size in range(_CLASSES):
+        n_bits += size * histograms[:, size].sum()
     words = np.zeros(n_bits // 32 + 1, np.uint32)
-    _write(integers, classes, words)
-    return step, _histograms(coefficients, largest, step), words
+    _write(coefficients, step, classes, words)
+    return step, histograms, words
 
 
 def _put_coefficients(
@@ -286,8 +287,8 @@ def _put_coefficients(
 def _coefficients(payload: Payload, n: int, n_columns: int, step: float) -> Floats:
     """Invert :func:`_put_coefficients`; shape (n_columns, n)."""
     # Whatever arrives is checked before it is used: histograms that are of n integers,
-    # words that are whole, classes that are those announced, and as many bits as these
-    # need. A forged payload ends in a PayloadError, not in the decoder.
+    # words that are whole, classes that take as many bits as announced, and these bits.
+    # A forged payload ends in a PayloadError, not in the decoder.
     histograms = payload.ints("histograms", n + 1, n_columns, None)
     n_classes = histograms.shape[1]
     if not 2 <= n_classes <= _CLASSES or (histograms.sum(1) != n).any():
@@ -311,7 +312,7 @@ def _coefficients(payload: Payload, n: int, n_columns: int, step: float) -> Floa
     words = np.frombuffer(rest + bytes(-len(rest) % 4), "<u4").astype(np.uint32)
     coefficients = np.empty(classes.shape)
     if not _read(words, classes, histograms, step, coefficients):
-        raise PayloadError("field 'classes': not what the histograms announce")
+        raise PayloadError("field 'classes': not of the bits that histograms announce")
     return coefficients
 
 
@@ -334,12 +335,13 @@ def _size_of_rest(histograms: Ints) -> int:
 
 
 @njit(nogil=True, cache=True)
-def _write(integers: Classes, classes: Classes, words: Words) -> None:
+def _write(coefficients: Floats, step: float, classes: Int32s, words: Words) -> None:
     """Write what is below each integer's leading bit, and its sign above."""
     word, n_waiting, place = uint64(0), uint64(0), 0
-    for column in range(len(integers)):
-        for i in range(integers.shape[1]):
-            integer, size = int64(integers[column, i]), uint64(classes[column, i])
+    for column in range(len(classes)):
+        for i in range(classes.shape[1]):
+            integer = int64(np.rint(coefficients[column, i] / step))
+            size = uint64(classes[column, i])
             leading = int64((uint64(1) << size) >> uint64(1))
             code = abs(integer) - (leading if integer > 0 else 0)
             word |= uint64(code) << n_waiting
@@ -355,7 +357,7 @@ def _write(integers: Classes, classes: Classes, words: Words) -> None:
 @njit(nogil=True, cache=True)
 def _read(
     words: Words,
-    classes: Classes,
+    classes: Int32s,
     histograms: Ints,
     step: float,
     coefficients: Floats,

@@ -1,4 +1,4 @@
-"""Threads over clients, whose kernels are single-threaded and hold no lock."""
+"""Threads over clients, whose long kernels are single-threaded and hold no lock."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def threads(n_jobs: int) -> Iterator[None]:
     """Let :func:`thread_map` use ``n_jobs`` threads (-1: one per core), nobody else.
 
     The pools of torch and BLAS split small operations, stall when a core is busy
-    elsewhere, and may round differently with another number of threads.
+    elsewhere, and may round differently with another number of threads. That, and how
+    soon threads ask for the interpreter's lock, is of the whole process.
     """
     n_torch, n_threads = torch.get_num_threads(), n_jobs
     if n_jobs == -1:

@@ -50,8 +50,5 @@ class _Lap:
         self._start, self._before = perf_counter(), COMPILING.seconds
 
     def __exit__(self, *error: object) -> None:
-        elapsed, compiled = (
-            perf_counter() - self._start,
-            COMPILING.seconds - self._before,
-        )
-        self._stopwatch.add(self._phase, elapsed, compiled)
+        elapsed = perf_counter() - self._start
+        self._stopwatch.add(self._phase, elapsed, COMPILING.seconds - self._before)

@@ -164,21 +164,21 @@ def _bitmap_is_smaller(count: int, n_rows: int) -> bool:
     return (n_rows + 7) // 8 < packed_size(count, n_rows)
 
 
-# What the first run compiles, it waits for: kernels make no arrays and call nothing. A
-# message's take a microsecond: to give the interpreter lock away would take longer.
+# What the first run compiles, it waits for: kernels make no arrays and call nothing.
 
 
 @njit(cache=True)
 def _increase(ids: Ints, n_rows: int) -> bool:
     """Whether ids increase strictly, in [0, n_rows)."""
-    least, increase = 0, True
+    # It holds the interpreter lock: to give that away for a microsecond takes longer.
+    last, increase = -1, True
     for i in range(len(ids)):
-        increase &= ids[i] >= least
-        least = ids[i] + 1
-    return increase and least <= n_rows
+        increase &= last < ids[i] < n_rows
+        last = ids[i]
+    return increase
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _pack(values: Ints, width: int, data: Bytes) -> tuple[int, int]:
     """Fill ``data``, all zero; return the least and the largest value."""
     # Bits wait in a word, lowest first, until there are eight for a byte.
@@ -202,7 +202,7 @@ def _pack(values: Ints, width: int, data: Bytes) -> tuple[int, int]:
     return least, most
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _unpack(data: Bytes, width: int, values: Ints) -> int:
     """Invert :func:`_pack`; return the largest value, -1 if there is none."""
     mask, most = (uint64(1) << uint64(width)) - uint64(1), -1

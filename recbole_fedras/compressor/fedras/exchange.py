@@ -75,7 +75,11 @@ def _cheapest(
 
 
 def merge(groups: Ints, state: Groups, n_groups: int) -> Groups:
-    """Merge the cheapest pairs until ``n_groups`` are left; renumber in place."""
+    """Merge the cheapest pairs until ``n_groups`` are left.
+
+    Groups are renumbered in place. The state is used up: what is returned is in its
+    memory.
+    """
     n = len(state.sizes)
     into, partners = np.empty((2, n), np.int64)
     costs = np.empty(n, np.float32)
@@ -133,7 +137,7 @@ def _merge(
             left += 1
     for i in range(len(groups)):
         groups[i] = partners[into[groups[i]]]
-    # The line is nearly in order: few centroids have moved, and not far.
+    # Put the line in order again, by insertion: few centroids have moved, and not far.
     place = 0
     for slot in range(n):
         group = line[slot]
