@@ -287,8 +287,8 @@ def _put_coefficients(
 def _coefficients(payload: Payload, n: int, n_columns: int, step: float) -> Floats:
     """Invert :func:`_put_coefficients`; shape (n_columns, n)."""
     # Whatever arrives is checked before it is used: histograms that are of n integers,
-    # words that are whole, classes that take as many bits as announced, and these bits.
-    # A forged payload ends in a PayloadError, not in the decoder.
+    # words that are whole, classes that are those announced, and as many bits as these
+    # need. A forged payload ends in a PayloadError, not in the decoder.
     histograms = payload.ints("histograms", n + 1, n_columns, None)
     n_classes = histograms.shape[1]
     if not 2 <= n_classes <= _CLASSES or (histograms.sum(1) != n).any():
@@ -312,7 +312,7 @@ def _coefficients(payload: Payload, n: int, n_columns: int, step: float) -> Floa
     words = np.frombuffer(rest + bytes(-len(rest) % 4), "<u4").astype(np.uint32)
     coefficients = np.empty(classes.shape)
     if not _read(words, classes, histograms, step, coefficients):
-        raise PayloadError("field 'classes': not of the bits that histograms announce")
+        raise PayloadError("field 'classes': not what the histograms announce")
     return coefficients
 
 
@@ -364,14 +364,14 @@ def _read(
 ) -> bool:
     """Invert :func:`_write`, in multiples of the step.
 
-    It tells whether each column has as many bits as announced; if not, nothing is read.
+    It tells whether classes occur as often as announced; if not, nothing is read.
     """
+    counts = np.zeros_like(histograms)
     for column in range(len(classes)):
-        n_bits = 0
-        for size, count in enumerate(histograms[column]):
-            n_bits += size * count
-        if classes[column].sum() != n_bits:
-            return False
+        for i in range(classes.shape[1]):
+            counts[column, classes[column, i]] += 1
+    if (counts != histograms).any():
+        return False
     word, n_waiting, place = uint64(0), uint64(0), 0
     for column in range(len(classes)):
         for i in range(classes.shape[1]):

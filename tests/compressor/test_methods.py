@@ -3,6 +3,7 @@
 from dataclasses import replace
 from math import floor
 
+import constriction
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from recbole_fedras.compressor.klt import leading_vectors
 from recbole_fedras.compressor.svd import SVD
 from recbole_fedras.compressor.topk import TopK
 from recbole_fedras.wire import bits
+from recbole_fedras.wire.payload import Payload, PayloadError
 
 
 def test_topk_keeps_the_largest_entries():
@@ -221,6 +223,28 @@ def test_klt_leaves_out_columns_that_round_to_zero(noise):
     left_out = np.abs(rows @ of_all[:, : 16 - len(vectors)]).max(initial=0)
     assert len(vectors) == (16 if noise == 1e-5 else 3)
     assert left_out < 2.0**-16 * np.abs(rows @ vectors.T).max()
+
+
+@pytest.mark.parametrize("forged", [False, True])
+def test_klt_refuses_other_classes_than_those_announced(forged):
+    """Even if they take as many bits: one of no bits, two of one, one of two."""
+    classes = np.array([0, 2, 0, 2] if forged else [0, 1, 1, 2], np.int32)
+    histograms, shares = np.array([[1, 2, 1]]), np.array([0.25, 0.5, 0.25])
+    encoder = constriction.stream.queue.RangeEncoder()
+    model = constriction.stream.model.Categorical(shares, perfect=False)
+    encoder.encode(classes, model)
+    payload = Payload().put_rows("rows", np.arange(4), LARGE_CTX.n_items)
+    payload.put_floats("rotation", np.eye(1, 16, dtype="f4"))
+    payload.put_floats("step", np.ones(1, np.float32))
+    payload.put_ints("histograms", histograms, 5, "items")
+    payload.put_ints("classes", encoder.get_compressed().view(np.uint8), 256, "items")
+    payload.put_ints("rest", np.array([0b1010], np.uint8), 256, "items")
+    if forged:
+        with pytest.raises(PayloadError, match="not what the histograms announce"):
+            make("KLT").decode(payload, LARGE_CTX)
+    else:
+        decoded = make("KLT").decode(payload, LARGE_CTX).rows[:, 0]
+        assert decoded.tolist() == [0.0, 1.0, -1.0, -2.0]
 
 
 def test_eden_is_nearly_unbiased_even_where_few_values_are_large():
