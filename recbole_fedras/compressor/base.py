@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_fedras.errors import BudgetError, ConfigError
-from recbole_fedras.numeric.parallel import thread_map
+from recbole_fedras.numeric.parallel import mapper
 from recbole_fedras.numeric.rng import Stream, generator
 from recbole_fedras.wire.payload import Layout, Payload
 
@@ -382,15 +382,14 @@ class Compressor(ABC):
         ctxs: Sequence[RoundContext],
     ) -> list[Payload]:
         """Encode each client's update; override to treat a cohort at once."""
-        mapper = thread_map if self.threaded else map
-        return list(mapper(self.encode, updates, budgets, ctxs))
+        encoded = mapper(self.threaded)(self.encode, updates, budgets, ctxs)
+        return list(encoded)
 
     def decode_cohort(
         self, payloads: Iterable[Payload], ctxs: Sequence[RoundContext]
     ) -> Iterable[RowUpdate]:
         """Decode what :meth:`encode_cohort` encoded; override with it."""
-        mapper = thread_map if self.threaded_decoding else map
-        return mapper(self.decode, payloads, ctxs)
+        return mapper(self.threaded_decoding)(self.decode, payloads, ctxs)
 
     def encode_broadcast(
         self, update: RowUpdate, budgets: Sequence[Budget], ctx: RoundContext

@@ -49,6 +49,11 @@ def thread_map(
     return list(chain.from_iterable(done))
 
 
+def mapper(in_threads: bool) -> Callable[..., Iterable[Any]]:
+    """Return :func:`thread_map`, or :func:`map`."""
+    return thread_map if in_threads else map
+
+
 @cache
 def _thread_pools() -> ThreadpoolController:
     """Find the libraries that have threads, once: that takes milliseconds.

@@ -15,7 +15,7 @@ from recbole_fedras.federation.grid import GridTable, read_change
 from recbole_fedras.federation.network import as_column, get_theta
 from recbole_fedras.federation.protocol import Agreement, Ints
 from recbole_fedras.federation.store import ClientTables
-from recbole_fedras.numeric.parallel import thread_map
+from recbole_fedras.numeric.parallel import mapper
 from recbole_fedras.wire.columns import Table
 from recbole_fedras.wire.message import Kind, Message
 from recbole_fedras.wire.payload import PayloadError
@@ -315,8 +315,8 @@ class OwnReplicas(Replicas):
             else None
             for message in distinct.values()
         ]
-        mapper = thread_map if self._downlink.threaded_decoding else map
-        changes = mapper(self._decode, distinct.values(), bases)
+        in_threads = self._downlink.threaded_decoding
+        changes = mapper(in_threads)(self._decode, distinct.values(), bases)
         decoded = dict(zip(distinct, changes, strict=True))
         return [decoded[self._sent(message)] for message in messages]
 

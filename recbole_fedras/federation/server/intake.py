@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recbole_fedras.compressor.base import Compressor, RowUpdate
 from recbole_fedras.federation.protocol import Agreement
-from recbole_fedras.numeric.parallel import thread_map
+from recbole_fedras.numeric.parallel import mapper
 from recbole_fedras.wire.message import Kind, Message
 from recbole_fedras.wire.payload import PayloadError
 from recbole_fedras.wire.transport import Answer
@@ -184,10 +184,8 @@ class Intake:
             self._due.pop()
 
     def _add(self, messages: list[Message]) -> None:
-        mapper = thread_map if self._uplink.threaded_decoding else map
-        for message, decoded in zip(
-            messages, mapper(self._decoded, messages), strict=True
-        ):
+        in_turn = mapper(self._uplink.threaded_decoding)(self._decoded, messages)
+        for message, decoded in zip(messages, in_turn, strict=True):
             header = message.header
             if isinstance(decoded, PayloadError):
                 self.refusals.append(Refusal(header.client, str(decoded)))
