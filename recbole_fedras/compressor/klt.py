@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import constriction
 import numpy as np
 from numba import int64, njit, uint64
 from numpy.typing import NDArray
@@ -20,10 +19,10 @@ from recbole_fedras.compressor.base import (
 )
 from recbole_fedras.errors import PayloadError
 from recbole_fedras.wire.payload import Layout, Payload
+from recbole_fedras.wire.symbols import Symbols, pack_symbols, unpack_symbols
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Int32s = NDArray[np.int32]
 Words = NDArray[np.uint32]
 
 _CLASSES = 17  # magnitude classes at most: 0, and integers of 1 to 16 bits
@@ -154,7 +153,7 @@ def leading_vectors(rows: Floats) -> Floats:
 
 @njit(nogil=True, cache=True)
 def _classify(
-    coefficients: Floats, largest: Floats, step: float, classes: Int32s
+    coefficients: Floats, largest: Floats, step: float, classes: Symbols
 ) -> Ints:
     """Fill in magnitude classes; return how often each occurs in each column."""
     # The class of an integer is the number of bits of its magnitude, which is the
@@ -203,7 +202,7 @@ def _size(histograms: Ints, n: int, dim: int) -> float:
 
 @njit(nogil=True, cache=True)
 def _find_step(
-    coefficients: Floats, largest: Floats, dim: int, limit: int, classes: Int32s
+    coefficients: Floats, largest: Floats, dim: int, limit: int, classes: Symbols
 ) -> float:
     """Bisect for the smallest step whose code fits ``limit`` bytes."""
     n, most = coefficients.shape[1], float(largest.max())
@@ -231,7 +230,7 @@ def _find_step(
 
 @njit(nogil=True, cache=True)
 def _quantise(
-    coefficients: Floats, step: float, dim: int, limit: int, classes: Int32s
+    coefficients: Floats, step: float, dim: int, limit: int, classes: Symbols
 ) -> tuple[float, Ints, Words]:
     """Round to multiples of the step (0: the smallest whose code fits ``limit``).
 
@@ -269,11 +268,7 @@ def _put_coefficients(
     histograms = histograms[used]
     n_classes = 1 + int(np.flatnonzero(histograms.any(axis=0)).max(initial=1))
     histograms = histograms[:, :n_classes]
-    encoder = constriction.stream.queue.RangeEncoder()
-    for column, model in zip(used, _models(histograms, n), strict=True):
-        encoder.encode(classes[column], model)
-    # The coder's 32-bit words travel as bytes, little-endian on any machine.
-    coded = encoder.get_compressed().astype("<u4").view(np.uint8)
+    coded = pack_symbols((classes[column] for column in used), histograms)
     rest = words.astype("<u4").view(np.uint8)[: _size_of_rest(histograms)]
 
     payload.put_floats("rotation", vectors[used].astype(np.float32))
@@ -287,24 +282,17 @@ def _put_coefficients(
 def _coefficients(payload: Payload, n: int, n_columns: int, step: float) -> Floats:
     """Invert :func:`_put_coefficients`; shape (n_columns, n)."""
     # Whatever arrives is checked before it is used: histograms that are of n integers,
-    # words that are whole, classes that are those announced, and as many bits as these
-    # need. A forged payload ends in a PayloadError, not in the decoder.
+    # classes that are those announced, and as many bits as these need. A forged payload
+    # ends in a PayloadError, not in the decoder.
     histograms = payload.ints("histograms", n + 1, n_columns, None)
     n_classes = histograms.shape[1]
     if not 2 <= n_classes <= _CLASSES or (histograms.sum(1) != n).any():
         raise PayloadError(f"field 'histograms': not of {n} integers in each column")
     coded = payload.raw("classes")
-    if len(coded) % 4:
-        raise PayloadError(f"field 'classes': {len(coded)} bytes are no whole words")
-    classes = np.empty((n_columns, n), np.int32)
-    decoder = constriction.stream.queue.RangeDecoder(
-        np.frombuffer(coded, "<u4").astype(np.uint32)
-    )
-    for column, model in zip(classes, _models(histograms, n), strict=True):
-        try:
-            column[:] = decoder.decode(model, n)
-        except (AssertionError, ValueError) as error:
-            raise PayloadError(f"field 'classes': {error}") from error
+    try:
+        classes = unpack_symbols(coded, histograms, n)
+    except ValueError as error:
+        raise PayloadError(f"field 'classes': {error}") from error
 
     rest = payload.raw("rest")
     if len(rest) != _size_of_rest(histograms):
@@ -314,12 +302,6 @@ def _coefficients(payload: Payload, n: int, n_columns: int, step: float) -> Floa
     if not _read(words, classes, histograms, step, coefficients):
         raise PayloadError("field 'classes': not what the histograms announce")
     return coefficients
-
-
-def _models(histograms: Ints, n: int) -> list[constriction.stream.model.Categorical]:
-    """Return the coder's model of each column: how often each class occurs in it."""
-    model = constriction.stream.model.Categorical
-    return [model(shares, perfect=False) for shares in histograms / n]
 
 
 def _size_of_rest(histograms: Ints) -> int:
@@ -335,7 +317,7 @@ def _size_of_rest(histograms: Ints) -> int:
 
 
 @njit(nogil=True, cache=True)
-def _write(coefficients: Floats, step: float, classes: Int32s, words: Words) -> None:
+def _write(coefficients: Floats, step: float, classes: Symbols, words: Words) -> None:
     """Write what is below each integer's leading bit, and its sign above."""
     word, n_waiting, place = uint64(0), uint64(0), 0
     for column in range(len(classes)):
@@ -357,7 +339,7 @@ def _write(coefficients: Floats, step: float, classes: Int32s, words: Words) -> 
 @njit(nogil=True, cache=True)
 def _read(
     words: Words,
-    classes: Int32s,
+    classes: Symbols,
     histograms: Ints,
     step: float,
     coefficients: Floats,

@@ -45,7 +45,7 @@ from recbole_fedras.wire.payload import Payload
 MOST_CLIENTS = 2**24
 
 #: What server and shards say to each other; it changes with its meaning.
-PROTOCOL = 2
+PROTOCOL = 3
 
 #: Keys that are each machine's own matter.
 OF_EACH_MACHINE = {

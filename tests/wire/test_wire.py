@@ -49,7 +49,8 @@ def test_mutated_messages_are_refused_or_decode_within_their_shape(
 names = st.sampled_from(
     ["rows", "values", "actions", "assignments", "levels", "scales", "bits", "codes",
      "left", "right", "extra", "extra_values", "histograms", "classes", "rest",
-     "rotation", "step", "columns", "counts", "gains", "gain_range", "factor"]
+     "rotation", "step", "columns", "counts", "gains", "gain_range", "factor", "sizes",
+     "repeats"]
 )  # fmt: skip
 shapes = st.lists(st.sampled_from([0, 1, 2, 8, 60, 2**20, 2**31 - 1]), max_size=2)
 fields = st.tuples(names, shapes, st.binary(max_size=64), st.integers(0, 2))

@@ -7,9 +7,13 @@ from typing import Protocol
 import numpy as np
 
 from recbole_fedras.compressor.base import Budget
+from recbole_fedras.compressor.fedras.assignments import (
+    get_assignments,
+    put_assignments,
+)
 from recbole_fedras.compressor.fedras.division import Floats, Ints
 from recbole_fedras.numeric.rows import add_rows
-from recbole_fedras.wire.payload import Layout, Payload
+from recbole_fedras.wire.payload import FLOAT32, Layout, Payload
 
 _LEVELS = 127  # to each side of zero: with it 255 levels, which 8 bits hold
 _GAINS = 255  # positive ones; with zero 256, which 8 bits hold
@@ -27,6 +31,10 @@ class ActionCode(Protocol):
     @staticmethod
     def layout(layout: Layout, n: int, n_groups: int, dim: int) -> Layout:
         """Add to a layout what :meth:`put` adds to a payload."""
+
+    @staticmethod
+    def action_bytes(dim: int) -> int:
+        """Return the bytes of one action."""
 
     @staticmethod
     def put(payload: Payload, rows: Floats, actions: Floats, assignments: Ints) -> None:
@@ -61,16 +69,22 @@ class Float32Code:
         return layout.ints("assignments", n_groups, n)
 
     @staticmethod
+    def action_bytes(dim: int) -> int:
+        """Return the bytes of one action."""
+        return FLOAT32.itemsize * dim
+
+    @staticmethod
     def put(payload: Payload, rows: Floats, actions: Floats, assignments: Ints) -> None:
         """Add the fields."""
+        size = Float32Code.action_bytes(actions.shape[1])
+        actions, _ = put_assignments(payload, actions, assignments, size)
         payload.put_floats("actions", actions)
-        payload.put_ints("assignments", assignments, len(actions))
 
     @staticmethod
     def get(payload: Payload, n: int, dim: int) -> Floats:
         """Read the rows."""
         actions = payload.floats("actions", None, dim)
-        return actions[payload.ints("assignments", len(actions), n)]
+        return actions[get_assignments(payload, len(actions), n)]
 
 
 class Int8Code:
@@ -100,16 +114,22 @@ class Int8Code:
         return layout.ints("assignments", n_groups, n)
 
     @staticmethod
+    def action_bytes(dim: int) -> int:
+        """Return the bytes of one action."""
+        return dim
+
+    @staticmethod
     def put(payload: Payload, rows: Floats, actions: Floats, assignments: Ints) -> None:
         """Add the fields."""
+        size = Int8Code.action_bytes(actions.shape[1])
+        actions, _ = put_assignments(payload, actions, assignments, size)
         _put_levels(payload, actions)
-        payload.put_ints("assignments", assignments, len(actions))
 
     @staticmethod
     def get(payload: Payload, n: int, dim: int) -> Floats:
         """Read the rows."""
         actions = _get_levels(payload, dim)
-        return actions[payload.ints("assignments", len(actions), n)]
+        return actions[get_assignments(payload, len(actions), n)]
 
 
 class ShapeCode:
@@ -149,11 +169,19 @@ class ShapeCode:
         return Int8Code.layout(layout, n, n_groups, dim)
 
     @staticmethod
+    def action_bytes(dim: int) -> int:
+        """Return the bytes of one direction."""
+        return dim
+
+    @staticmethod
     def put(payload: Payload, rows: Floats, actions: Floats, assignments: Ints) -> None:
         """Add the fields."""
         directions, assignments = _refine(rows, _unit(actions))
+        size = ShapeCode.action_bytes(rows.shape[1])
+        directions, assignments = put_assignments(
+            payload, directions, assignments, size
+        )
         _put_levels(payload, directions)
-        payload.put_ints("assignments", assignments, len(actions))
         # Gains belong to the directions that arrive, rounded, not to those found.
         sent = _get_levels(payload, rows.shape[1])[assignments].astype(np.float64)
         squares = np.maximum((sent**2).sum(1), np.finfo(np.float32).tiny)

@@ -69,7 +69,11 @@ class FedRAS(Compressor):
     ``step`` float32. ``shape``: the same, ``gains`` (n,) at 8 bits, ``gain_range``
     float32 (2,). K is the largest number for which these, booked as items, take no more
     than ``4 C_e d`` bytes. Updates of at most C_e rows travel as ``rows``, ``values``.
-    Where all bytes are budgeted, K is the largest number that fits.
+    Where all bytes are budgeted, K is the largest number that fits. Where indices are
+    an eighth of the actions' bytes or more, a range coder (`constriction`) codes them
+    by the sizes of groups, if that is smaller: ``sizes``, ``repeats``, see
+    :func:`~recbole_fedras.compressor.fedras.assignments.put_assignments`. A budget of
+    all bytes then has room for more groups: the worst are split in two, as above.
 
     **Departures**: rows that did not change belong to no group (the paper counts
     centroids only, so it does not say). The paper stops when quality "falls below" the
@@ -158,8 +162,8 @@ class FedRAS(Compressor):
         """Cluster a client's rows into e_u groups, if there are more of them."""
         if self._is_raw(update, budget):
             return raw_payload(update, ctx.n_items)
-        n_groups = self._groups(len(update), budget)
-        return self._payload(update, ctx, *self._kmeans(update, n_groups, ctx))
+        groups = self._kmeans(update, self._groups(len(update), budget), ctx)
+        return self._payload(update, ctx, *self._filled(update, budget, ctx, *groups))
 
     def encode_broadcast(
         self, update: RowUpdate, budgets: Sequence[Budget], ctx: RoundContext
@@ -194,14 +198,14 @@ class FedRAS(Compressor):
         }
         # Splits nest: a tier gets the groups as they were at the count that fits it.
         payloads = []
-        for limit, sent in zip(limits, raw, strict=True):
+        for budget, limit, sent in zip(budgets, limits, raw, strict=True):
             if sent:
                 payloads.append(raw_payload(update, ctx.n_items))
             else:
                 count = groups.n_adaptive
                 if not open_ended:
                     count = min(count, limit)
-                snapshot = groups.snapshot(count)
+                snapshot = self._filled(update, budget, ctx, *groups.snapshot(count))
                 payloads.append(self._payload(update, ctx, *snapshot))
         return payloads
 
@@ -225,7 +229,10 @@ class FedRAS(Compressor):
         self._threshold_count = state["threshold_count"]
 
     def metrics(self) -> dict[str, float]:
-        """Return the last downlink's groups and the worst quality recorded with it."""
+        """Return the last clustering's groups and the worst quality recorded with it.
+
+        Not among these groups: those that coded assignments left room for.
+        """
         return self._metrics
 
     def _groups(self, n: int, budget: Budget) -> int:
@@ -254,6 +261,37 @@ class FedRAS(Compressor):
         if self.kmeans == "sklearn":
             return sklearn_kmeans(rows, n_groups, passes, ctx.generator())
         return kmeans(rows, n_groups, passes)
+
+    def _filled(
+        self,
+        update: RowUpdate,
+        budget: Budget,
+        ctx: RoundContext,
+        actions: Floats,
+        assignments: Ints,
+    ) -> tuple[Floats, Ints]:
+        """Split the worst groups as long as a budget of bytes has room for more.
+
+        The number of groups is such that indices of whole bits fit. Coded ones take
+        less, and how much less only the groups tell. Where there are fewer groups than
+        fit, rows are too much alike for more.
+        """
+        n_groups = len(actions)
+        if budget.n_bytes is None or n_groups < self._groups(len(update), budget):
+            return actions, assignments
+        spare = budget.n_bytes - self._payload(update, ctx, actions, assignments).size
+        most = spare // self._code.action_bytes(budget.dim)
+        most = min(most, len(update) - 1 - n_groups)
+        if most < 1:
+            return actions, assignments
+        last = n_groups + most
+        groups = split_groups(update.rows.numpy(), assignments, None, last, last)
+        more = budget.most(
+            0,
+            most,
+            lambda n: self._payload(update, ctx, *groups.snapshot(n_groups + n)),
+        )
+        return groups.snapshot(n_groups + more) if more else (actions, assignments)
 
     def _payload(
         self, update: RowUpdate, ctx: RoundContext, actions: Floats, assignments: Ints
