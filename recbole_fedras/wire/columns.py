@@ -31,6 +31,9 @@ _EVEN = 32768  # half, in 65536ths
 _LASTING = 255  # bits of a context from which on older ones are forgotten
 _LEAST = 32  # a probability's, in 65536ths
 
+# 2^32 over each number, rounded up: see :func:`_learn`.
+_INVERSES = -(-(2**32) // np.maximum(np.arange(_LASTING + 3), 1))
+
 # A context is what bits are alike in: for each column, whether an integer is zero, and
 # its sign; for all together, the flags of larger ones, and the lengths of their rests.
 # ``states`` has, of each, the probability of a 1 so far, and of how many bits.
@@ -131,25 +134,27 @@ def expected_size(table: Table, moves: Table) -> float:
     """
     n, dim = table.shape
     shift = common_shift(table, moves)
-    # Of each column, how many integers are positive and negative; of all, how many are
-    # at least 1, 2, ... in magnitude.
-    counts = np.zeros((dim, 2))
-    at_least = np.zeros(_N_FLAGS + 3)
+    # Of each column, how many integers are positive and negative; of all, how many have
+    # each magnitude. Counted without branches: of what is zero processors guess badly.
+    counts = np.zeros((dim, 2), np.int64)
+    magnitudes = np.zeros(_N_FLAGS + 2, np.int64)
     bits = 0.0
     for i in range(n):
         for j in range(dim):
             integer = _sum(table, moves, i, j)
-            if integer:
-                counts[j, int(integer < 0)] += 1
-                magnitude = abs(integer) >> shift
-                if magnitude > _N_FLAGS:
-                    bits += np.log2(magnitude - _N_FLAGS) + 2
-                at_least[1 : min(magnitude, _N_FLAGS + 1) + 1] += 1
-    for j in range(dim):
-        others = counts[j].sum()
-        bits += _cost(others, n - others) + _cost(counts[j, 0], counts[j, 1])
-    for flag in range(1, _N_FLAGS + 1):
-        bits += _cost(at_least[flag + 1], at_least[flag] - at_least[flag + 1])
+            counts[j, 0] += integer > 0
+            counts[j, 1] += integer < 0
+            magnitude = abs(integer) >> shift
+            magnitudes[min(magnitude, _N_FLAGS + 1)] += 1
+            if magnitude > _N_FLAGS:
+                bits += np.log2(magnitude - _N_FLAGS) + 2
+    for positive, negative in counts:
+        others = positive + negative
+        bits += _cost(others, n - others) + _cost(positive, negative)
+    larger = n * dim - magnitudes[0] - magnitudes[1]
+    for magnitude in range(1, _N_FLAGS + 1):
+        bits += _cost(larger, magnitudes[magnitude])
+        larger -= magnitudes[magnitude + 1]
     return float(bits / 8)
 
 
@@ -193,25 +198,30 @@ def _start(dim: int) -> Ints:
 
 
 @njit(nogil=True, cache=True)
-def _learn(bit: bool, state: Ints) -> None:
+def _learn(bit: bool, context: int, states: Ints) -> None:
     """Let a context's probability be the mean of its bits, of late ones if many."""
-    target = 65536 if bit else 0
-    state[0] += (target - state[0]) // (state[1] + 2)
-    state[0] = min(max(state[0], _LEAST), 65536 - _LEAST)
-    if state[1] < _LASTING:
-        state[1] += 1
+    share, n_bits = states[context, 0], states[context, 1]
+    # By the bits' number and two, rounded down: to the same whole numbers at both ends.
+    # Dividing takes as long as all the rest, so one multiplies by the inverse instead,
+    # which is exact for numbers as small as these.
+    if bit:
+        share += ((65536 - share) * _INVERSES[n_bits + 2]) >> 32
+    else:
+        share -= ((share + n_bits + 1) * _INVERSES[n_bits + 2]) >> 32
+    states[context, 0] = min(max(share, _LEAST), 65536 - _LEAST)
+    states[context, 1] = min(n_bits + 1, _LASTING)
 
 
 @njit(nogil=True, cache=True)
-def _put(bit: bool, state: Ints, coder: Ints, code: Bytes) -> None:
-    put(bit, state[0], coder, code)
-    _learn(bit, state)
+def _put(bit: bool, context: int, states: Ints, coder: Ints, code: Bytes) -> None:
+    put(bit, states[context, 0], coder, code)
+    _learn(bit, context, states)
 
 
 @njit(nogil=True, cache=True)
-def _get(state: Ints, coder: Ints, code: Bytes) -> bool:
-    bit = get(state[0], coder, code)
-    _learn(bit, state)
+def _get(context: int, states: Ints, coder: Ints, code: Bytes) -> bool:
+    bit = get(states[context, 0], coder, code)
+    _learn(bit, context, states)
     return bool(bit)
 
 
@@ -224,29 +234,29 @@ def _write(table: Table, code: Bytes) -> int:
         for j in range(dim):
             integer = int(table[i, j])
             magnitude = abs(integer)
-            _put(magnitude > 0, states[j], coder, code)
+            _put(magnitude > 0, j, states, coder, code)
             if not magnitude:
                 continue
-            _put(integer < 0, states[dim + j], coder, code)
+            _put(integer < 0, dim + j, states, coder, code)
             flag = 0
             while magnitude > flag + 1 and flag < _N_FLAGS:
-                _put(True, states[2 * dim + flag], coder, code)
+                _put(True, 2 * dim + flag, states, coder, code)
                 flag += 1
             if flag < _N_FLAGS:
-                _put(False, states[2 * dim + flag], coder, code)
+                _put(False, 2 * dim + flag, states, coder, code)
             else:
-                _put_rest(magnitude - flag, states[2 * dim + flag :], coder, code)
+                _put_rest(magnitude - flag, 2 * dim + flag, states, coder, code)
     return finish(coder, code)
 
 
 @njit(nogil=True, cache=True)
-def _put_rest(rest: int, states: Ints, coder: Ints, code: Bytes) -> None:
+def _put_rest(rest: int, first: int, states: Ints, coder: Ints, code: Bytes) -> None:
     """Write a number from 1 on: how many bits follow the leading one, and these."""
     length = 0
     while rest >> (length + 1):
-        _put(True, states[length], coder, code)
+        _put(True, first + length, states, coder, code)
         length += 1
-    _put(False, states[length], coder, code)
+    _put(False, first + length, states, coder, code)
     for place in range(length):
         put(rest >> place & 1 == 1, _EVEN, coder, code)
 
@@ -258,16 +268,16 @@ def _read(code: Bytes, table: Table) -> bool:
     states, coder = _start(dim), start_decoder(code)
     for i in range(n):
         for j in range(dim):
-            if not _get(states[j], coder, code):
+            if not _get(j, states, coder, code):
                 continue
-            negative = _get(states[dim + j], coder, code)
+            negative = _get(dim + j, states, coder, code)
             magnitude = 1
             while magnitude <= _N_FLAGS:
-                if not _get(states[2 * dim + magnitude - 1], coder, code):
+                if not _get(2 * dim + magnitude - 1, states, coder, code):
                     break
                 magnitude += 1
             if magnitude > _N_FLAGS:
-                rest = _get_rest(states[2 * dim + _N_FLAGS :], coder, code)
+                rest = _get_rest(2 * dim + _N_FLAGS, states, coder, code)
                 if not rest:
                     return False
                 magnitude = _N_FLAGS + rest
@@ -276,10 +286,10 @@ def _read(code: Bytes, table: Table) -> bool:
 
 
 @njit(nogil=True, cache=True)
-def _get_rest(states: Ints, coder: Ints, code: Bytes) -> int:
+def _get_rest(first: int, states: Ints, coder: Ints, code: Bytes) -> int:
     """Invert :func:`_put_rest`; 0 if it has too many bits."""
     length = 0
-    while _get(states[length], coder, code):
+    while _get(first + length, states, coder, code):
         length += 1
         if length == _MOST_BITS:
             return 0
