@@ -195,12 +195,14 @@ def _learn(bit: bool, context: int, states: Ints) -> None:
     if context == _EVEN:
         return
     # They stop short of 0 and 1, where a shift leaves nothing.
-    for estimate, rate in enumerate((4, 7)):
-        distance = (
-            65536 - states[context, estimate] if bit else states[context, estimate]
-        )
-        step = distance >> rate
-        states[context, estimate] += step if bit else -step
+    fast, slow = states[context, 0], states[context, 1]
+    if bit:
+        fast += (65536 - fast) >> 4
+        slow += (65536 - slow) >> 7
+    else:
+        fast -= fast >> 4
+        slow -= slow >> 7
+    states[context, 0], states[context, 1] = fast, slow
 
 
 @njit(nogil=True, cache=True)
