@@ -22,7 +22,10 @@ from recbole_fedras.config.sources import read_arguments
 from recbole_fedras.experiments.tables import Table
 from recbole_fedras.federation.simulation import PHASES
 
-CASES = "none,TopK,SVD,KLT,FedRAS,none+personal,TopK+personal,KLT+personal"
+CASES = (
+    "none,TopK,SVD,KLT,FedRAS,none+personal,TopK+personal,KLT+personal,"
+    "none+grid,TopK+grid,KLT+grid"
+)
 
 
 def measure(

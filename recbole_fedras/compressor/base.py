@@ -163,9 +163,7 @@ class Budget:
         """Values in all: ``floor(N d (1 - CR))``."""
         return _floor(self.n_items * self.dim * (1 - self.compression_rate))
 
-    def most(
-        self, nominal: int, limit: int, layout: Callable[[int], Layout | Payload]
-    ) -> int:
+    def most(self, nominal: int, limit: int, layout: Callable[[int], Layout]) -> int:
         """Return how many groups, columns or values a payload may have.
 
         Parameters
@@ -175,8 +173,7 @@ class Budget:
         limit : int
             More would be of no use, however large the budget.
         layout : callable
-            Layout of a payload that has so many, or the payload; it grows with their
-            number.
+            Layout of a payload that has so many; it grows with their number.
 
         Returns
         -------

@@ -16,6 +16,10 @@ Symbols = NDArray[np.int32]
 def pack_symbols(rows: Iterable[Symbols], counts: Ints) -> Bytes:
     """Code rows of symbols by the shares that these have of their row.
 
+    **Wire**: the words of 32 bits, little-endian, that the ``RangeEncoder`` of
+    `constriction` writes, row after row, by a ``Categorical`` model of each with
+    ``perfect=False``, of float64 counts over their sum.
+
     Parameters
     ----------
     rows : iterable of ndarray of int32, shape (n,)
@@ -37,7 +41,6 @@ def pack_symbols(rows: Iterable[Symbols], counts: Ints) -> Bytes:
     encoder = constriction.stream.queue.RangeEncoder()
     for row, model in zip(rows, _models(counts), strict=True):
         encoder.encode(row, model)
-    # The coder's 32-bit words travel as bytes, little-endian on any machine.
     code: Bytes = encoder.get_compressed().astype("<u4").view(np.uint8)
     return code
 

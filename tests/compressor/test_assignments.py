@@ -105,26 +105,45 @@ def test_updates_arrive_as_without_it_in_fewer_bytes(actions, share, monkeypatch
     assert torch.equal(one.rows, other.rows)
 
 
-@pytest.mark.parametrize("broadcast", [False, True])
-def test_a_budget_of_bytes_has_room_for_more_groups(broadcast, monkeypatch):
-    update, budget = heavy_tailed(), Budget(3000, 8, 0.9, n_bytes=8000)
+@pytest.mark.parametrize(
+    ("actions", "gain"), [("float32", 0.3), ("int8", 0.0), ("shape", 0.07)]
+)
+def test_a_budget_of_bytes_has_room_for_more_groups(actions, gain, monkeypatch):
+    update, budget = heavy_tailed(), Budget(3000, 8, 0.9, n_bytes=9000)
+    compressor = FedRAS(actions=actions, clustering="fixed")
 
-    def payload_and_error():
-        compressor = FedRAS()
-        if broadcast:
-            [payload] = compressor.encode_broadcast(update, [budget], CTX)
-        else:
-            payload = compressor.encode(update, budget, CTX)
+    def error_of(payload):
         decoded = compressor.decode(payload, CTX)
-        return payload, float((decoded.rows - update.rows).square().sum())
+        return float((decoded.rows - update.rows).square().sum())
 
-    coded, error = payload_and_error()
+    coded = compressor.encode(update, budget, CTX)
+    [downlink] = compressor.encode_broadcast(update, [budget], CTX)
+    groups = compressor.metrics()["groups"]
     monkeypatch.setattr(module, "_SHARE", 0)
-    plain, error_without = payload_and_error()
-    actions, fewer = (len(one.floats("actions", None, 8)) for one in (coded, plain))
-    assert 0.99 * 8000 < coded.size <= 8000
-    assert actions > 1.05 * fewer
-    assert error < error_without
+    plain = compressor.encode(update, budget, CTX)
+    compressor.encode_broadcast(update, [budget], CTX)
+    assert "sizes" in coded
+    assert coded.to_bytes() == downlink.to_bytes()
+    assert 0.97 * 9000 < coded.size <= 9000
+    assert groups > compressor.metrics()["groups"]
+    assert error_of(coded) < (1 - gain) * error_of(plain)
+
+
+def test_adaptive_clustering_leaves_what_coding_saves():
+    update = heavy_tailed()
+    budgets = [Budget(3000, 8, 0.9, n_bytes=n) for n in (5000, 8000)]
+    compressor = FedRAS()
+    coarse, fine = compressor.encode_broadcast(update, budgets, CTX)
+    assert "sizes" in coarse
+    assert "sizes" in fine
+    assert coarse.size < 5000
+    assert fine.size < 8000
+    assert compressor.metrics()["groups"] == len(fine.floats("actions", None, 8))
+    # Tiers nest, however groups are numbered.
+    rows = [compressor.decode(payload, CTX).rows for payload in (coarse, fine)]
+    of_coarse, of_fine = (one.unique(dim=0, return_inverse=True)[1] for one in rows)
+    pairs = torch.stack([of_fine, of_coarse], 1).unique(dim=0)
+    assert len(pairs) == len(of_fine.unique())
 
 
 def test_rows_that_are_alike_need_no_more_groups_than_they_are():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import numpy as np
 import pytest
+from numba import njit
 
+from recbole_fedras.wire import columns
 from recbole_fedras.wire.columns import (
     common_shift,
     expected_size,
@@ -47,6 +51,36 @@ def test_what_columns_differ_in_is_learned():
     table = np.zeros((1000, 8), np.int32)
     table[:, 2] = -1
     assert len(pack_table(table)) < 40
+
+
+@njit
+def _means_that_differ(learn, shares, counts, bits):
+    """Count contexts that learn otherwise than by the mean, rounded down."""
+    n = 0
+    state = np.zeros((1, 2), np.int64)
+    for share in shares:
+        for count in counts:
+            for bit in bits:
+                state[0] = share, count
+                learn(bit, 0, state)
+                moved = share + (65536 * bit - share) // (count + 2)
+                n += state[0, 0] != min(max(moved, 32), 65504)
+                n += state[0, 1] != min(count + 1, 255)
+    return n
+
+
+def test_contexts_learn_the_mean_of_their_bits():
+    """Of all states that there are: multiplying by inverses is exact."""
+    shares, counts = np.arange(32, 65505), np.arange(256)
+    both = np.array([False, True])
+    assert _means_that_differ(columns._learn, shares, counts, both) == 0
+
+
+def test_a_table_is_the_same_bytes_for_ever():
+    """Nodes and checkpoints of other versions rely on it."""
+    table = sparse(0.3, 9.0) * 2 ** (np.arange(8, dtype=np.int32))
+    code = pack_table(table)
+    assert sha256(code.tobytes()).hexdigest()[:16] == "a2e83f2bd23d4f37"
 
 
 def test_sums_and_their_power_of_two():

@@ -22,7 +22,15 @@ _ITERATIONS = 5  # of spherical k-means; ours: it starts from centroids of k-mea
 
 
 class ActionCode(Protocol):
-    """Writes what a receiver needs of a clustering, and reads it back."""
+    """Writes what a receiver needs of a clustering, and reads it back.
+
+    Attributes
+    ----------
+    value_bytes : int
+        Of a value of an action.
+    """
+
+    value_bytes: int
 
     @staticmethod
     def nominal(n: int, budget: Budget) -> int:
@@ -31,10 +39,6 @@ class ActionCode(Protocol):
     @staticmethod
     def layout(layout: Layout, n: int, n_groups: int, dim: int) -> Layout:
         """Add to a layout what :meth:`put` adds to a payload."""
-
-    @staticmethod
-    def action_bytes(dim: int) -> int:
-        """Return the bytes of one action."""
 
     @staticmethod
     def put(payload: Payload, rows: Floats, actions: Floats, assignments: Ints) -> None:
@@ -57,6 +61,8 @@ class Float32Code:
     (16, array([3., 4.], dtype=float32))
     """
 
+    value_bytes = FLOAT32.itemsize
+
     @staticmethod
     def nominal(n: int, budget: Budget) -> int:
         """Return as many groups as cost the bytes of C_e float32 centroids."""
@@ -69,14 +75,9 @@ class Float32Code:
         return layout.ints("assignments", n_groups, n)
 
     @staticmethod
-    def action_bytes(dim: int) -> int:
-        """Return the bytes of one action."""
-        return FLOAT32.itemsize * dim
-
-    @staticmethod
     def put(payload: Payload, rows: Floats, actions: Floats, assignments: Ints) -> None:
         """Add the fields."""
-        size = Float32Code.action_bytes(actions.shape[1])
+        size = Float32Code.value_bytes
         actions, _ = put_assignments(payload, actions, assignments, size)
         payload.put_floats("actions", actions)
 
@@ -101,6 +102,8 @@ class Int8Code:
     (8, array([2.99, 4.  ], dtype=float32))
     """
 
+    value_bytes = 1
+
     @staticmethod
     def nominal(n: int, budget: Budget) -> int:
         """Return as many groups as cost the bytes of C_e float32 centroids."""
@@ -114,14 +117,9 @@ class Int8Code:
         return layout.ints("assignments", n_groups, n)
 
     @staticmethod
-    def action_bytes(dim: int) -> int:
-        """Return the bytes of one action."""
-        return dim
-
-    @staticmethod
     def put(payload: Payload, rows: Floats, actions: Floats, assignments: Ints) -> None:
         """Add the fields."""
-        size = Int8Code.action_bytes(actions.shape[1])
+        size = Int8Code.value_bytes
         actions, _ = put_assignments(payload, actions, assignments, size)
         _put_levels(payload, actions)
 
@@ -156,6 +154,8 @@ class ShapeCode:
            [30., 40.]], dtype=float32))
     """
 
+    value_bytes = 1
+
     @staticmethod
     def nominal(n: int, budget: Budget) -> int:
         """Return as many groups as cost the bytes of C_e float32 centroids."""
@@ -169,17 +169,11 @@ class ShapeCode:
         return Int8Code.layout(layout, n, n_groups, dim)
 
     @staticmethod
-    def action_bytes(dim: int) -> int:
-        """Return the bytes of one direction."""
-        return dim
-
-    @staticmethod
     def put(payload: Payload, rows: Floats, actions: Floats, assignments: Ints) -> None:
         """Add the fields."""
         directions, assignments = _refine(rows, _unit(actions))
-        size = ShapeCode.action_bytes(rows.shape[1])
         directions, assignments = put_assignments(
-            payload, directions, assignments, size
+            payload, directions, assignments, ShapeCode.value_bytes
         )
         _put_levels(payload, directions)
         # Gains belong to the directions that arrive, rounded, not to those found.

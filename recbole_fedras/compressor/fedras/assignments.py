@@ -10,30 +10,33 @@ from recbole_fedras.wire.bits import packed_size
 from recbole_fedras.wire.payload import Layout, Payload
 from recbole_fedras.wire.symbols import pack_symbols, unpack_symbols
 
-# Coding saves up to a fifth of the indices' bytes. It is tried where these are at least
-# an eighth of the actions': elsewhere it would save less than 2 % of a message, for
-# a tenth of a millisecond and more at both ends.
+# To code indices takes a tenth of a millisecond and more at both ends, and as a rule
+# saves a tenth to a fifth of their bytes. So it is tried where they are at least an
+# eighth of the actions' bytes: elsewhere it would save some 2 % of a message, or less.
 _SHARE = 8
 _BYTE = 256  # bound of an integer that is a byte
 
 
 def put_assignments(
-    payload: Payload, actions: Floats, assignments: Ints, action_bytes: int
+    payload: Payload, actions: Floats, assignments: Ints, value_bytes: int
 ) -> tuple[Floats, Ints]:
     """Add the group of each row.
 
     **Wire**: ``assignments`` (n,) at ceil(log2 K) bits. Or, if that is smaller, groups
     are numbered by how many rows are in them, largest first; ``sizes`` is the set of
-    numbers of rows that occur, ``repeats`` how many groups have each, at
-    ceil(log2(K + 1)) bits, and ``assignments`` what a range coder makes of the indices
-    by these shares.
+    numbers of rows that occur, as of rows of a table of n + 1; ``repeats`` how many
+    groups have each, at ceil(log2(K + 1)) bits; and ``assignments`` what
+    :func:`~recbole_fedras.wire.symbols.pack_symbols` makes of the indices.
 
     Parameters
     ----------
+    payload : Payload
+        To be added to.
     actions : ndarray of float32, shape (n_groups, dim)
+        These are not added; their order may change.
     assignments : ndarray of int64, shape (n,)
-    action_bytes : int
-        Of an action as it travels.
+    value_bytes : int
+        Of a value of an action as it travels.
 
     Returns
     -------
@@ -47,14 +50,14 @@ def put_assignments(
     >>> actions = np.arange(8, dtype=np.float32).reshape(4, 2)
     >>> assignments = np.where(np.arange(4000) % 10, 2, np.arange(4000) % 4)
     >>> payload = Payload()
-    >>> sent = put_assignments(payload, actions, assignments, action_bytes=8)
+    >>> sent = put_assignments(payload, actions, assignments, value_bytes=4)
     >>> payload.part_bytes()["ids"], packed_size(4000, 4)
     (151, 1000)
     >>> np.array_equal(get_assignments(payload, 4, 4000), sent[1])
     True
     """
     n, n_groups = len(assignments), len(actions)
-    if _SHARE * packed_size(n, n_groups) >= action_bytes * n_groups:
+    if _SHARE * packed_size(n, n_groups) >= value_bytes * actions.size:
         sizes = np.bincount(assignments, minlength=n_groups)
         order = np.argsort(-sizes, kind="stable")
         numbers = np.empty_like(order)
@@ -75,7 +78,17 @@ def put_assignments(
 
 
 def get_assignments(payload: Payload, n_groups: int, n: int) -> Ints:
-    """Read the group of each of n rows.
+    """Read the group of each row.
+
+    Parameters
+    ----------
+    payload : Payload
+    n_groups, n : int
+        How many groups and rows there are, as other fields have told.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
 
     Raises
     ------

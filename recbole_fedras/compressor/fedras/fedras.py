@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import floor
+from math import floor, log2
 from typing import Any
 
 from recbole_fedras.compressor.base import (
@@ -69,11 +69,13 @@ class FedRAS(Compressor):
     ``step`` float32. ``shape``: the same, ``gains`` (n,) at 8 bits, ``gain_range``
     float32 (2,). K is the largest number for which these, booked as items, take no more
     than ``4 C_e d`` bytes. Updates of at most C_e rows travel as ``rows``, ``values``.
-    Where all bytes are budgeted, K is the largest number that fits. Where indices are
-    an eighth of the actions' bytes or more, a range coder (`constriction`) codes them
-    by the sizes of groups, if that is smaller: ``sizes``, ``repeats``, see
-    :func:`~recbole_fedras.compressor.fedras.assignments.put_assignments`. A budget of
-    all bytes then has room for more groups: the worst are split in two, as above.
+    Where all bytes are budgeted, K is the largest number that fits.
+
+    Where indices are an eighth of the actions' bytes or more, they are coded by how
+    large groups are, if that is smaller; ``sizes`` and ``repeats`` tell that, see
+    :func:`~recbole_fedras.compressor.fedras.assignments.put_assignments`. If all bytes
+    are budgeted, k-means then runs again, for as many more groups as these bytes hold.
+    The adaptive clustering leaves them: its last splits lower the error by little.
 
     **Departures**: rows that did not change belong to no group (the paper counts
     centroids only, so it does not say). The paper stops when quality "falls below" the
@@ -160,25 +162,23 @@ class FedRAS(Compressor):
 
     def encode(self, update: RowUpdate, budget: Budget, ctx: RoundContext) -> Payload:
         """Cluster a client's rows into e_u groups, if there are more of them."""
-        if self._is_raw(update, budget):
-            return raw_payload(update, ctx.n_items)
-        groups = self._kmeans(update, self._groups(len(update), budget), ctx)
-        return self._payload(update, ctx, *self._filled(update, budget, ctx, *groups))
+        return self._encoded(update, budget, ctx)[0]
 
     def encode_broadcast(
         self, update: RowUpdate, budgets: Sequence[Budget], ctx: RoundContext
     ) -> list[Payload]:
         """Cluster the aggregate adaptively; one snapshot per tier."""
         # Tiers whose budget holds all rows get them as they are, without groups.
-        limits = [self._groups(len(update), budget) for budget in budgets]
         raw = [self._is_raw(update, budget) for budget in budgets]
         if self.clustering == "fixed" or all(raw):
-            self._metrics = {"groups": float(min(len(update), max(limits)))}
-            return [FedRAS.encode(self, update, budget, ctx) for budget in budgets]
+            encoded = [self._encoded(update, budget, ctx) for budget in budgets]
+            self._metrics = {"groups": float(max(count for _, count in encoded))}
+            return [payload for payload, _ in encoded]
 
         # C_e is the largest tier's; k-means starts below the smallest's (C_i). A single
         # nominal budget may be exceeded, up to C_m, as in the paper. Several budgets
         # are limits, and so are bytes.
+        limits = [self._groups(len(update), budget) for budget in budgets]
         clustered = [limit for limit, sent in zip(limits, raw, strict=True) if not sent]
         recorded = max(clustered)
         _, assignments = self._kmeans(update, self._first(min(clustered)), ctx)
@@ -198,14 +198,14 @@ class FedRAS(Compressor):
         }
         # Splits nest: a tier gets the groups as they were at the count that fits it.
         payloads = []
-        for budget, limit, sent in zip(budgets, limits, raw, strict=True):
+        for limit, sent in zip(limits, raw, strict=True):
             if sent:
                 payloads.append(raw_payload(update, ctx.n_items))
             else:
                 count = groups.n_adaptive
                 if not open_ended:
                     count = min(count, limit)
-                snapshot = self._filled(update, budget, ctx, *groups.snapshot(count))
+                snapshot = groups.snapshot(count)
                 payloads.append(self._payload(update, ctx, *snapshot))
         return payloads
 
@@ -229,11 +229,36 @@ class FedRAS(Compressor):
         self._threshold_count = state["threshold_count"]
 
     def metrics(self) -> dict[str, float]:
-        """Return the last clustering's groups and the worst quality recorded with it.
-
-        Not among these groups: those that coded assignments left room for.
-        """
+        """Return the last downlink's groups and the worst quality recorded with it."""
         return self._metrics
+
+    def _encoded(
+        self, update: RowUpdate, budget: Budget, ctx: RoundContext
+    ) -> tuple[Payload, int]:
+        """Return a payload, and its number of groups: of rows, if these are sent."""
+        if self._is_raw(update, budget):
+            return raw_payload(update, ctx.n_items), len(update)
+        n_groups = self._groups(len(update), budget)
+        found = self._kmeans(update, n_groups, ctx)
+        payload, count = self._payload(update, ctx, *found), len(found[0])
+        if budget.n_bytes is None or "sizes" not in payload or count < n_groups:
+            return payload, count
+        # Coded assignments leave bytes for more groups. Each of these has an action and
+        # makes all indices longer, by about twice log2(1 + 1 / n_groups) bits. Where it
+        # was more than that, bytes have grown with groups along a line.
+        spare = budget.n_bytes - payload.size
+        indices = len(update) * 2 * log2(1 + 1 / count) / 8
+        more = spare / (self._code.value_bytes * budget.dim + indices)
+        for _ in range(2):
+            n_groups = min(count + floor(more), len(update) - 1)
+            if n_groups <= count:
+                break
+            found = self._kmeans(update, n_groups, ctx)
+            larger = self._payload(update, ctx, *found)
+            if larger.size <= budget.n_bytes:
+                return larger, len(found[0])
+            more *= 0.95 * spare / (larger.size - payload.size)
+        return payload, count
 
     def _groups(self, n: int, budget: Budget) -> int:
         """Return C_e or e_u for an update of n rows."""
@@ -261,37 +286,6 @@ class FedRAS(Compressor):
         if self.kmeans == "sklearn":
             return sklearn_kmeans(rows, n_groups, passes, ctx.generator())
         return kmeans(rows, n_groups, passes)
-
-    def _filled(
-        self,
-        update: RowUpdate,
-        budget: Budget,
-        ctx: RoundContext,
-        actions: Floats,
-        assignments: Ints,
-    ) -> tuple[Floats, Ints]:
-        """Split the worst groups as long as a budget of bytes has room for more.
-
-        The number of groups is such that indices of whole bits fit. Coded ones take
-        less, and how much less only the groups tell. Where there are fewer groups than
-        fit, rows are too much alike for more.
-        """
-        n_groups = len(actions)
-        if budget.n_bytes is None or n_groups < self._groups(len(update), budget):
-            return actions, assignments
-        spare = budget.n_bytes - self._payload(update, ctx, actions, assignments).size
-        most = spare // self._code.action_bytes(budget.dim)
-        most = min(most, len(update) - 1 - n_groups)
-        if most < 1:
-            return actions, assignments
-        last = n_groups + most
-        groups = split_groups(update.rows.numpy(), assignments, None, last, last)
-        more = budget.most(
-            0,
-            most,
-            lambda n: self._payload(update, ctx, *groups.snapshot(n_groups + n)),
-        )
-        return groups.snapshot(n_groups + more) if more else (actions, assignments)
 
     def _payload(
         self, update: RowUpdate, ctx: RoundContext, actions: Floats, assignments: Ints
