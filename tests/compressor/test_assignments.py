@@ -38,10 +38,10 @@ def heavy_tailed() -> RowUpdate:
     return RowUpdate(torch.arange(3000), torch.from_numpy(rows).float())
 
 
-def sent(assignments: np.ndarray, n_groups: int, action_bytes: int = 1):
+def sent(assignments: np.ndarray, n_groups: int, value_bytes: int = 1):
     """Return a payload, and each group's former number as its action."""
     payload, actions = Payload(), np.arange(n_groups, dtype=np.float32)[:, None]
-    actions, numbered = put_assignments(payload, actions, assignments, action_bytes)
+    actions, numbered = put_assignments(payload, actions, assignments, value_bytes)
     np.testing.assert_array_equal(actions[numbered, 0], assignments)
     return Payload.from_bytes(payload.to_bytes()), actions[:, 0]
 
@@ -74,15 +74,15 @@ def test_sizes_save_what_their_entropy_says():
 
 
 @pytest.mark.parametrize(
-    ("assignments", "action_bytes"),
+    ("assignments", "value_bytes"),
     [
         (np.arange(N) % N_GROUPS, 1),  # of equal sizes: nothing to gain
         (skewed(), N),  # actions are nearly all of the message
         (skewed(40), 1),  # too few rows to gain more than the sizes take
     ],
 )
-def test_elsewhere_an_index_is_what_it_was(assignments, action_bytes):
-    payload, actions = sent(assignments, N_GROUPS, action_bytes)
+def test_elsewhere_an_index_is_what_it_was(assignments, value_bytes):
+    payload, actions = sent(assignments, N_GROUPS, value_bytes)
     np.testing.assert_array_equal(actions, np.arange(N_GROUPS))
     received = payload.ints("assignments", N_GROUPS, len(assignments))
     np.testing.assert_array_equal(received, assignments)

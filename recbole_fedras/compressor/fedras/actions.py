@@ -27,7 +27,7 @@ class ActionCode(Protocol):
     Attributes
     ----------
     value_bytes : int
-        Of a value of an action.
+        Bytes of a value of an action, as it travels.
     """
 
     value_bytes: int
@@ -38,7 +38,7 @@ class ActionCode(Protocol):
 
     @staticmethod
     def layout(layout: Layout, n: int, n_groups: int, dim: int) -> Layout:
-        """Add to a layout what :meth:`put` adds to a payload."""
+        """Add to a layout what :meth:`put` adds to a payload, at most."""
 
     @staticmethod
     def put(payload: Payload, rows: Floats, actions: Floats, assignments: Ints) -> None:

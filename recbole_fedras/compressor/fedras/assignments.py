@@ -36,7 +36,7 @@ def put_assignments(
         These are not added; their order may change.
     assignments : ndarray of int64, shape (n,)
     value_bytes : int
-        Of a value of an action as it travels.
+        Bytes of a value of an action, as it travels.
 
     Returns
     -------

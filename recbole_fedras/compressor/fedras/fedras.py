@@ -65,17 +65,19 @@ class FedRAS(Compressor):
     -----
     **Wire**: ``rows`` the n changed rows, ``actions`` float32 (K, d), ``assignments``
     (n,) at ceil(log2 K) bits: ``4 K d + ceil(n ceil(log2 K) / 8) + rows_size(n, N)``
-    bytes and framing. ``int8``: instead of ``actions``, ``levels`` (K, d) at 8 bits and
-    ``step`` float32. ``shape``: the same, ``gains`` (n,) at 8 bits, ``gain_range``
-    float32 (2,). K is the largest number for which these, booked as items, take no more
-    than ``4 C_e d`` bytes. Updates of at most C_e rows travel as ``rows``, ``values``.
-    Where all bytes are budgeted, K is the largest number that fits.
+    bytes and framing, at most. ``int8``: instead of ``actions``, ``levels`` (K, d) at 8
+    bits and ``step`` float32. ``shape``: the same, ``gains`` (n,) at 8 bits,
+    ``gain_range`` float32 (2,). K is the largest number for which these, booked as
+    items, take no more than ``4 C_e d`` bytes. Updates of at most C_e rows travel as
+    ``rows``, ``values``. Where all bytes are budgeted, K is the largest number that
+    fits.
 
     Where indices are an eighth of the actions' bytes or more, they are coded by how
     large groups are, if that is smaller; ``sizes`` and ``repeats`` tell that, see
     :func:`~recbole_fedras.compressor.fedras.assignments.put_assignments`. If all bytes
-    are budgeted, k-means then runs again, for as many more groups as these bytes hold.
-    The adaptive clustering leaves them: its last splits lower the error by little.
+    are budgeted, k-means then runs again, up to twice, for about as many more groups as
+    the bytes saved hold. Adaptive clustering leaves them: its last splits lower the
+    error by little.
 
     **Departures**: rows that did not change belong to no group (the paper counts
     centroids only, so it does not say). The paper stops when quality "falls below" the
@@ -243,9 +245,10 @@ class FedRAS(Compressor):
         payload, count = self._payload(update, ctx, *found), len(found[0])
         if budget.n_bytes is None or "sizes" not in payload or count < n_groups:
             return payload, count
-        # Coded assignments leave bytes for more groups. Each of these has an action and
-        # makes all indices longer, by about twice log2(1 + 1 / n_groups) bits. Where it
-        # was more than that, bytes have grown with groups along a line.
+        # Coded assignments leave bytes for more groups. With each an action is sent,
+        # and indices become longer: by log2(1 + 1 / count) bits if groups stay alike,
+        # by up to twice as much in updates that we have seen. What does not fit even so
+        # tells how bytes grow with groups; a twentieth less is then tried.
         spare = budget.n_bytes - payload.size
         indices = len(update) * 2 * log2(1 + 1 / count) / 8
         more = spare / (self._code.value_bytes * budget.dim + indices)
