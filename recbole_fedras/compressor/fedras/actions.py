@@ -41,8 +41,17 @@ class ActionCode(Protocol):
         """Add to a layout what :meth:`put` adds to a payload, at most."""
 
     @staticmethod
-    def put(payload: Payload, rows: Floats, actions: Floats, assignments: Ints) -> None:
-        """Add actions (K, dim), and the assignments (n,) of rows (n, dim)."""
+    def put(
+        payload: Payload,
+        rows: Floats,
+        actions: Floats,
+        assignments: Ints,
+        coded: bool = True,
+    ) -> None:
+        """Add actions (K, dim), and the assignments (n,) of rows (n, dim).
+
+        ``coded``: assignments may be coded, see :func:`put_assignments`.
+        """
 
     @staticmethod
     def get(payload: Payload, n: int, dim: int) -> Floats:
@@ -75,10 +84,16 @@ class Float32Code:
         return layout.ints("assignments", n_groups, n)
 
     @staticmethod
-    def put(payload: Payload, rows: Floats, actions: Floats, assignments: Ints) -> None:
+    def put(
+        payload: Payload,
+        rows: Floats,
+        actions: Floats,
+        assignments: Ints,
+        coded: bool = True,
+    ) -> None:
         """Add the fields."""
         size = Float32Code.value_bytes
-        actions, _ = put_assignments(payload, actions, assignments, size)
+        actions, _ = put_assignments(payload, actions, assignments, size, coded)
         payload.put_floats("actions", actions)
 
     @staticmethod
@@ -117,10 +132,16 @@ class Int8Code:
         return layout.ints("assignments", n_groups, n)
 
     @staticmethod
-    def put(payload: Payload, rows: Floats, actions: Floats, assignments: Ints) -> None:
+    def put(
+        payload: Payload,
+        rows: Floats,
+        actions: Floats,
+        assignments: Ints,
+        coded: bool = True,
+    ) -> None:
         """Add the fields."""
         size = Int8Code.value_bytes
-        actions, _ = put_assignments(payload, actions, assignments, size)
+        actions, _ = put_assignments(payload, actions, assignments, size, coded)
         _put_levels(payload, actions)
 
     @staticmethod
@@ -169,11 +190,17 @@ class ShapeCode:
         return Int8Code.layout(layout, n, n_groups, dim)
 
     @staticmethod
-    def put(payload: Payload, rows: Floats, actions: Floats, assignments: Ints) -> None:
+    def put(
+        payload: Payload,
+        rows: Floats,
+        actions: Floats,
+        assignments: Ints,
+        coded: bool = True,
+    ) -> None:
         """Add the fields."""
         directions, assignments = _refine(rows, _unit(actions))
         directions, assignments = put_assignments(
-            payload, directions, assignments, ShapeCode.value_bytes
+            payload, directions, assignments, ShapeCode.value_bytes, coded
         )
         _put_levels(payload, directions)
         # Gains belong to the directions that arrive, rounded, not to those found.

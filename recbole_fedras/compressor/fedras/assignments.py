@@ -18,7 +18,11 @@ _BYTE = 256  # bound of an integer that is a byte
 
 
 def put_assignments(
-    payload: Payload, actions: Floats, assignments: Ints, value_bytes: int
+    payload: Payload,
+    actions: Floats,
+    assignments: Ints,
+    value_bytes: int,
+    coded: bool = True,
 ) -> tuple[Floats, Ints]:
     """Add the group of each row.
 
@@ -37,6 +41,8 @@ def put_assignments(
     assignments : ndarray of int64, shape (n,)
     value_bytes : int
         Bytes of a value of an action, as it travels.
+    coded : bool
+        Whether they may be coded; else they are indices of whole bits.
 
     Returns
     -------
@@ -57,7 +63,7 @@ def put_assignments(
     True
     """
     n, n_groups = len(assignments), len(actions)
-    if _SHARE * packed_size(n, n_groups) >= value_bytes * actions.size:
+    if coded and _SHARE * packed_size(n, n_groups) >= value_bytes * actions.size:
         sizes = np.bincount(assignments, minlength=n_groups)
         order = np.argsort(-sizes, kind="stable")
         numbers = np.empty_like(order)
@@ -65,10 +71,10 @@ def put_assignments(
         numbered = numbers[assignments]
         code = pack_symbols([numbered.astype(np.int32)], sizes[None, order])
         occurring, repeats = np.unique(sizes, return_counts=True)
-        coded = Layout().rows("sizes", len(occurring), n + 1)
-        coded.ints("repeats", n_groups + 1, len(repeats))
-        coded.ints("assignments", _BYTE, len(code))
-        if coded.size < Layout().ints("assignments", n_groups, n).size:
+        layout = Layout().rows("sizes", len(occurring), n + 1)
+        layout.ints("repeats", n_groups + 1, len(repeats))
+        layout.ints("assignments", _BYTE, len(code))
+        if layout.size < Layout().ints("assignments", n_groups, n).size:
             payload.put_rows("sizes", occurring, n + 1)
             payload.put_ints("repeats", repeats, n_groups + 1)
             payload.put_ints("assignments", code, _BYTE)

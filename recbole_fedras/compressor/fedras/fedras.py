@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import floor, log2
 from typing import Any
+
+import numpy as np
 
 from recbole_fedras.compressor.base import (
     Budget,
@@ -23,6 +25,10 @@ from recbole_fedras.compressor.fedras.kmeans import BACKENDS, kmeans, sklearn_km
 from recbole_fedras.compressor.fedras.splitting import split_groups
 from recbole_fedras.errors import ConfigError
 from recbole_fedras.wire.payload import Layout, Payload
+
+# Share of a budget of all bytes that may be left where assignments are coded, and how
+# often another number of groups is tried to leave no more.
+_UNUSED, _TRIES = 0.005, 5
 
 
 class FedRAS(Compressor):
@@ -75,9 +81,9 @@ class FedRAS(Compressor):
     Where indices are an eighth of the actions' bytes or more, they are coded by how
     large groups are, if that is smaller; ``sizes`` and ``repeats`` tell that, see
     :func:`~recbole_fedras.compressor.fedras.assignments.put_assignments`. If all bytes
-    are budgeted, k-means then runs again, up to twice, for about as many more groups as
-    the bytes saved hold. Adaptive clustering leaves them: its last splits lower the
-    error by little.
+    are budgeted, the bytes saved go into more groups: k-means runs again, adaptive
+    clustering splits on. Where one group takes more than 0.5 % of such a budget,
+    nothing is coded.
 
     **Departures**: rows that did not change belong to no group (the paper counts
     centroids only, so it does not say). The paper stops when quality "falls below" the
@@ -171,45 +177,47 @@ class FedRAS(Compressor):
     ) -> list[Payload]:
         """Cluster the aggregate adaptively; one snapshot per tier."""
         # Tiers whose budget holds all rows get them as they are, without groups.
-        raw = [self._is_raw(update, budget) for budget in budgets]
-        if self.clustering == "fixed" or all(raw):
+        clustered = [one for one in budgets if not self._is_raw(update, one)]
+        if self.clustering == "fixed" or not clustered:
             encoded = [self._encoded(update, budget, ctx) for budget in budgets]
             self._metrics = {"groups": float(max(count for _, count in encoded))}
             return [payload for payload, _ in encoded]
 
         # C_e is the largest tier's; k-means starts below the smallest's (C_i). A single
         # nominal budget may be exceeded, up to C_m, as in the paper. Several budgets
-        # are limits, and so are bytes.
-        limits = [self._groups(len(update), budget) for budget in budgets]
-        clustered = [limit for limit, sent in zip(limits, raw, strict=True) if not sent]
-        recorded = max(clustered)
-        _, assignments = self._kmeans(update, self._first(min(clustered)), ctx)
-        open_ended = len(budgets) == 1 and budgets[0].n_bytes is None
-        groups = split_groups(
-            update.rows.numpy(),
-            assignments,
-            None if budgets[0].n_bytes is not None else self.threshold,
-            n_recorded=recorded,
-            n_max=floor(recorded * (1 + self.alpha)) if open_ended else recorded,
-        )
+        # are limits, and so are bytes, up to which groups are split whatever they are.
+        limits = [self._groups(len(update), budget) for budget in clustered]
+        first = self._kmeans(update, self._first(min(limits)), ctx)
+        threshold, recorded = self.threshold, max(limits)
+        n_max = recorded
+        if budgets[0].n_bytes is not None:
+            threshold = np.inf
+            most = [self._most(update, budget, ctx, first) for budget in clustered]
+            n_max = max(recorded, *most)
+        elif len(budgets) == 1:
+            n_max = floor(recorded * (1 + self.alpha))
+            limits = [n_max]
+        rows = update.rows.numpy()
+        groups = split_groups(rows, first[1], threshold, recorded, n_max)
+        # Splits nest: a tier gets the groups as they were at the count that fits it.
+        reached = groups.n_adaptive
+        sent = [
+            self._filled(
+                update, one, ctx, groups.snapshot, min(limit, reached), reached
+            )
+            for one, limit in zip(clustered, limits, strict=True)
+        ]
         self._threshold_sum += groups.worst_quality
         self._threshold_count += 1
         self._metrics = {
-            "groups": float(groups.n_adaptive),
+            "groups": float(max(count for _, count in sent)),
             "worst_quality": groups.worst_quality,
         }
-        # Splits nest: a tier gets the groups as they were at the count that fits it.
-        payloads = []
-        for limit, sent in zip(limits, raw, strict=True):
-            if sent:
-                payloads.append(raw_payload(update, ctx.n_items))
-            else:
-                count = groups.n_adaptive
-                if not open_ended:
-                    count = min(count, limit)
-                snapshot = groups.snapshot(count)
-                payloads.append(self._payload(update, ctx, *snapshot))
-        return payloads
+        of_groups = iter(sent)
+        return [
+            next(of_groups)[0] if one in clustered else raw_payload(update, ctx.n_items)
+            for one in budgets
+        ]
 
     def decode(self, payload: Payload, ctx: RoundContext) -> RowUpdate:
         """Give every row its action."""
@@ -237,31 +245,69 @@ class FedRAS(Compressor):
     def _encoded(
         self, update: RowUpdate, budget: Budget, ctx: RoundContext
     ) -> tuple[Payload, int]:
-        """Return a payload, and its number of groups: of rows, if these are sent."""
+        """Return a payload by k-means, and its number of groups, or of rows as such."""
         if self._is_raw(update, budget):
             return raw_payload(update, ctx.n_items), len(update)
+
+        def cluster(n_groups: int) -> tuple[Floats, Ints]:
+            return self._kmeans(update, n_groups, ctx)
+
         n_groups = self._groups(len(update), budget)
-        found = self._kmeans(update, n_groups, ctx)
-        payload, count = self._payload(update, ctx, *found), len(found[0])
-        if budget.n_bytes is None or "sizes" not in payload or count < n_groups:
+        return self._filled(update, budget, ctx, cluster, n_groups, len(update) - 1)
+
+    def _filled(
+        self,
+        update: RowUpdate,
+        budget: Budget,
+        ctx: RoundContext,
+        cluster: Callable[[int], tuple[Floats, Ints]],
+        n_groups: int,
+        most: int,
+    ) -> tuple[Payload, int]:
+        """Return a payload of ``n_groups``, or of as many more as fit; and how many.
+
+        So many fit with indices of whole bits. Coded ones leave bytes for more groups,
+        up to ``most``, unless rows are too much alike even for ``n_groups``.
+        """
+        found = cluster(n_groups)
+        payload, count = self._payload(update, budget, ctx, *found), len(found[0])
+        if budget.n_bytes is None or "sizes" not in payload:
             return payload, count
-        # Coded assignments leave bytes for more groups. With each an action is sent,
-        # and indices become longer: by log2(1 + 1 / count) bits if groups stay alike,
-        # by up to twice as much in updates that we have seen. What does not fit even so
-        # tells how bytes grow with groups; a twentieth less is then tried.
-        spare = budget.n_bytes - payload.size
-        indices = len(update) * 2 * log2(1 + 1 / count) / 8
-        more = spare / (self._code.value_bytes * budget.dim + indices)
-        for _ in range(2):
-            n_groups = min(count + floor(more), len(update) - 1)
-            if n_groups <= count:
+        # Where the bytes of a group were more than expected, a line through both sizes
+        # tells, with a twentieth to spare.
+        each = self._bytes_of_group(len(update), count, budget)
+        for _ in range(_TRIES):
+            spare = budget.n_bytes - payload.size
+            more = min(floor(spare / each), most - count)
+            if count < n_groups or more < 1 or spare < _UNUSED * budget.n_bytes:
                 break
-            found = self._kmeans(update, n_groups, ctx)
-            larger = self._payload(update, ctx, *found)
-            if larger.size <= budget.n_bytes:
-                return larger, len(found[0])
-            more *= 0.95 * spare / (larger.size - payload.size)
+            found = cluster(count + more)
+            larger = self._payload(update, budget, ctx, *found)
+            if larger.size > budget.n_bytes:
+                each = 1.05 * (larger.size - payload.size) / more
+            else:
+                n_groups, payload, count = count + more, larger, len(found[0])
         return payload, count
+
+    def _most(
+        self,
+        update: RowUpdate,
+        budget: Budget,
+        ctx: RoundContext,
+        first: tuple[Floats, Ints],
+    ) -> int:
+        """Return how many groups may fit if some are split: no index gets shorter."""
+        payload = self._payload(update, budget, ctx, *first)
+        spare = (budget.n_bytes or 0) - payload.size
+        more = spare // (self._code.value_bytes * budget.dim)
+        return min(len(first[0]) + more, len(update) - 1)
+
+    def _bytes_of_group(self, n: int, n_groups: int, budget: Budget) -> float:
+        """Return what one more group of n rows takes, if their groups are coded."""
+        # An action; and indices become longer, by log2(1 + 1 / n_groups) bits if groups
+        # stay alike, by up to twice as much in updates that we have seen.
+        indices = 2 * n * log2(1 + 1 / n_groups) / 8
+        return self._code.value_bytes * budget.dim + indices
 
     def _groups(self, n: int, budget: Budget) -> int:
         """Return C_e or e_u for an update of n rows."""
@@ -291,8 +337,16 @@ class FedRAS(Compressor):
         return kmeans(rows, n_groups, passes)
 
     def _payload(
-        self, update: RowUpdate, ctx: RoundContext, actions: Floats, assignments: Ints
+        self,
+        update: RowUpdate,
+        budget: Budget,
+        ctx: RoundContext,
+        actions: Floats,
+        assignments: Ints,
     ) -> Payload:
         payload = put_update_rows(Payload(), update, ctx.n_items)
-        self._code.put(payload, update.rows.numpy(), actions, assignments)
+        # Of few bytes a group takes too large a share to spend what coding saves.
+        group = self._bytes_of_group(len(update), len(actions), budget)
+        coded = budget.n_bytes is None or group <= _UNUSED * budget.n_bytes
+        self._code.put(payload, update.rows.numpy(), actions, assignments, coded)
         return payload
